@@ -1,0 +1,34 @@
+# Two commands for a newcomer, each complete by itself: `make train` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: train test test-slow lint clean
+
+train: $(VENV)/.installed
+	$(BIN)/python -m data_prep.fineweb --input=sample --output_dir=data/sample
+	$(BIN)/python -m gpt_pretrain.main --gin_file=configs/quickstart.gin
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+$(VENV)/.installed: setup.py constraints.txt
+	@echo "Installing into $(VENV) (once; about a minute) ..."
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP_INSTALL) -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache

@@ -1,0 +1,118 @@
+"""What a prepared dataset is: its spec, splits, shards and digests, in one `manifest.json`.
+
+The manifest is written last, after everything that it names: a directory with a manifest is a
+complete dataset. It holds file names only, so the directory may be moved or copied.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.files import digest_json, read_json, write_json
+
+MANIFEST_NAME = "manifest.json"
+WORK_DIR = ".work"  # state of an unfinished preparation, inside the dataset's directory
+FORMAT_VERSION = 1
+SPLITS = ("train", "val")
+FORMATS = ("bin", "array_record")
+DOCUMENTS = "documents"  # the third kind of shard: tables, always written
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file. A documents table lists the documents that *start* in its range of the stream."""
+
+    name: str
+    format: str  # "bin", "array_record" or "documents"
+    split: str  # "train" or "val"
+    num_tokens: int  # of the stream, without padding; of a table: the length of its range
+    num_rows: int  # tokens of a .bin, records of an ArrayRecord file, documents of a table
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Split:
+    num_tokens: int
+    num_documents: int
+    fingerprint: str  # of the token stream alone: see fingerprints.py
+    unigram_entropy: float  # nats a token: the loss of a model that knows frequencies only
+
+
+@dataclass(frozen=True)
+class Manifest:
+    format_version: int
+    name: str
+    spec: dict[str, Any]
+    splits: dict[str, Split]
+    shards: tuple[Shard, ...]
+    fingerprint: str  # of all the splits and the tokenizer
+
+    def shards_of(self, split: str, format: str) -> tuple[Shard, ...]:
+        """The shards of one split in one format, in stream order; empty if there are none."""
+        return tuple(s for s in self.shards if (s.split, s.format) == (split, format))
+
+
+def dataset_fingerprint(splits: Mapping[str, Split], tokenizer_digest: str) -> str:
+    """Equal for datasets with the same streams and tokenizer, whatever their files look like."""
+    streams = {name: split.fingerprint for name, split in splits.items()}
+    return digest_json({"splits": streams, "tokenizer": tokenizer_digest})
+
+
+def unigram_entropy(counts_V: np.ndarray) -> float:
+    """Entropy in nats of the distribution with these counts. [1, 1] -> 0.6931..."""
+    counts = counts_V[counts_V > 0].astype(np.float64)
+    total = counts.sum()
+    return float(round(math.log(total) - (counts * np.log(counts)).sum() / total, 9) + 0.0)
+
+
+def save(manifest: Manifest, directory: str | os.PathLike) -> None:
+    """Writes the manifest; equal manifests give equal bytes."""
+    write_json(Path(directory, MANIFEST_NAME), dataclasses.asdict(manifest))
+
+
+def load(directory: str | os.PathLike) -> Manifest:
+    """The manifest of a prepared dataset.
+
+    Raises:
+      ValueError: there is none (unfinished, or another kind of directory), or it is damaged or
+        of another format version. Says which, and what to do.
+    """
+    path = Path(directory, MANIFEST_NAME)
+    fields = read_json(path)
+    if fields is None:
+        if Path(directory, WORK_DIR).is_dir():
+            raise ValueError(
+                f"{directory}: preparation is not finished ({MANIFEST_NAME} is missing, {WORK_DIR} "
+                "is there). Run the same data_prep.fineweb command again: it continues."
+            )
+        what = "no such directory" if not Path(directory).is_dir() else f"no {MANIFEST_NAME} in it"
+        raise ValueError(
+            f"{directory}: not a prepared dataset ({what}). Prepare one with "
+            f"`python -m data_prep.fineweb --output_dir={directory}`."
+        )
+    version = fields.get("format_version") if isinstance(fields, dict) else None
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: format_version {version}, expected {FORMAT_VERSION}. Prepare the dataset "
+            "again with this version of data_prep."
+        )
+    try:
+        return Manifest(
+            format_version=version,
+            name=fields["name"],
+            spec=fields["spec"],
+            splits={name: Split(**split) for name, split in fields["splits"].items()},
+            shards=tuple(Shard(**shard) for shard in fields["shards"]),
+            fingerprint=fields["fingerprint"],
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: damaged ({type(error).__name__}: {error}). Prepare the dataset again."
+        ) from None

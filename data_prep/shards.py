@@ -1,0 +1,224 @@
+"""Stage 2: segments -> output files. Each file is one pure, idempotent job.
+
+A job says which pieces of which stored tokens make up its range of a split's stream, so it can
+be done by any process at any time, and `convert.py` can use shards as the source of other shards.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data_prep.engines import Report
+from data_prep.files import is_intact, read_json, sha256_of, whole_file, write_json
+from data_prep.fingerprints import BLOCK_TOKENS, block_digests
+from data_prep.manifest import DOCUMENTS, Shard
+from data_prep.segments import DOCUMENT_COLUMNS, documents_path
+from data_prep.token_bin import open_tokens, write_tokens
+from data_prep.token_records import open_records, write_records
+from data_prep.tokenizers import MAX_VOCAB_SIZE
+
+DATASET_NAME = "fineweb"  # as TFDS knows it, and the front of every file's name
+CHUNK_TOKENS = 1 << 20  # read at a time
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens [start, stop) of one stored file, which are a stretch of a stream."""
+
+    path: str
+    format: str  # "segment", "bin" or "array_record"
+    sha256: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """One output file: tokens [start, stop) of a split's stream."""
+
+    name: str
+    format: str
+    split: str
+    start: int
+    stop: int
+    pieces: tuple[Piece, ...]
+    bin_header: str
+    record_tokens: int
+    end_of_text: int
+    output_dir: str
+    work_dir: str
+
+    def source(self) -> dict[str, Any]:
+        """All that the file's bytes depend on."""
+        fields = asdict(self)
+        del fields["output_dir"], fields["work_dir"]
+        pieces = [{"sha256": p.sha256, "start": p.start, "stop": p.stop} for p in self.pieces]
+        return fields | {"pieces": pieces}
+
+
+@dataclass(frozen=True)
+class FingerprintJob:
+    """A stretch of a split's stream that starts at a block boundary."""
+
+    split: str
+    start: int
+    pieces: tuple[Piece, ...]
+    record_tokens: int
+
+
+def shard_name(format: str, split: str, index: int, num_shards: int) -> str:
+    """fineweb_train_000000.bin; ArrayRecord files are named as TFDS expects them."""
+    if format == "bin":
+        return f"{DATASET_NAME}_{split}_{index:06d}.bin"
+    if format == DOCUMENTS:
+        return f"{DOCUMENTS}_{split}_{index:06d}.parquet"
+    return f"{DATASET_NAME}-{split}.array_record-{index:05d}-of-{num_shards:05d}"
+
+
+def shard_ranges(num_tokens: int, format: str, spec: dict[str, Any]) -> list[tuple[int, int]]:
+    """The (start, stop) of each shard; ArrayRecord shards end at a record's end."""
+    step = spec["shard_tokens"]
+    if format == "array_record":
+        step = max(1, step // spec["record_tokens"]) * spec["record_tokens"]
+    return [(start, min(start + step, num_tokens)) for start in range(0, num_tokens, step)]
+
+
+def write_shard(job: ShardJob, report: Report) -> Shard:
+    """Writes the job's file, unless it is there already, whole and from the same source."""
+    path = Path(job.output_dir, job.name)
+    note_path = Path(job.work_dir, f"{job.name}.json")
+    try:
+        note = read_json(note_path)
+    except ValueError:
+        note = None  # damaged: the shard is written again
+    num_tokens = job.stop - job.start
+    if note and note["source"] == job.source():
+        shard = Shard(**note["shard"])
+        if is_intact(path, shard.num_bytes, shard.sha256):
+            report(0, num_tokens, 0, 2 * num_tokens)
+            return shard
+    if job.format == "bin":
+        num_rows = num_tokens
+        write_tokens(path, _reported(job, report), num_tokens, header=job.bin_header)
+    elif job.format == "array_record":
+        num_rows = -(-num_tokens // job.record_tokens)
+        write_records(
+            path,
+            _reported(job, report),
+            num_tokens,
+            record_tokens=job.record_tokens,
+            pad_id=job.end_of_text,
+        )
+    else:
+        num_rows = _write_documents(path, job)
+        report(0, num_tokens, 0, 2 * num_tokens)
+    size, digest = path.stat().st_size, sha256_of(path)
+    shard = Shard(job.name, job.format, job.split, num_tokens, num_rows, size, digest)
+    write_json(note_path, {"source": job.source(), "shard": asdict(shard)})
+    return shard
+
+
+def _reported(job: ShardJob, report: Report) -> Iterator[np.ndarray]:
+    for chunk in read_pieces(job.pieces, job.record_tokens):
+        yield chunk
+        report(0, len(chunk), 2 * len(chunk), 2 * len(chunk))
+
+
+def _write_documents(path: Path, job: ShardJob) -> int:
+    """Table of the documents that start in the job's range, with starts counted in the split."""
+    tables = [DOCUMENT_COLUMNS.empty_table()]
+    position = job.start
+    for piece in job.pieces:
+        source = documents_path(Path(piece.path).parent, Path(piece.path).stem)
+        starts = pc.field("start")
+        inside = (starts >= piece.start) & (starts < piece.stop)
+        table = pq.read_table(source, filters=inside, partitioning=None)
+        moved = pc.add(table["start"], pa.scalar(position - piece.start, pa.int64()))
+        tables.append(table.set_column(0, "start", moved).cast(DOCUMENT_COLUMNS))
+        position += piece.stop - piece.start
+    table = pa.concat_tables(tables).combine_chunks()
+    with whole_file(path) as partial:
+        pq.write_table(table, partial, compression="zstd", row_group_size=16384)
+    return table.num_rows
+
+
+def read_pieces(pieces: Sequence[Piece], record_tokens: int) -> Iterator[np.ndarray]:
+    """The pieces' tokens, in chunks of bounded size: uint16."""
+    for piece in pieces:
+        if piece.format == "array_record":
+            yield from _read_records(piece, record_tokens)
+            continue
+        if piece.format == "bin":
+            tokens = open_tokens(piece.path)
+        else:
+            tokens = np.memmap(piece.path, "<u2", "r")
+        for start in range(piece.start, piece.stop, CHUNK_TOKENS):
+            yield np.asarray(tokens[start : min(start + CHUNK_TOKENS, piece.stop)])
+
+
+def _read_records(piece: Piece, record_tokens: int) -> Iterator[np.ndarray]:
+    reader = open_records([piece.path], record_tokens)
+    first, last = piece.start // record_tokens, -(-piece.stop // record_tokens)
+    step = max(1, CHUNK_TOKENS // record_tokens)
+    for index in range(first, last, step):
+        tokens = reader.read(range(index, min(index + step, last))).reshape(-1)
+        offset = index * record_tokens
+        yield tokens[max(0, piece.start - offset) : piece.stop - offset]
+
+
+def fingerprint_blocks(job: FingerprintJob, report: Report) -> tuple[list[bytes], np.ndarray]:
+    """Digests of the job's blocks, and how often each id occurs there: int64 (65536,)."""
+    assert job.start % BLOCK_TOKENS == 0
+    counts_V = np.zeros(MAX_VOCAB_SIZE, np.int64)
+
+    def counted() -> Iterator[np.ndarray]:
+        for chunk in read_pieces(job.pieces, job.record_tokens):
+            counts_V[:] += np.bincount(chunk, minlength=MAX_VOCAB_SIZE)
+            yield chunk
+            report(0, len(chunk), 2 * len(chunk), 2 * len(chunk))
+
+    return list(block_digests(counted())), counts_V
+
+
+def tfds_metadata(shards: Sequence[Shard], record_tokens: int) -> dict[str, Any]:
+    """The two JSON files that make the ArrayRecord shards a dataset for TFDS, by file name.
+
+    `tfds.builder_from_directory(dir).as_data_source("train")` opens it, without TensorFlow.
+    """
+    splits = sorted({shard.split for shard in shards})
+    template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    core = "tensorflow_datasets.core.features"
+    tensor = {
+        "pythonClassName": f"{core}.tensor_feature.Tensor",
+        "tensor": {
+            "dtype": "uint16",
+            "encoding": "bytes",
+            "shape": {"dimensions": [str(record_tokens)]},
+        },
+    }
+    return {
+        "dataset_info.json": {
+            "fileFormat": "array_record",
+            "name": DATASET_NAME,
+            "version": "1.0.0",
+            "splits": [
+                {
+                    "name": split,
+                    "filepathTemplate": template,
+                    "shardLengths": [str(s.num_rows) for s in shards if s.split == split],
+                    "numBytes": str(sum(s.num_bytes for s in shards if s.split == split)),
+                }
+                for split in splits
+            ],
+        },
+        "features.json": {
+            "pythonClassName": f"{core}.features_dict.FeaturesDict",
+            "featuresDict": {"features": {"tokens": tensor}},
+        },
+    }

@@ -1,0 +1,188 @@
+"""Checkpoints by Orbax: saved asynchronously, verified before they are trusted.
+
+    save_dir/checkpoints/<step>/state/         parameters, optimizer state, step (Orbax)
+    save_dir/checkpoints/<step>/run/metadata   position, identity of the run, gin config (JSON)
+    save_dir/checkpoints/<step>/digests.json   sha256 of every file above
+
+Orbax writes into a temporary directory and renames it at the end. The digests are written just before
+that rename, so a checkpoint with its final name always has them, and one that fails its digests was
+damaged later. Such a one is moved to `save_dir/damaged_checkpoints` and the newest good one is used.
+"""
+
+import concurrent.futures
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from data_prep.files import sha256_of, write_json
+
+log = logging.getLogger(__name__)
+
+_DIRECTORY = "checkpoints"
+_DAMAGED = "damaged_checkpoints"
+_DIGESTS = "digests.json"
+
+
+class Checkpoints:
+    """The checkpoints of one `save_dir`, for the run that writes them."""
+
+    def __init__(self, save_dir: str | os.PathLike, *, num_kept: int = 2):
+        if num_kept < 2:
+            raise ValueError(
+                f"train.num_checkpoints_kept: found {num_kept}, expected at least 2 (one may be damaged)"
+            )
+        self.directory = Path(save_dir).absolute() / _DIRECTORY
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._step_being_saved = -1
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            item_names=("state", "run"),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=ocp.checkpoint_managers.LatestN(num_kept),
+                cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
+            ),
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest finished checkpoint; one that is still being written does not count."""
+        return newest(self.directory)
+
+    def save(self, step: int, state: Any, metadata: dict) -> None:
+        """Starts saving; returns once the arrays are copied to the host. Waits for an earlier save."""
+        self._manager.wait_until_finished()
+        self._step_being_saved = step
+        saved = self._manager.save(
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(metadata)),
+            force=True,
+        )
+        if not saved:
+            raise RuntimeError(f"{self.directory}: Orbax declined to save step {step}; found {self._manager.all_steps()}")
+
+    def restore(self, step: int, abstract_state: Any) -> Any:
+        """The state of `step`, on the devices that `abstract_state`'s shardings name, however many saved it."""
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+        return self._manager.restore(step, args=args)["state"]
+
+    def wait(self) -> None:
+        """Blocks until the save under way, if any, is on disk; raises its error, if any."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def _write_digests(self) -> None:
+        """Called by Orbax in its saving thread when all files are written, before the rename."""
+        if jax.process_index() != 0:
+            return
+        (written,) = self.directory.glob(f"{self._step_being_saved}.orbax-checkpoint-tmp*")
+        write_json(written / _DIGESTS, _digests(written))
+
+
+def newest(directory: Path) -> int | None:
+    """The highest step that has a finished checkpoint in `directory`, good or not."""
+    return max((int(path.name) for path in directory.glob("*") if path.name.isdigit()), default=None)
+
+
+def choose(save_dir: str | os.PathLike) -> tuple[int, dict] | None:
+    """The newest checkpoint that passes its digests, as (step, metadata); None if there is none.
+
+    Damaged newer ones are moved aside, and that is said. All processes get the same answer.
+    """
+    directory = Path(save_dir).absolute() / _DIRECTORY
+    step = -1
+    if jax.process_index() == 0:
+        while (latest := newest(directory)) is not None and (problem := find_damage(directory / str(latest))):
+            _move_aside(directory / str(latest), problem)
+        step = -1 if latest is None else latest
+    if jax.process_count() > 1:
+        step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+    return None if step < 0 else (step, read_metadata(directory / str(step)))
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files: found and expected; None if nothing is."""
+    try:
+        expected = json.loads((checkpoint / _DIGESTS).read_text())
+    except (OSError, ValueError) as error:
+        return f"{_DIGESTS} cannot be read ({error})"
+    found = _digests(checkpoint)
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            return f"{name} is missing"
+        if name in expected and found[name] != expected[name]:
+            return f"{name} has sha256 {found[name]}, expected {expected[name]}"
+    return None
+
+
+def read_metadata(checkpoint: Path) -> dict:
+    """What was saved beside the state of one checkpoint directory."""
+    return json.loads((checkpoint / "run" / "metadata").read_text())
+
+
+def locate(directory: str | os.PathLike) -> Path:
+    """A run's `save_dir`, or one checkpoint in it -> the checkpoint directory to read weights from.
+
+    Of a `save_dir`, the newest one that is good. Changes nothing on disk.
+    """
+    path = Path(directory).absolute()
+    if (path / "run" / "metadata").exists():
+        if problem := find_damage(path):
+            raise ValueError(f"{path}: {problem}; the checkpoint is damaged. Use another one.")
+        return path
+    root = path / _DIRECTORY if (path / _DIRECTORY).is_dir() else path
+    steps = sorted((int(each.name) for each in root.glob("*") if each.name.isdigit()), reverse=True)
+    for step in steps:
+        if not (problem := find_damage(root / str(step))):
+            return root / str(step)
+        log.warning("%s: %s; skipping this checkpoint", root / str(step), problem)
+    raise ValueError(
+        f"{directory}: no good checkpoint found; expected the save_dir of a run of gpt_pretrain.main, or one "
+        f"checkpoint in its '{_DIRECTORY}' directory"
+    )
+
+
+def restore_params(checkpoint: Path, abstract_params: Any) -> Any:
+    """The parameters alone, on the devices that the shardings of `abstract_params` name."""
+    target = {"params": abstract_params}
+    args = ocp.args.PyTreeRestore(
+        target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
+    )
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        return checkpointer.restore(checkpoint / "state", args=args)["params"]
+
+
+def differences(found: dict, expected: dict) -> list[str]:
+    """Lines that name what differs between two flat dicts."""
+    names = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
+    return [f"  {name}: the checkpoint has {expected.get(name)}, this run has {found.get(name)}" for name in names]
+
+
+def _digests(checkpoint: Path) -> dict[str, str]:
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    # Orbax itself goes on writing these two marks while it commits; they carry no training state.
+    files = [path for path in files if path.name not in (_DIGESTS, "commit_success.txt", "_CHECKPOINT_METADATA")]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:  # hashing releases the interpreter lock
+        return dict(zip([str(path.relative_to(checkpoint)) for path in files], pool.map(sha256_of, files), strict=True))
+
+
+def _move_aside(checkpoint: Path, problem: str) -> None:
+    aside = checkpoint.parent.parent / _DAMAGED
+    aside.mkdir(exist_ok=True)
+    target = aside / checkpoint.name
+    number = 1
+    while target.exists():
+        number += 1
+        target = aside / f"{checkpoint.name}-{number}"
+    shutil.move(checkpoint, target)
+    log.warning("Checkpoint %s is damaged: %s. Moved to %s; going on from the one before.", checkpoint, problem, target)

@@ -1,0 +1,1 @@
+"""Which tokens make which batch: sources, order, loader."""

@@ -1,0 +1,225 @@
+"""Token streams on disk: one interface, `read(starts, length)`, over .bin shards and ArrayRecord."""
+
+import dataclasses
+import glob
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+
+from data_prep import manifest as manifest_lib
+from data_prep import token_bin, token_records
+from data_prep.files import sha256_of
+
+Format = Literal["auto", "bin", "array_record"]
+_FORMATS = ("bin", "array_record")  # the first one present is what "auto" takes: .bin reads faster
+_ALWAYS_VERIFY_BYTES = 2**30  # digests of this much take about a second
+_GPT2_VOCAB_SIZE = 50257
+
+
+class TokenSource(Protocol):
+    """One split's token stream."""
+
+    num_tokens: int
+
+    def read(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """Tokens `[start, start + length)` for each start: uint16 (n, length)."""
+        ...
+
+
+class BinSource:
+    """The stream as .bin shards, memory-mapped: a read touches only the pages it needs."""
+
+    def __init__(self, paths: Sequence[str | os.PathLike]):
+        self._shards = [token_bin.open_tokens(path) for path in paths]
+        self._first = np.cumsum([0] + [len(shard) for shard in self._shards])
+        self.num_tokens = int(self._first[-1])
+
+    def read(self, starts: np.ndarray, length: int) -> np.ndarray:
+        _check_range(starts, length, self.num_tokens)
+        out = np.empty((len(starts), length), np.uint16)
+        for row, start in enumerate(np.asarray(starts).tolist()):
+            shard = int(np.searchsorted(self._first, start, side="right")) - 1
+            filled = 0
+            while filled < length:  # more than once only where a window straddles shards
+                begin = start + filled - int(self._first[shard])
+                piece = self._shards[shard][begin : begin + length - filled]
+                out[row, filled : filled + len(piece)] = piece
+                filled += len(piece)
+                shard += 1
+        return out
+
+
+class RecordSource:
+    """The stream as ArrayRecord: record `k` holds tokens `[k * record_tokens, (k + 1) * record_tokens)`."""
+
+    def __init__(self, paths: Sequence[str | os.PathLike], record_tokens: int, num_tokens: int):
+        self._records = token_records.open_records(paths, record_tokens)
+        self._record_tokens = record_tokens
+        self.num_tokens = num_tokens
+        expected = -(-num_tokens // record_tokens)
+        if len(self._records) != expected:
+            raise ValueError(
+                f"{os.path.dirname(os.fspath(paths[0]))}: found {len(self._records)} records, expected {expected} "
+                f"for {num_tokens} tokens. Run `python -m data_prep.check` on the directory."
+            )
+
+    def read(self, starts: np.ndarray, length: int) -> np.ndarray:
+        _check_range(starts, length, self.num_tokens)
+        starts = np.asarray(starts, np.int64)
+        first, offset = np.divmod(starts, self._record_tokens)
+        num_records = int(-(-(int(offset.max(initial=0)) + length) // self._record_tokens))
+        # A window needs at most `num_records` neighbours; each record is fetched once for all windows.
+        wanted_NR = np.minimum(first[:, None] + np.arange(num_records), len(self._records) - 1)
+        unique, inverse = np.unique(wanted_NR, return_inverse=True)
+        tokens_NT = self._records.read(unique)[inverse.reshape(wanted_NR.shape)].reshape(len(starts), -1)
+        return np.take_along_axis(tokens_NT, offset[:, None] + np.arange(length), axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenDataset:
+    """An opened dataset.
+
+    Attributes:
+      fingerprint: equal for equal token streams (of a prepared dataset; see `data_prep.manifest`).
+      splits: "train", and "val" where there is one.
+      vocab_size: ids are below it.
+      tokenizer: its name, or None where nobody recorded it.
+      unigram_entropy: of the train split in nats, or None; the loss of a model that knows frequencies only.
+    """
+
+    directory: str
+    format: str
+    fingerprint: str
+    splits: dict[str, TokenSource]
+    vocab_size: int
+    tokenizer: str | None
+    unigram_entropy: float | None
+
+
+def open_dataset(
+    directory: str, *, format: Format = "auto", verify: Literal["auto", "size", "digest"] = "auto"
+) -> TokenDataset:
+    """Opens a prepared dataset, or a bare directory or glob of .bin shards made elsewhere.
+
+    Args:
+      directory: what `data_prep.fineweb --output_dir` was, or a directory or glob of .bin files.
+      format: which of the stored formats to read; they give the same windows.
+      verify: sizes and counts are always checked against the manifest; "digest" also reads every byte,
+        "auto" does so below 1 GiB.
+
+    Raises:
+      ValueError: no dataset there, a format that is not there, a shard that is not as the manifest says.
+    """
+    if format not in ("auto", *_FORMATS):
+        raise ValueError(f"data.format: found {format!r}, expected one of {['auto', *_FORMATS]}")
+    if verify not in ("auto", "size", "digest"):
+        raise ValueError(f"data.verify: found {verify!r}, expected 'auto', 'size' or 'digest'")
+    here = Path(directory)
+    if (here / manifest_lib.MANIFEST_NAME).exists() or (here / manifest_lib.WORK_DIR).exists():
+        return _open_prepared(directory, format, verify)
+    pattern = os.path.join(directory, "*.bin") if here.is_dir() else directory
+    paths = sorted(glob.glob(pattern))
+    if not paths:
+        manifest_lib.load(directory)  # raises: says what a prepared dataset is and how to make one
+    return _open_bare(directory, paths, format)
+
+
+def _open_prepared(directory, format, verify) -> TokenDataset:
+    manifest = manifest_lib.load(directory)
+    stored = [name for name in _FORMATS if manifest.shards_of("train", name)]
+    if format == "auto":
+        format = stored[0]
+    if format not in stored:
+        raise ValueError(
+            f"{directory}: data.format={format!r} is not stored here, only {stored}. Prepare it again with "
+            f"--formats={','.join(_FORMATS)}, or set data.format='auto'."
+        )
+    splits: dict[str, TokenSource] = {}
+    total_bytes = sum(shard.num_bytes for shard in manifest.shards if shard.format == format)
+    digests = verify == "digest" or (verify == "auto" and total_bytes < _ALWAYS_VERIFY_BYTES)
+    for split in manifest.splits:
+        shards = manifest.shards_of(split, format)
+        if not shards:
+            continue
+        paths = [os.path.join(directory, shard.name) for shard in shards]
+        for path, shard in zip(paths, shards, strict=True):
+            _verify(path, shard, digests)
+        num_tokens = manifest.splits[split].num_tokens
+        if format == "bin":
+            splits[split] = BinSource(paths)
+        else:
+            splits[split] = RecordSource(paths, manifest.spec["record_tokens"], num_tokens)
+        if splits[split].num_tokens != num_tokens:
+            raise ValueError(
+                f"{directory}: the {split} shards hold {splits[split].num_tokens} tokens, the manifest says "
+                f"{num_tokens}. Run `python -m data_prep.check {directory}`."
+            )
+    return TokenDataset(
+        directory=directory,
+        format=format,
+        fingerprint=manifest.fingerprint,
+        splits=splits,
+        vocab_size=manifest.spec["vocab_size"],
+        tokenizer=manifest.spec["tokenizer"],
+        unigram_entropy=manifest.splits["train"].unigram_entropy,
+    )
+
+
+def _verify(path: str, shard: manifest_lib.Shard, digests: bool) -> None:
+    advice = "Restore the file, or delete the directory and run data_prep.fineweb again."
+    if not os.path.exists(path):
+        raise ValueError(f"{path}: missing, but the manifest lists it. {advice}")
+    if os.path.getsize(path) != shard.num_bytes:
+        raise ValueError(
+            f"{path}: holds {os.path.getsize(path)} bytes, the manifest says {shard.num_bytes}. {advice}"
+        )
+    if digests and (found := sha256_of(path)) != shard.sha256:
+        raise ValueError(f"{path}: sha256 is {found}, the manifest says {shard.sha256}. {advice}")
+
+
+def _open_bare(directory, paths, format) -> TokenDataset:
+    if format == "array_record":
+        raise ValueError(f"{directory}: data.format='array_record' needs a prepared dataset with a manifest")
+    is_val = ["val" in os.path.basename(path) for path in paths]
+    named = {
+        "train": [path for path, val in zip(paths, is_val, strict=True) if not val],
+        "val": [path for path, val in zip(paths, is_val, strict=True) if val],
+    }
+    if not named["train"]:
+        raise ValueError(f"{directory}: every .bin file has 'val' in its name; none is left to train on")
+    logging.getLogger(__name__).warning(
+        "%s: no manifest, so only the headers and sizes of its %d .bin files can be checked: not their content, "
+        "their completeness, or the tokenizer (taken to be GPT-2's).", directory, len(paths),
+    )
+    return TokenDataset(
+        directory=directory,
+        format="bin",
+        fingerprint=_bare_fingerprint(paths),
+        splits={split: BinSource(files) for split, files in named.items() if files},
+        vocab_size=_GPT2_VOCAB_SIZE,
+        tokenizer=None,
+        unigram_entropy=None,
+    )
+
+
+def _bare_fingerprint(paths: Sequence[str]) -> str:
+    """Names, sizes and the last 64 KiB of each file: enough to notice a changed directory, cheap for 100 GB."""
+    digest = hashlib.sha256()
+    for path in paths:
+        size = os.path.getsize(path)
+        with open(path, "rb") as file:
+            file.seek(max(0, size - 65536))
+            digest.update(f"{os.path.basename(path)}/{size}/".encode() + file.read())
+    return "bare-" + digest.hexdigest()
+
+
+def _check_range(starts: np.ndarray, length: int, num_tokens: int) -> None:
+    if len(starts) and (np.min(starts) < 0 or np.max(starts) + length > num_tokens):
+        raise IndexError(
+            f"tokens [{np.min(starts)}, {np.max(starts) + length}) asked of a stream of {num_tokens}"
+        )

@@ -1,0 +1,109 @@
+"""Next-token cross-entropy and accuracy, without ever holding the logits of a whole batch.
+
+A GPT-2 vocabulary makes the logits the largest array of the step: 64 x 1024 tokens in float32 are
+13 GB. `summed_nll` therefore walks over the time axis in chunks, and since the loss is the last thing the
+model does, it computes the gradients of hidden states and head right there in the forward pass,
+while the logits of the chunk are still at hand: nothing is stored and nothing is computed twice.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+_MAX_CHUNK_LOGITS = 2**27  # per device; 512 MiB in float32
+
+
+def num_loss_chunks(batch_per_device: int, seq_len: int, vocab_size: int) -> int:
+    """The smallest divisor of `seq_len` that keeps one chunk's logits under 512 MiB a device."""
+    wanted = -(-batch_per_device * seq_len * vocab_size // _MAX_CHUNK_LOGITS)
+    return next(n for n in range(1, seq_len + 1) if seq_len % n == 0 and n >= min(wanted, seq_len))
+
+
+def token_nll(x_BTD, head_VD, targets_BT, *, num_valid: int):
+    """Negative log-likelihood of each target, and whether it was the most likely token.
+
+    Args:
+      x_BTD: final hidden states, in the compute dtype.
+      head_VD: output embedding (tied to the input's), float32.
+      targets_BT: integer token ids in [0, num_valid).
+      num_valid: columns from here on are padding of the vocabulary and take no part in the softmax.
+
+    Returns:
+      nll_BT in nats, float32; correct_BT, bool.
+    """
+    return _nll_of_logits(_logits(x_BTD, head_VD, num_valid), targets_BT)[:2]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def summed_nll(x_BTD, head_VD, targets_BT, num_valid: int, num_chunks: int):
+    """Sums over all tokens: (negative log-likelihood in nats, number of correct predictions).
+
+    Arguments as for `token_nll`; `num_chunks` divides the time axis.
+    """
+    def chunk(carry, inputs):
+        nll_BT, correct_BT = token_nll(inputs[0], head_VD, inputs[1], num_valid=num_valid)
+        return (carry[0] + nll_BT.sum(), carry[1] + correct_BT.sum()), None
+
+    zero = (jnp.float32(0), jnp.int32(0))
+    return _scan(chunk, zero, (x_BTD, targets_BT), num_chunks)[0]
+
+
+def _summed_nll_fwd(x_BTD, head_VD, targets_BT, num_valid, num_chunks):
+    def chunk(carry, inputs):
+        nll, correct, dhead_VD = carry
+        x_BTD, targets_BT = inputs
+        logits_BTV = _logits(x_BTD, head_VD, num_valid)
+        nll_BT, correct_BT, lse_BT = _nll_of_logits(logits_BTV, targets_BT)
+        is_target_BTV = jnp.arange(logits_BTV.shape[-1]) == targets_BT[..., None]
+        dlogits_BTV = (jnp.exp(logits_BTV - lse_BT[..., None]) - is_target_BTV).astype(x_BTD.dtype)
+        dx_BTD = jnp.einsum("btv,vd->btd", dlogits_BTV, head_VD.astype(x_BTD.dtype))
+        dhead_VD += jnp.einsum(
+            "btv,btd->vd", dlogits_BTV, x_BTD, preferred_element_type=jnp.float32
+        )
+        return (nll + nll_BT.sum(), correct + correct_BT.sum(), dhead_VD), dx_BTD
+
+    zero = (jnp.float32(0), jnp.int32(0), jnp.zeros(head_VD.shape, jnp.float32))
+    (nll, correct, dhead_VD), dx_BTD = _scan(chunk, zero, (x_BTD, targets_BT), num_chunks)
+    return (nll, correct), (dx_BTD, dhead_VD.astype(head_VD.dtype))
+
+
+def _summed_nll_bwd(num_valid, num_chunks, residuals, cotangents):
+    del num_valid, num_chunks
+    dx_BTD, dhead_VD = residuals
+    scale = cotangents[0]
+    return dx_BTD * scale.astype(dx_BTD.dtype), dhead_VD * scale, None
+
+
+summed_nll.defvjp(_summed_nll_fwd, _summed_nll_bwd)
+
+
+def _logits(x_BTD, head_VD, num_valid):
+    """Float32 logits; padded columns are -inf, so that exp() makes them exactly nothing."""
+    logits_BTV = jnp.einsum(
+        "btd,vd->btv", x_BTD, head_VD.astype(x_BTD.dtype), preferred_element_type=jnp.float32
+    )
+    num_columns = head_VD.shape[0]
+    if num_valid == num_columns:
+        return logits_BTV
+    return jnp.where(jnp.arange(num_columns) < num_valid, logits_BTV, -jnp.inf)
+
+
+def _nll_of_logits(logits_BTV, targets_BT):
+    max_BT = logits_BTV.max(-1)
+    lse_BT = max_BT + jnp.log(jnp.exp(logits_BTV - max_BT[..., None]).sum(-1))
+    target_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+    return lse_BT - target_BT, target_BT >= max_BT, lse_BT
+
+
+def _scan(chunk, carry, inputs, num_chunks):
+    """`lax.scan` over the time axis (axis 1) in `num_chunks` pieces; the batch axis keeps its sharding."""
+    if num_chunks == 1:
+        return chunk(carry, inputs)
+
+    def split(x):
+        return jnp.moveaxis(x.reshape(x.shape[0], num_chunks, -1, *x.shape[2:]), 1, 0)
+
+    carry, outputs = jax.lax.scan(chunk, carry, jax.tree.map(split, inputs))
+    joined = jax.tree.map(lambda y: jnp.moveaxis(y, 0, 1).reshape(y.shape[1], -1, *y.shape[3:]), outputs)
+    return carry, joined

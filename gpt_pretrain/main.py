@@ -1,0 +1,85 @@
+"""python -m gpt_pretrain.main --gin_file=configs/quickstart.gin [--gin_param='model.n_layer=6' ...]"""
+
+import argparse
+import os
+import shlex
+import sys
+
+# Flags with the names that users of GPT trainers type; each is a gin binding and nothing else.
+_SHORTHANDS = {
+    "model.n_layer": ("model.n_layer", int, "blocks (12)"),
+    "model.n_head": ("model.n_head", int, "attention heads (12)"),
+    "model.n_embd": ("model.n_embd", int, "width (768)"),
+    "model.vocab_size": ("model.vocab_size", int, "embedding columns, padding included (50304)"),
+    "model.dropout": ("model.dropout", float, "dropout rate (0.0)"),
+    "batch_size": ("train.batch_size", int, "windows an update, over all devices (512)"),
+    "per_device_batch_size": ("train.per_device_batch_size", int, "windows a device holds at once (16)"),
+    "seq_len": ("data.seq_len", int, "tokens a window (1024)"),
+    "num_tokens": ("train.num_tokens", float, "tokens to train on; 1e9 is understood (10e9)"),
+    "optimizer.lr": ("optimizer.lr", float, "peak learning rate (6e-4)"),
+    "optimizer.weight_decay": ("optimizer.weight_decay", float, "decay of matrices (0.1)"),
+    "data_dir": ("data.dir", str, "prepared dataset, or directory or glob of .bin files"),
+    "save_dir": ("train.save_dir", str, "where checkpoints and curves go"),
+    "save_interval": ("train.save_interval", int, "steps between checkpoints (1000)"),
+    "from_pretrained": ("train.from_pretrained", str, "take the weights alone from this run or checkpoint"),
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m gpt_pretrain.main",
+        description="Trains a GPT. The same command started again continues the run.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="configuration; repeatable")
+    parser.add_argument("--gin_param", action="append", default=[], metavar="'NAME=VALUE'",
+                        help="one gin binding, such as 'optimizer.warmup_steps=100'; repeatable, wins over files")  # fmt: skip
+    short = parser.add_argument_group("shorthands for gin bindings (defaults in brackets; they win over --gin_param)")
+    for flag, (binding, kind, text) in _SHORTHANDS.items():
+        short.add_argument(f"--{flag}", dest=flag, type=kind, metavar=kind.__name__.upper(),
+                           help=text if flag == binding else f"{binding}: {text}")  # fmt: skip
+    several = parser.add_argument_group("several processes (found by itself on Slurm, GKE and TPU pods)")
+    several.add_argument("--coordinator_address", metavar="HOST:PORT")
+    several.add_argument("--num_processes", type=int)
+    several.add_argument("--process_id", type=int)
+    return parser
+
+
+def bindings_of(args: argparse.Namespace) -> list[str]:
+    """--gin_param and the shorthands as gin bindings, in the order in which they apply."""
+    bindings = list(args.gin_param)
+    for flag, (binding, _, _) in _SHORTHANDS.items():
+        value = getattr(args, flag)
+        if value is not None:
+            bindings.append(f"{binding} = {int(value) if flag == 'num_tokens' else value!r}")
+    return bindings
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    several = (args.coordinator_address, args.num_processes, args.process_id)
+    if any(each is not None for each in several) and None in several:
+        print("error: --coordinator_address, --num_processes and --process_id belong together", file=sys.stderr)
+        return 2
+
+    # Everything heavy is imported from here on, so that --help and typing errors answer at once.
+    from gpt_pretrain import runtime
+
+    runtime.configure()
+    from gpt_pretrain import settings
+    from gpt_pretrain.actions import Diverged
+
+    try:
+        settings.parse(args.gin_file, bindings_of(args))
+        runtime.connect(*several)
+        arguments = sys.argv[1:] if argv is None else argv
+        return settings.run(command=shlex.join(["python", "-m", "gpt_pretrain.main", *arguments]))
+    except (ValueError, Diverged) as error:
+        if os.environ.get("GPT_PRETRAIN_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""What has to be settled before JAX starts: logging, memory, the other processes."""
+
+import ctypes
+import logging
+import os
+import sys
+
+
+def configure() -> None:
+    """Call before JAX is imported."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    logging.getLogger("gpt_pretrain").setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and CLU narrate every step at INFO
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    _keep_freed_pages()
+
+
+def _keep_freed_pages() -> None:
+    """Tells glibc to keep memory that was freed.
+
+    On CPU, XLA allocates its temporary buffer anew at every step; mapping and clearing those pages costs up to a
+    third of the time. With accelerators the arrays are not in this memory and nothing changes.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    m_trim_threshold, m_top_pad, m_mmap_max, m_arena_max = -1, -2, -4, -8
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        for option, value in ((m_mmap_max, 0), (m_trim_threshold, 2**31 - 1), (m_top_pad, 2**28), (m_arena_max, 1)):
+            libc.mallopt(option, value)
+    except (OSError, AttributeError):  # another libc: only speed is lost
+        return
+
+
+def connect(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Joins the other processes of the run, if there are any."""
+    import jax
+
+    if coordinator_address is None and not _in_a_cluster():
+        return
+    jax.distributed.initialize(coordinator_address, num_processes, process_id)
+
+
+def _in_a_cluster() -> bool:
+    """Whether a launcher whose variables JAX knows started several of us."""
+    env = os.environ
+    return (
+        int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1  # set by srun, not in an allocation's shell
+        or int(env.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
+        or len(env.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1  # TPU pods, GKE
+        or "MEGASCALE_COORDINATOR_ADDRESS" in env
+        or "JAX_COORDINATOR_ADDRESS" in env
+    )

@@ -1,0 +1,63 @@
+"""The one room where gin meets code.
+
+    train      the run: batch, length, intervals, writers     gpt_pretrain.train.train
+    model      the shape of the GPT                            gpt_pretrain.llm.GPTConfig
+    data       which tokens, in which order                    gpt_pretrain.train.DataConfig
+    optimizer  AdamW and its schedules                         gpt_pretrain.optimizers.adamw
+    mesh       devices                                         gpt_pretrain.sharding.make_mesh
+    perturb    something done at a hook site                   gpt_pretrain.perturbations.Perturbation
+
+Defaults are those of the Python signatures. To put something of your own in a place, register it with
+`@gin.register` in a module that the .gin file imports, and bind it: `train.optimizer = @my_module.lion`.
+"""
+
+from collections.abc import Sequence
+
+import gin
+
+from gpt_pretrain import llm, optimizers, perturbations, sharding, train
+
+_WIRING = """
+train.model = @model()
+train.data = @data()
+train.optimizer = @optimizer
+train.mesh = @mesh
+"""
+
+_NOT_SETTINGS = ["describe_config", "command"]
+_run = gin.external_configurable(train.train, "train", module="", denylist=_NOT_SETTINGS)
+gin.external_configurable(llm.GPTConfig, "model", module="")
+gin.external_configurable(train.DataConfig, "data", module="")
+gin.external_configurable(optimizers.adamw, "optimizer", module="")
+gin.external_configurable(sharding.make_mesh, "mesh", module="")
+gin.external_configurable(perturbations.Perturbation, "perturb", module="")
+for _function in (
+    perturbations.gaussian_noise,
+    perturbations.scaling,
+    perturbations.zeroing,
+    perturbations.added_vector,
+):
+    gin.external_configurable(_function, module="")
+
+
+def parse(gin_files: Sequence[str], bindings: Sequence[str]) -> None:
+    """Reads .gin files, then bindings ("model.n_layer = 6"); later ones win.
+
+    Raises:
+      ValueError: a file that is not there, a syntax error, an unknown name or parameter. Nothing was run.
+    """
+    gin.clear_config()
+    try:
+        gin.parse_config(_WIRING)
+        gin.parse_config_files_and_bindings(list(gin_files), list(bindings))
+    except (OSError, SyntaxError, ValueError, AttributeError, ImportError, TypeError, RuntimeError) as error:
+        raise ValueError(f"gin: {_first_lines(error)}") from error
+
+
+def run(command: str) -> int:
+    """Trains as configured; returns the exit status."""
+    return _run(describe_config=gin.operative_config_str, command=command)
+
+
+def _first_lines(error: BaseException) -> str:
+    return str(error).strip() or type(error).__name__
