@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.inputs import InputError, file_info, file_name, open_file
+from data_prep.inputs import InputError, describe, file_info, file_name, open_file
 
 UNIT_BYTES = 32 << 20  # uncompressed text in one unit of a parquet file, roughly
 BATCH_ROWS = 256  # rows in memory at a time
@@ -64,7 +64,8 @@ def inspect(path: str, index: int, text_column: str) -> Inspection:
     Raises InputError where no work should start: the file is absent, or has no text column.
     """
     info = file_info(path)
-    version = (info.get("lfs") or {}).get("sha256") or info.get("blob_id") or ""
+    lfs = info.get("lfs")  # the Hugging Face Hub knows every file's digest
+    version = lfs.get("sha256", "") if isinstance(lfs, dict) else info.get("blob_id", "")
     identity = {"path": path, "size": info.get("size"), "tail_sha256": "", "version": version}
     try:
         with open_file(path) as file:
@@ -78,9 +79,9 @@ def inspect(path: str, index: int, text_column: str) -> Inspection:
             parquet = pq.ParquetFile(file)
             schema, metadata = parquet.schema_arrow, parquet.metadata
     except (pa.ArrowInvalid, OSError) as error:
-        return Inspection(identity, error=f"{path}: not parquet, or cut short: {error}")
+        return Inspection(identity, error=f"{path}: not parquet, or cut short: {str(error).strip()}")
     except Exception as error:  # each file system raises its own types
-        return Inspection(identity, error=f"{path}: cannot be read: {type(error).__name__}: {error}")
+        return Inspection(identity, error=f"{path}: cannot be read: {describe(error)}")
     if text_column not in schema.names:
         raise InputError(
             f"{path}: no column {text_column!r}; the columns are {', '.join(schema.names)}. "
@@ -132,13 +133,17 @@ def read_unit(unit: Unit, text_column: str) -> Iterator[Batch]:
         raise InputError(f"{unit.path}: not UTF-8 text: {error}") from error
     except Exception as error:  # each file system and codec raises its own types
         raise InputError(
-            f"{unit.path}: cannot be read to the end: {type(error).__name__}: {error}. "
+            f"{unit.path}: cannot be read to the end: {describe(error)}. "
             "It may be damaged or cut short."
         ) from error
 
 
 def _read_parquet(file: BinaryIO, unit: Unit, text_column: str) -> Iterator[Batch]:
-    parquet = pq.ParquetFile(file, buffer_size=1 << 20)  # with a buffer, columns are streamed
+    parquet = pq.ParquetFile(
+        file,
+        buffer_size=1 << 20,  # with a buffer, columns are streamed
+        page_checksum_verification=True,  # where the writer made them
+    )
     present = [c for c in PROVENANCE if c in parquet.schema_arrow.names and c != text_column]
     groups = list(range(unit.first_group, unit.first_group + unit.num_groups))
     row = unit.first_row

@@ -99,7 +99,7 @@ def _expand_one(pattern: str) -> list[str]:
         file_system, path = _file_system(pattern)
         found = sorted(cast(list[str], file_system.glob(path)))
     except Exception as error:  # each file system raises its own types
-        raise InputError(f"{pattern}: cannot be listed: {_describe(error)}") from error
+        raise InputError(f"{pattern}: cannot be listed: {describe(error)}") from error
     if not found:
         raise InputError(f"{pattern}: no file matches")
     return [file_system.unstrip_protocol(path) for path in found]
@@ -131,7 +131,7 @@ def check_reachable(path: str) -> None:
         dataset = "/".join(path.removeprefix("hf://datasets/").split("/")[:2])
         folder = os.path.dirname(path.removeprefix(f"hf://datasets/{dataset}/"))
         raise InputError(
-            f"{path}: no network ({endpoint} cannot be reached: {_describe(error)}). On a machine "
+            f"{path}: no network ({endpoint} cannot be reached: {describe(error)}). On a machine "
             f"with network, download it by `hf download {dataset} --repo-type=dataset "
             f"--include='{folder}/*' --local-dir=fineweb`, then here use "
             f"--input='fineweb/{folder}/*.parquet' --output_dir=..."
@@ -160,7 +160,7 @@ def file_info(path: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:
-        raise InputError(f"{path}: cannot be read: {_describe(error)}") from error
+        raise InputError(f"{path}: cannot be read: {describe(error)}") from error
 
 
 def open_file(path: str) -> BinaryIO:
@@ -177,7 +177,7 @@ def open_file(path: str) -> BinaryIO:
             file.read(1)
             file.seek(0)
         except (ValueError, OSError, TypeError):  # a server that only sends whole files
-            whole = tempfile.TemporaryFile()
+            whole = tempfile.TemporaryFile()  # noqa: SIM115
             with file_system.open(inner, "rb", block_size=0) as stream:
                 while piece := cast(bytes, stream.read(1 << 20)):
                     whole.write(piece)
@@ -194,5 +194,7 @@ def _file_system(path: str) -> tuple[Any, str]:
     return fsspec.core.url_to_fs(path)
 
 
-def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+def describe(error: BaseException) -> str:
+    """An exception of a foreign library in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

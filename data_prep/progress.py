@@ -61,7 +61,9 @@ class Progress:
             self._bar.n = self.work_done()
             self._bar.set_postfix_str(self.line(), refresh=True)
         else:
-            print(f"{self.stage}: {self.percent():.0f}%, {self.line()}", file=self._stream, flush=True)
+            print(
+                f"{self.stage}: {self.percent():.0f}%, {self.line()}", file=self._stream, flush=True
+            )
 
     def work_done(self) -> int:
         """In the unit of `total_work`."""

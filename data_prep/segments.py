@@ -97,8 +97,8 @@ def tokenize_unit(job: SegmentJob, report: Report) -> Segment:
         waiting: list[dict[str, Any]] = []
         for batch in read_unit(job.unit, job.text_column):
             ids, lengths, batch_bytes = _encode_batch(tokenizer, batch)
-            tokens_out.write(ids)
-            digest.update(ids)
+            tokens_out.write(ids.data)
+            digest.update(ids.data)
             for place, length in enumerate(lengths):
                 if length:
                     waiting.append(_document(job.unit, batch, place, num_tokens, length))
@@ -158,11 +158,18 @@ def _encode_batch(tokenizer: Tokenizer, batch: Batch) -> tuple[np.ndarray, list[
     lengths: list[int] = []
     num_bytes = 0
     for text in batch.texts:
-        ids = tokenizer.encode(text) if text else ()
-        lengths.append(len(ids) + 1 if len(ids) else 0)
-        if len(ids):
-            pieces += [end_of_text, np.asarray(ids)]
-            num_bytes += len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+        ids = np.asarray(tokenizer.encode(text)) if text else end_of_text[:0]
+        if not len(ids):
+            lengths.append(0)
+            continue
+        if ids.max() >= tokenizer.vocab_size:  # at most 65,536: so this also keeps it in uint16
+            raise ValueError(
+                f"tokenizer {tokenizer.name} gave the id {ids.max()}, but has vocab_size "
+                f"{tokenizer.vocab_size}: it does not fit"
+            )
+        pieces += [end_of_text, ids]
+        lengths.append(1 + len(ids))
+        num_bytes += len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
     return np.concatenate(pieces, dtype="<u2", casting="unsafe"), lengths, num_bytes
 
 

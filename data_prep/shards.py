@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.engines import Report
@@ -136,11 +135,11 @@ def _write_documents(path: Path, job: ShardJob) -> int:
     position = job.start
     for piece in job.pieces:
         source = documents_path(Path(piece.path).parent, Path(piece.path).stem)
-        starts = pc.field("start")
-        inside = (starts >= piece.start) & (starts < piece.stop)
-        table = pq.read_table(source, filters=inside, partitioning=None)
-        moved = pc.add(table["start"], pa.scalar(position - piece.start, pa.int64()))
-        tables.append(table.set_column(0, "start", moved).cast(DOCUMENT_COLUMNS))
+        table = pq.ParquetFile(source).read()
+        starts_D = table["start"].to_numpy()
+        first, last = np.searchsorted(starts_D, [piece.start, piece.stop])
+        moved = pa.array(starts_D[first:last] + (position - piece.start))
+        tables.append(table.slice(first, last - first).set_column(0, "start", moved))
         position += piece.stop - piece.start
     table = pa.concat_tables(tables).combine_chunks()
     with whole_file(path) as partial:

@@ -6,6 +6,7 @@ modded-nanogpt, the public fineweb100B-gpt2 shards). The size of the file tells 
 """
 
 import os
+import struct
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -33,14 +34,14 @@ def read_header(path: str | os.PathLike) -> Header:
       FileNotFoundError: no such file.
     """
     with open(path, "rb") as file:
-        words = np.frombuffer(file.read(HEADER_BYTES["short"]), "<u4", count=-1)
+        words = file.read(HEADER_BYTES["short"])
         found_bytes = os.fstat(file.fileno()).st_size
-    if len(words) < 3:
+    if len(words) < HEADER_BYTES["short"]:
         raise ValueError(
             f"{path}: holds {found_bytes} bytes, too short for the 12-byte header of a .bin token "
             "file. It was cut short or is something else."
         )
-    magic, version, num_tokens = map(int, words)
+    magic, version, num_tokens = struct.unpack("<3I", words)
     if magic != MAGIC:
         raise ValueError(
             f"{path}: starts with {magic}, expected the magic number {MAGIC} of a .bin token file. "
@@ -69,7 +70,7 @@ def write_tokens(
 ) -> None:
     """Writes `chunks` of uint16 ids, `num_tokens` in all, so that the file appears whole or not.
 
-        write_tokens("a.bin", [np.array([50256, 5, 6], np.uint16)], 3)
+    >>> write_tokens("a.bin", [np.array([50256, 5, 6], np.uint16)], 3)
     """
     if header not in HEADER_BYTES:
         raise ValueError(f"bin header {header!r}: expected one of {', '.join(HEADER_BYTES)}")
@@ -80,10 +81,10 @@ def write_tokens(
     num_written = 0
     with whole_file(path) as partial:
         with open(partial, "wb") as file:
-            file.write(words)
+            file.write(words.data)
             for chunk in chunks:
                 assert chunk.dtype == np.uint16, chunk.dtype
-                file.write(np.ascontiguousarray(chunk, "<u2"))
+                file.write(np.ascontiguousarray(chunk, "<u2").data)
                 num_written += len(chunk)
         assert num_written == num_tokens, (num_written, num_tokens)
 

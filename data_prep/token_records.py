@@ -81,7 +81,7 @@ def write_records(
 
     Chunks may have any length; what is missing from the last record is filled with `pad_id`.
     """
-    from array_record.python import array_record_module
+    from array_record.python import array_record_module  # pyright: ignore
 
     prefix = record_prefix(record_tokens)
     num_read = 0
@@ -175,7 +175,7 @@ class RecordReader:
 def open_records(paths: Sequence[str | os.PathLike], record_tokens: int) -> RecordReader:
     """A reader over the records of `paths`, in order.
 
-        open_records(paths, 2048).read([0, 7])  # uint16 (2, 2048)
+    >>> open_records(paths, 2048).read([0, 7])  # uint16 (2, 2048)
 
     Raises:
       FileNotFoundError: a file is missing.
@@ -186,7 +186,7 @@ def open_records(paths: Sequence[str | os.PathLike], record_tokens: int) -> Reco
 
 def num_records(path: str | os.PathLike) -> int:
     """Number of records in one ArrayRecord file. ValueError naming the file if it is damaged."""
-    from array_record.python import array_record_module
+    from array_record.python import array_record_module  # pyright: ignore
 
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path}: no such ArrayRecord file")

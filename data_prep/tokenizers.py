@@ -112,9 +112,7 @@ class ByteTokenizer:
         return np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.uint16)
 
     def decode(self, ids: np.ndarray) -> str:
-        pieces = (
-            b"<|endoftext|>" if i == self.end_of_text else bytes([i]) for i in map(int, ids)
-        )
+        pieces = (b"<|endoftext|>" if i == self.end_of_text else bytes([i]) for i in map(int, ids))
         return b"".join(pieces).decode("utf-8", "replace")
 
 

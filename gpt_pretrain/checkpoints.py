@@ -36,9 +36,7 @@ class Checkpoints:
 
     def __init__(self, save_dir: str | os.PathLike, *, num_kept: int = 2):
         if num_kept < 2:
-            raise ValueError(
-                f"train.num_checkpoints_kept: found {num_kept}, expected at least 2 (one may be damaged)"
-            )
+            raise ValueError(f"train.num_checkpoints_kept: found {num_kept}, expected at least 2 (one may be damaged)")
         self.directory = Path(save_dir).absolute() / _DIRECTORY
         self.directory.mkdir(parents=True, exist_ok=True)
         self._step_being_saved = -1
@@ -67,7 +65,9 @@ class Checkpoints:
             force=True,
         )
         if not saved:
-            raise RuntimeError(f"{self.directory}: Orbax declined to save step {step}; found {self._manager.all_steps()}")
+            raise RuntimeError(
+                f"{self.directory}: Orbax declined to save step {step}; found {self._manager.all_steps()}"
+            )
 
     def restore(self, step: int, abstract_state: Any) -> Any:
         """The state of `step`, on the devices that `abstract_state`'s shardings name, however many saved it."""

@@ -113,9 +113,7 @@ def sample(
     """
     if not 0 < len(prompt) <= seq_len:
         raise ValueError(f"the prompt has {len(prompt)} tokens; the model has room for 1 to {seq_len}")
-    prefill, decode = make_sampler(
-        config, seq_len, num_valid, temperature=temperature, top_k=top_k, top_p=top_p
-    )
+    prefill, decode = make_sampler(config, seq_len, num_valid, temperature=temperature, top_k=top_k, top_p=top_p)
     rng = jax.random.key(seed)
     padded = np.zeros((1, seq_len), np.int32)  # one shape for every prompt: compiled once
     padded[0, : len(prompt)] = prompt
@@ -144,7 +142,9 @@ def load(directory: str, platform: str | None = None) -> tuple[dict, GPTConfig, 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gpt_pretrain.generate", allow_abbrev=False,
                                      description="Samples text from a checkpoint.")  # fmt: skip
-    parser.add_argument("--checkpoint", required=True, help="a run's save_dir (newest good checkpoint) or one checkpoint")
+    parser.add_argument(
+        "--checkpoint", required=True, help="a run's save_dir (newest good checkpoint) or one checkpoint"
+    )
     parser.add_argument("--prompt", default="", help="text to continue (default: the start of a document)")
     parser.add_argument("--num_tokens", type=int, default=200, help="at most so many new tokens (default 200)")
     parser.add_argument("--num_samples", type=int, default=1, help="how many continuations (default 1)")
@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
     from data_prep.tokenizers import get_tokenizer
 
     try:
-        if not 0.0 <= args.temperature or not 0.0 < args.top_p <= 1.0 or args.top_k < 0:
+        if not args.temperature >= 0.0 or not 0.0 < args.top_p <= 1.0 or args.top_k < 0:
             raise ValueError(
                 f"found temperature {args.temperature}, top_p {args.top_p}, top_k {args.top_k}; expected "
                 "temperature >= 0, 0 < top_p <= 1, top_k >= 0"

@@ -104,13 +104,19 @@ class GPT(nnx.Module):
         make_norm = functools.partial(nnx.LayerNorm, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.token_embedding = make_embed(config.vocab_size, 0.02)
         self.position_embedding = make_embed(seq_len, 0.02)
-        self.blocks = nnx.List([
-            Block(
-                config.n_embd, config.n_head, config.dropout, make_norm=make_norm,
-                make_linear=make_linear, residual_std=0.02 * (2 * config.n_layer) ** -0.5,
-            )
-            for _ in range(config.n_layer)
-        ])
+        self.blocks = nnx.List(
+            [
+                Block(
+                    config.n_embd,
+                    config.n_head,
+                    config.dropout,
+                    make_norm=make_norm,
+                    make_linear=make_linear,
+                    residual_std=0.02 * (2 * config.n_layer) ** -0.5,
+                )
+                for _ in range(config.n_layer)
+            ]
+        )
         self.ln_f = make_norm(config.n_embd)
 
     @property
@@ -147,9 +153,7 @@ class GPT(nnx.Module):
 
     def logits(self, x_BTD) -> jax.Array:
         """Float32 logits of hidden states, padded columns included."""
-        return jnp.einsum(
-            "btd,vd->btv", x_BTD, self.head_VD.astype(x_BTD.dtype), preferred_element_type=jnp.float32
-        )
+        return jnp.einsum("btd,vd->btv", x_BTD, self.head_VD.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
 
 
 def init_params(config: GPTConfig, seq_len: int, rng: jax.Array) -> dict:

@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, Diverged) as error:
         if os.environ.get("GPT_PRETRAIN_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {settings.message_of(error)}", file=sys.stderr)
         return 1
 
 

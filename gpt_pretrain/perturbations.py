@@ -78,9 +78,7 @@ class Perturbation:
             raise ValueError(f"perturb.layers: no layer {wrong}; the model has {n_layer} (0 to {n_layer - 1})")
 
     def applies(self, site: str, layer: int, n_layer: int) -> bool:
-        return site in self.sites and (
-            self.layers is None or layer in {each % n_layer for each in self.layers}
-        )
+        return site in self.sites and (self.layers is None or layer in {each % n_layer for each in self.layers})
 
 
 def make_hook(perturbations: Sequence[Perturbation], n_layer: int, rng: jax.Array | None) -> Hook:

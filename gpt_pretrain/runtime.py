@@ -26,7 +26,7 @@ def _keep_freed_pages() -> None:
     m_trim_threshold, m_top_pad, m_mmap_max, m_arena_max = -1, -2, -4, -8
     try:
         libc = ctypes.CDLL("libc.so.6")
-        for option, value in ((m_mmap_max, 0), (m_trim_threshold, 2**31 - 1), (m_top_pad, 2**28), (m_arena_max, 1)):
+        for option, value in ((m_mmap_max, 0), (m_trim_threshold, -1), (m_top_pad, 2**28), (m_arena_max, 1)):
             libc.mallopt(option, value)
     except (OSError, AttributeError):  # another libc: only speed is lost
         return

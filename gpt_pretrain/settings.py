@@ -25,19 +25,19 @@ train.mesh = @mesh
 """
 
 _NOT_SETTINGS = ["describe_config", "command"]
-_run = gin.external_configurable(train.train, "train", module="", denylist=_NOT_SETTINGS)
-gin.external_configurable(llm.GPTConfig, "model", module="")
-gin.external_configurable(train.DataConfig, "data", module="")
-gin.external_configurable(optimizers.adamw, "optimizer", module="")
-gin.external_configurable(sharding.make_mesh, "mesh", module="")
-gin.external_configurable(perturbations.Perturbation, "perturb", module="")
+_run = gin.external_configurable(train.train, "train", denylist=_NOT_SETTINGS)
+gin.external_configurable(llm.GPTConfig, "model")
+gin.external_configurable(train.DataConfig, "data")
+gin.external_configurable(optimizers.adamw, "optimizer")
+gin.external_configurable(sharding.make_mesh, "mesh")
+gin.external_configurable(perturbations.Perturbation, "perturb")
 for _function in (
     perturbations.gaussian_noise,
     perturbations.scaling,
     perturbations.zeroing,
     perturbations.added_vector,
 ):
-    gin.external_configurable(_function, module="")
+    gin.external_configurable(_function)
 
 
 def parse(gin_files: Sequence[str], bindings: Sequence[str]) -> None:
@@ -51,7 +51,7 @@ def parse(gin_files: Sequence[str], bindings: Sequence[str]) -> None:
         gin.parse_config(_WIRING)
         gin.parse_config_files_and_bindings(list(gin_files), list(bindings))
     except (OSError, SyntaxError, ValueError, AttributeError, ImportError, TypeError, RuntimeError) as error:
-        raise ValueError(f"gin: {_first_lines(error)}") from error
+        raise ValueError(f"gin: {message_of(error)}") from error
 
 
 def run(command: str) -> int:
@@ -59,5 +59,6 @@ def run(command: str) -> int:
     return _run(describe_config=gin.operative_config_str, command=command)
 
 
-def _first_lines(error: BaseException) -> str:
-    return str(error).strip() or type(error).__name__
+def message_of(error: BaseException) -> str:
+    """The error's own words, without gin's notes on which configurable was being called."""
+    return str(error).split("\n  In call to configurable")[0].strip() or type(error).__name__

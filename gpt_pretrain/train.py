@@ -169,7 +169,8 @@ def train(
     with StopSignal() as stop_signal:
         device_mesh = mesh()
         layout = batch_layout(batch_size, per_device_batch_size, device_mesh.size)
-        config = model.resolve(jax.devices()[0].platform)
+        platform = jax.devices()[0].platform
+        config = model.resolve(platform)
         identity = {
             "dataset": dataset.fingerprint,
             "data.seed": data.seed,
@@ -182,7 +183,9 @@ def train(
             step, position = _check_same_run(found[1], identity, save_dir, batch_size)
         total_steps = step + max(0, total_examples - position) // batch_size
         made = optimizer(total_steps)
-        state, shardings = _initial_state(config, data.seq_len, made, device_mesh, seed, found, save_dir, from_pretrained)
+        state, shardings = _initial_state(
+            config, data.seq_len, made, device_mesh, seed, found, save_dir, from_pretrained
+        )
         _say_what_runs(dataset, config, layout, state, total_steps, found, save_dir, device_mesh, data.seq_len)
 
         saved = checkpoints_lib.Checkpoints(save_dir, num_kept=num_checkpoints_kept)
@@ -198,7 +201,7 @@ def train(
         num_valid = dataset.vocab_size
         how = {
             "seq_len": data.seq_len, "num_valid": num_valid, "seed": seed,
-            "num_chunks": num_loss_chunks(layout.per_device, data.seq_len, model.vocab_size),
+            "num_chunks": num_loss_chunks(layout.per_device, data.seq_len, model.vocab_size, platform),
         }  # fmt: skip
         run_step = train_step.compile_train_step(
             train_step.make_train_step(config, made, **how), shardings, device_mesh
@@ -416,7 +419,9 @@ def _print_sample(params, config, dataset, seq_len, prompt, num_tokens) -> None:
 def _say_where_things_are(save_dir, writers, step, total_steps, position, finished, command) -> None:
     state = "Done" if finished else "Stopped and saved"
     print(f"\n{state} at step {step} of {total_steps} ({position:,} examples).")
-    print(f"  checkpoints: {os.path.join(save_dir, 'checkpoints')}   configuration: {os.path.join(save_dir, 'config.gin')}")
+    print(
+        f"  checkpoints: {os.path.join(save_dir, 'checkpoints')}   configuration: {os.path.join(save_dir, 'config.gin')}"
+    )
     if "tensorboard" in writers:
         print(f"  curves:      tensorboard --logdir={shlex.quote(os.path.join(save_dir, 'tensorboard'))}")
     print(f"  sample:      python -m gpt_pretrain.generate --checkpoint={shlex.quote(save_dir)} --prompt='Once'")

@@ -4,7 +4,6 @@
 in their global order. Inputs are all but the last token of a window, targets all but the first.
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -155,13 +154,11 @@ def compile_train_step(train_step: Callable, shardings: TrainState, mesh: Mesh) 
 def compile_eval_step(eval_step: Callable, shardings: TrainState, mesh: Mesh) -> Callable:
     rows = batch_sharding(mesh)
     return jax.jit(
-        functools.wraps(eval_step)(eval_step),
+        eval_step,
         in_shardings=(shardings.params, rows, rows, replicated(mesh)),
         out_shardings=replicated(mesh),
     )
 
 
 def compile_statistics(statistics: Callable, shardings: TrainState, mesh: Mesh) -> Callable:
-    return jax.jit(
-        statistics, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=replicated(mesh)
-    )
+    return jax.jit(statistics, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=replicated(mesh))

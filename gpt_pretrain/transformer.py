@@ -27,9 +27,7 @@ def causal_attention(kernel: AttentionKernel) -> Attend:
 
     def attend(layer, q_BTHK, k_BTHK, v_BTHK):
         del layer
-        return jax.nn.dot_product_attention(
-            q_BTHK, k_BTHK, v_BTHK, is_causal=True, implementation=kernel
-        )
+        return jax.nn.dot_product_attention(q_BTHK, k_BTHK, v_BTHK, is_causal=True, implementation=kernel)
 
     return attend
 
@@ -39,9 +37,9 @@ def causal_attention_with_dropout(rate: float, rng: jax.Array) -> Attend:
 
     def attend(layer, q_BTHK, k_BTHK, v_BTHK):
         num_time, head_dim = q_BTHK.shape[1], q_BTHK.shape[-1]
-        scores_BHTS = jnp.einsum(
-            "bthk,bshk->bhts", q_BTHK, k_BTHK, preferred_element_type=jnp.float32
-        ) / jnp.sqrt(head_dim)
+        scores_BHTS = jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BTHK, preferred_element_type=jnp.float32) / jnp.sqrt(
+            head_dim
+        )
         is_past = jnp.tril(jnp.ones((num_time, num_time), bool))
         probs_BHTS = jax.nn.softmax(jnp.where(is_past, scores_BHTS, -jnp.inf), axis=-1)
         probs_BHTS = dropout(probs_BHTS, rate, jax.random.fold_in(rng, layer))

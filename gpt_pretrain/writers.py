@@ -1,25 +1,19 @@
-"""Where metrics go: the console, TensorBoard event files, Weights & Biases.
+"""Where metrics go: the console and TensorBoard event files here, W&B in wandb_writer.py.
 
 CLU imports TensorFlow for a single class. To have CLU without TensorFlow, take it from here:
 
     from gpt_pretrain.writers import make_writer, metric_writers, periodic_actions
 """
 
-import ast
 import functools
-import html
 import importlib.util
 import os
 import pathlib
-import re
-import secrets
 import sys
 import time
 import types
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -30,10 +24,10 @@ if importlib.util.find_spec("tensorflow") is None:
     _stand_in.__dict__["SummaryWriter"] = lambda logdir: TensorBoardWriter(logdir)
     sys.modules.setdefault(_stand_in.__name__, _stand_in)
 
-from clu import metric_writers, periodic_actions  # noqa: E402
-from tensorboardX import summary as tb_summary  # noqa: E402
-from tensorboardX.event_file_writer import EventsWriter  # noqa: E402
-from tensorboardX.proto.event_pb2 import (  # noqa: E402
+from clu import metric_writers, periodic_actions
+from tensorboardX import summary as tb_summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import (
     Event,  # pyright: ignore[reportAttributeAccessIssue]
     SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
 )
@@ -89,9 +83,9 @@ def make_writer(
             as_code = "\n".join(f"    {line}" for line in config_text.splitlines())
             writers[-1].write_texts(start_step, {"operative_config": as_code})
     if "wandb" in names:
-        tracker = WandbWriter(
-            save_dir, project=wandb_project, run_name=run_name, config_text=config_text
-        )
+        from gpt_pretrain.wandb_writer import WandbWriter  # Only a run that uses W&B waits for it.
+
+        tracker = WandbWriter(save_dir, project=wandb_project, run_name=run_name, config_text=config_text)
         writers.append(metric_writers.AsyncWriter(_log_failures(tracker)))
     return metric_writers.MultiWriter(writers)
 
@@ -129,11 +123,11 @@ def _refuse(kind: str):
     return method
 
 
-def _ignore(self, *args, **kwargs):
+def ignore(self, *args, **kwargs):
     pass
 
 
-class _RunWriter(MetricWriter):
+class RunWriter(MetricWriter):
     """Refuses, in words, the kinds of data that pretraining a language model does not produce."""
 
     write_summaries = _refuse("summaries")
@@ -155,7 +149,7 @@ CURVES_ONLY = ("param_norm", "update_norm", "examples_seen", "eta_secs")  # Too 
 MAX_VALUES_PER_LINE = 8
 
 
-class ConsoleWriter(_RunWriter):
+class ConsoleWriter(RunWriter):
     """Prints one line per step and group of metrics: `train/...`, `validation/...`, and others.
 
     A group with more values than fit a line is only counted. `train/mfu` is a fraction, 0 to 1.
@@ -202,15 +196,15 @@ class ConsoleWriter(_RunWriter):
         width = len(str(self._total_steps))
         print(f"step {step:{width}d}/{self._total_steps}", *columns, sep=" | ", flush=True)
 
-    write_histograms = write_hparams = _ignore  # Neither fits a line.
-    flush = close = _ignore  # Every line is flushed when printed.
+    write_histograms = write_hparams = ignore  # Neither fits a line.
+    flush = close = ignore  # Every line is flushed when printed.
 
 
 def _number(x: float) -> str:
     return f"{x:.4f}" if 1e-3 <= abs(x) < 1e4 else f"{x:.4g}"
 
 
-class TensorBoardWriter(_RunWriter):
+class TensorBoardWriter(RunWriter):
     """Writes a TensorBoard event file, without TensorFlow.
 
     Args:
@@ -260,158 +254,3 @@ class TensorBoardWriter(_RunWriter):
 
     def close(self):
         self._events.close()
-
-
-class WandbWriter(_RunWriter):
-    """Writes to Weights & Biases: online if possible, else to files for a later `wandb sync`.
-
-    Obeys WANDB_MODE. Goes offline without an API key, and when the server gives no answer or
-    refuses the run; one printed line says where the run is, and why. `save_dir/wandb_run_id.txt`
-    keeps the id, so that a resumed run continues the same W&B run. The x axis of all charts is the
-    metric `step`: W&B's own counter can't go back as a resumed run does; it would drop those rows.
-
-    Args:
-      save_dir: directory of the training run.
-      project: W&B project.
-      run_name: display name; W&B invents one if None.
-      config_text: operative gin config, saved as a file and, parameter by parameter, as config.
-    """
-
-    PROBE_TIMEOUT_SECS = 5.0
-    INIT_TIMEOUT_SECS = 20.0
-    FINISH_TIMEOUT_SECS = 120.0  # What is not uploaded by then can still be, by `wandb sync`.
-
-    def __init__(
-        self,
-        save_dir: str | os.PathLike[str],
-        *,
-        project: str,
-        run_name: str | None = None,
-        config_text: str = "",
-    ):
-        # wandb also reports on itself; where it can't, it prints so and delays the exit.
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        import wandb  # Not at the top: a run without W&B should not wait for it.
-
-        self._wandb = wandb
-        self._settings = wandb.Settings(
-            silent=True,
-            console="off",
-            init_timeout=self.INIT_TIMEOUT_SECS,
-            finish_timeout=self.FINISH_TIMEOUT_SECS,
-        )
-        save_dir = pathlib.Path(save_dir).absolute()
-        save_dir.mkdir(parents=True, exist_ok=True)
-        mode, reason = self._choose_mode()
-        while True:
-            try:
-                self._run = wandb.init(
-                    project=project,
-                    name=run_name,
-                    id=None if mode == "disabled" else _run_id(save_dir / "wandb_run_id.txt"),
-                    resume="allow",
-                    dir=str(save_dir),
-                    mode=mode,
-                    settings=self._settings,
-                )
-                break
-            except Exception as error:
-                if mode == "disabled":
-                    raise
-                reason = f"{mode} failed: {_one_line(error)}"
-                mode = "offline" if mode == "online" else "disabled"
-                # Until its service process ends, a run that failed to start keeps the id occupied.
-                wandb.teardown()
-                wandb.setup(self._settings)
-        where = ""
-        if not self._run.disabled:
-            self._run.define_metric("step", hidden=True)
-            self._run.define_metric("*", step_metric="step")
-            directory = pathlib.Path(self._run.dir).parent
-            where = self._run.url or f"{directory}, upload with: wandb sync {directory}"
-            if config_text:
-                self.write_hparams(parse_gin_config(config_text))
-                config_path = pathlib.Path(self._run.dir, "operative_config.gin")
-                config_path.write_text(config_text, encoding="utf-8")
-                self._run.save(str(config_path), base_path=self._run.dir, policy="now")
-        print(" | ".join(part for part in (f"W&B {mode}", reason, where) if part), flush=True)
-
-    def _choose_mode(self) -> tuple[Literal["online", "offline", "disabled"], str]:
-        """Returns how to run, and why not online."""
-        settings = self._wandb.setup(self._settings).settings
-        if settings.mode in ("offline", "disabled"):
-            return settings.mode, "as WANDB_MODE says"
-        try:
-            if not self._wandb.login(prompt=False, verify=False):
-                return "offline", "no API key (set WANDB_API_KEY or run `wandb login`)"
-            # Asked here because wandb itself, once it talks to a server that accepts connections
-            # and never answers, also waits for it at the end of the process.
-            urllib.request.urlopen(settings.base_url, timeout=self.PROBE_TIMEOUT_SECS).close()
-        except urllib.error.HTTPError:
-            pass  # An answer of any kind shows that the server is there.
-        except OSError as error:
-            return "offline", f"no answer from {settings.base_url}: {_one_line(error)}"
-        except Exception as error:
-            return "offline", f"API key not usable: {_one_line(error)}"
-        return "online", ""
-
-    def write_scalars(self, step, scalars):
-        self._run.log({"step": step, **scalars})
-
-    def write_texts(self, step, texts):
-        row: dict[str, Any] = {"step": step}
-        for name, text in texts.items():
-            row[name] = self._wandb.Html(f"<pre>{html.escape(text)}</pre>")
-        self._run.log(row)
-
-    def write_histograms(self, step, arrays, num_buckets=None):
-        row: dict[str, Any] = {"step": step}
-        for name, array in arrays.items():
-            bins = (num_buckets or {}).get(name) or 30
-            row[name] = self._wandb.Histogram(np_histogram=np.histogram(array, bins))
-        self._run.log(row)
-
-    def write_hparams(self, hparams):
-        self._run.config.update(dict(hparams), allow_val_change=True)
-
-    flush = _ignore  # log() hands its row to wandb's own process, which outlives a kill of ours.
-
-    def close(self):
-        self._run.finish()
-
-
-def _run_id(path: pathlib.Path) -> str:
-    """Returns the id kept in `path`; the first time, makes one and keeps it."""
-    if not path.exists():
-        unfinished = path.with_suffix(".tmp")
-        with open(unfinished, "w", encoding="utf-8") as file:
-            file.write(secrets.token_hex(4))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    return path.read_text(encoding="utf-8").strip()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def parse_gin_config(text: str) -> dict[str, Any]:
-    """Gin's operative config -> {"train.batch_size": 512, "optimizer.schedule": "@cosine", ...}.
-
-    Values that are not Python literals (references, macros) stay text.
-    """
-    bindings: dict[str, str] = {}
-    name = ""
-    for line in text.splitlines():
-        if binding := re.match(r"([\w./]+) = ?(.*)", line):
-            name, bindings[binding[1]] = binding[1], binding[2].rstrip("\\")
-        elif name and line.startswith(" "):  # The value goes on.
-            bindings[name] += line
-    config: dict[str, Any] = {}
-    for name, value in bindings.items():
-        try:
-            config[name] = ast.literal_eval(value.strip())
-        except (SyntaxError, ValueError):
-            config[name] = value.strip()
-    return config

@@ -57,9 +57,7 @@ class Batches:
 
     def __getitem__(self, index: int) -> dict:
         position = self._start + int(index) * self._batch_size
-        windows = order.window_at(
-            position + self._offsets, num_windows=self._num_windows, seed=self._seed
-        )
+        windows = order.window_at(position + self._offsets, num_windows=self._num_windows, seed=self._seed)
         tokens = self._source.read(windows.reshape(-1) * self._seq_len, self._seq_len + 1)
         if tokens.max(initial=0) >= self._vocab_size:
             bad = windows.reshape(-1)[(tokens >= self._vocab_size).any(1)]

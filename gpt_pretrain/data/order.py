@@ -64,10 +64,8 @@ def unpermute(indices, size: int, round_keys: np.ndarray) -> np.ndarray:
 
 def _cycle_walk(indices, size, round_keys, step) -> np.ndarray:
     indices = np.asarray(indices, np.int64)
-    if indices.size and not (0 <= indices.min() and indices.max() < size):
-        raise ValueError(
-            f"index out of range: found [{indices.min()}, {indices.max()}], expected [0, {size})"
-        )
+    if indices.size and not (indices.min() >= 0 and indices.max() < size):
+        raise ValueError(f"index out of range: found [{indices.min()}, {indices.max()}], expected [0, {size})")
     half_bits = max(1, -(-(size - 1).bit_length() // 2))
     values = step(indices.reshape(-1).astype(np.uint64), half_bits, round_keys)
     outside = np.flatnonzero(values >= size)

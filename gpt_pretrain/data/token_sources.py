@@ -175,9 +175,7 @@ def _verify(path: str, shard: manifest_lib.Shard, digests: bool) -> None:
     if not os.path.exists(path):
         raise ValueError(f"{path}: missing, but the manifest lists it. {advice}")
     if os.path.getsize(path) != shard.num_bytes:
-        raise ValueError(
-            f"{path}: holds {os.path.getsize(path)} bytes, the manifest says {shard.num_bytes}. {advice}"
-        )
+        raise ValueError(f"{path}: holds {os.path.getsize(path)} bytes, the manifest says {shard.num_bytes}. {advice}")
     if digests and (found := sha256_of(path)) != shard.sha256:
         raise ValueError(f"{path}: sha256 is {found}, the manifest says {shard.sha256}. {advice}")
 
@@ -194,7 +192,9 @@ def _open_bare(directory, paths, format) -> TokenDataset:
         raise ValueError(f"{directory}: every .bin file has 'val' in its name; none is left to train on")
     logging.getLogger(__name__).warning(
         "%s: no manifest, so only the headers and sizes of its %d .bin files can be checked: not their content, "
-        "their completeness, or the tokenizer (taken to be GPT-2's).", directory, len(paths),
+        "their completeness, or the tokenizer (taken to be GPT-2's).",
+        directory,
+        len(paths),
     )
     return TokenDataset(
         directory=directory,
@@ -220,6 +220,4 @@ def _bare_fingerprint(paths: Sequence[str]) -> str:
 
 def _check_range(starts: np.ndarray, length: int, num_tokens: int) -> None:
     if len(starts) and (np.min(starts) < 0 or np.max(starts) + length > num_tokens):
-        raise IndexError(
-            f"tokens [{np.min(starts)}, {np.max(starts) + length}) asked of a stream of {num_tokens}"
-        )
+        raise IndexError(f"tokens [{np.min(starts)}, {np.max(starts) + length}) asked of a stream of {num_tokens}")

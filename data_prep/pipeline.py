@@ -1,0 +1,319 @@
+"""Inputs -> segments -> shards -> manifest, continuing from whatever is complete already."""
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep import engines, inputs
+from data_prep.documents import Inspection, inspect
+from data_prep.engines import Report
+from data_prep.files import read_json, write_json
+from data_prep.fingerprints import fingerprint
+from data_prep.manifest import (
+    DOCUMENTS,
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    WORK_DIR,
+    Manifest,
+    Shard,
+    Split,
+    dataset_fingerprint,
+    load,
+    save,
+    unigram_entropy,
+)
+from data_prep.plan import StoredStream, fingerprint_jobs, segment_streams, shard_jobs
+from data_prep.progress import Progress
+from data_prep.segments import Segment, SegmentJob, tokenize_unit
+from data_prep.shards import (
+    DATASET_NAME,
+    FingerprintJob,
+    ShardJob,
+    fingerprint_blocks,
+    tfds_metadata,
+    write_shard,
+)
+from data_prep.spec import Options, differences, make_spec
+from data_prep.tokenizers import MAX_VOCAB_SIZE, get_tokenizer
+
+INSPECTION_THREADS = 16  # it is mostly waiting for the network
+OWN_FILES = (f"{DATASET_NAME}_*", f"{DATASET_NAME}-*", f"{DOCUMENTS}_*", "dataset_info.json")
+
+
+class PreparationError(ValueError):
+    """The preparation stopped for a reason that the user can remove; the work done is kept."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    manifest: Manifest
+    was_complete: bool  # nothing was done
+    num_empty: int = 0
+    num_null: int = 0
+
+
+def prepare(options: Options, patterns: str, output_dir: str, num_workers: int) -> Outcome:
+    """Makes the prepared dataset that `options` ask for in `output_dir`, or finishes making it.
+
+    Args:
+      options: what decides the bytes.
+      patterns: the files, as `inputs.expand` takes them.
+      num_workers: processes; decides nothing but the time it takes.
+
+    Raises:
+      ValueError: a user's mistake, before any work, or PreparationError, after keeping the work.
+      engines.WorkerDied: a worker process was killed.
+    """
+    tokenizer = get_tokenizer(options.tokenizer)
+    output, work = Path(output_dir), Path(output_dir, WORK_DIR)
+    if (output / MANIFEST_NAME).exists():
+        return _already_complete(options, patterns, output)
+    paths = inputs.expand(patterns)
+    found = _inspect(paths, options.text_column)
+    spec = make_spec(options, tokenizer, [inspection.identity for inspection in found])
+    if not (work / "spec.json").exists():
+        _refuse_strays(output)
+    try:
+        with engines.locked(work):
+            _agree_on_spec(spec, output, work)
+            segments = _tokenize(found, spec, work / "segments", num_workers)
+            try:
+                streams = segment_streams(segments, work / "segments", spec)
+            except ValueError:
+                # Other cuts of the same segments are welcome to this directory.
+                (work / "spec.json").unlink()
+                raise
+            manifest = _write_dataset(streams, spec, output, work / "shards", num_workers)
+            save(manifest, output)
+            shutil.rmtree(work)
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        raise _disk_full(output, error) from error
+    num_empty, num_null = sum(s.num_empty for s in segments), sum(s.num_null for s in segments)
+    return Outcome(manifest, False, num_empty, num_null)
+
+
+def _already_complete(options: Options, patterns: str, output: Path) -> Outcome:
+    """Compares the command with the complete dataset in `output`, and does nothing."""
+    manifest = load(output)
+    entries: list[Any] | None = None
+    if not inputs.is_remote(patterns):
+        # The inputs may be gone by now, and need not be there; if they are, they must agree.
+        with contextlib.suppress(inputs.InputError):
+            found = _inspect(inputs.expand(patterns), options.text_column)
+            entries = [inspection.identity for inspection in found]
+    asked = make_spec(options, get_tokenizer(options.tokenizer), entries or [])
+    lines = differences(manifest.spec, asked, but_inputs=None if entries is None else ())
+    if lines:
+        raise _refusal(output, "holds a dataset", lines)
+    shutil.rmtree(output / WORK_DIR, ignore_errors=True)  # a kill between the last two steps
+    return Outcome(manifest, True)
+
+
+def _refusal(output: Path, holds: str, lines: Sequence[str]) -> ValueError:
+    return ValueError(
+        f"{output}: {holds} of another spec:\n  "
+        + "\n  ".join(lines)
+        + "\nUse the same options, another --output_dir, or delete that directory."
+    )
+
+
+def _inspect(paths: Sequence[str], text_column: str) -> list[Inspection]:
+    with ThreadPoolExecutor(INSPECTION_THREADS) as threads:
+        columns = [text_column] * len(paths)
+        return list(threads.map(inspect, paths, range(len(paths)), columns))
+
+
+def _refuse_strays(output: Path) -> None:
+    """Files of an unknown preparation must not end up among ours."""
+    stray = sorted(path.name for pattern in OWN_FILES for path in output.glob(pattern))
+    if stray:
+        raise ValueError(
+            f"{output}: holds {stray[0]}, but neither a manifest nor an unfinished preparation "
+            "that could be continued. Use another --output_dir, or delete that directory."
+        )
+
+
+def _agree_on_spec(spec: dict[str, Any], output: Path, work: Path) -> None:
+    """Continues an unfinished preparation of the same spec, refuses any other."""
+    try:
+        there = read_json(work / "spec.json")
+    except ValueError:
+        there = None
+    if there is not None:
+        # A file that could not be read may be replaced by a better copy.
+        replaceable = read_json(work / "failed.json") or []
+        if lines := differences(there, spec, but_inputs=replaceable):
+            raise _refusal(output, "holds an unfinished preparation", lines)
+    for name in ("segments", "shards"):
+        (work / name).mkdir(exist_ok=True)
+    write_json(work / "spec.json", spec)
+
+
+def _tokenize(
+    found: Sequence[Inspection], spec: dict[str, Any], directory: Path, num_workers: int
+) -> list[Segment]:
+    """Stage 1. The segments of the whole input, or of as much of it as max_tokens needs."""
+    max_tokens = spec["max_tokens"]
+    work: list[SegmentJob | str] = []  # in input order; a str is the error of a whole file
+    for inspection in found:
+        identity = tuple(str(value) for value in inspection.identity.values())
+        if inspection.error:
+            work.append(inspection.error)
+        for unit in inspection.units:
+            tokenizer = spec["tokenizer"], spec["tokenizer_digest"]
+            job = SegmentJob(unit, identity, *tokenizer, spec["text_column"], str(directory))
+            work.append(job)
+    jobs = {job: place for place, job in enumerate(work) if isinstance(job, SegmentJob)}
+    results: dict[int, Segment | str] = {
+        place: error for place, error in enumerate(work) if isinstance(error, str)
+    }
+    total_bytes = sum(job.unit.num_bytes for job in jobs)
+    progress = Progress("tokenize", max_tokens or total_bytes, in_tokens=max_tokens is not None)
+    prefix: list[Segment | str] = []  # results without a gap from the front
+    prefix_tokens = 0
+
+    def enough() -> bool:
+        return max_tokens is not None and prefix_tokens >= max_tokens
+
+    def wanted() -> Iterator[SegmentJob]:
+        for job in jobs:
+            if enough():
+                return
+            yield job
+
+    num_workers = max(1, min(num_workers, len(jobs)))
+    answers = engines.run(tokenize_unit, wanted(), num_workers, progress, directory.parent)
+    with contextlib.closing(answers), contextlib.closing(progress):
+        for job, result in answers:
+            if isinstance(result, inputs.InputError):
+                result = str(result)
+            if isinstance(result, Exception):
+                raise result
+            results[jobs[job]] = result
+            if isinstance(result, Segment) and result.reused:
+                progress.skip(result.num_tokens if max_tokens else job.unit.num_bytes)
+            while len(prefix) in results and not enough():
+                prefix.append(results[len(prefix)])
+                prefix_tokens += prefix[-1].num_tokens if isinstance(prefix[-1], Segment) else 0
+            if enough():
+                break
+    while len(prefix) in results and not enough():
+        prefix.append(results[len(prefix)])
+    failed = {place: text for place, text in enumerate(prefix) if isinstance(text, str)}
+    if failed:
+        _give_up(failed, found, directory.parent)
+    return [segment for segment in prefix if isinstance(segment, Segment)]
+
+
+def _give_up(failed: dict[int, str], found: Sequence[Inspection], work: Path) -> None:
+    paths = [inspection.identity["path"] for inspection in found]
+    messages = sorted(set(failed.values()))
+    write_json(
+        work / "failed.json",
+        [path for path in paths if any(text.startswith(f"{path}:") for text in messages)],
+    )
+    raise PreparationError(
+        "\n".join(messages) + "\nEverything else is tokenized and kept. Replace the damaged "
+        "input by a good copy under the same name and run the same command again: it continues."
+    )
+
+
+def _stage_two(job: ShardJob | FingerprintJob, report: Report) -> Any:
+    if isinstance(job, ShardJob):
+        return write_shard(job, report)
+    return fingerprint_blocks(job, report)
+
+
+def _write_dataset(
+    streams: dict[str, StoredStream],
+    spec: dict[str, Any],
+    output: Path,
+    notes: Path,
+    num_workers: int,
+) -> Manifest:
+    """Stage 2: every output file but the manifest, and what the manifest says of them."""
+    files = shard_jobs(streams, [*spec["formats"], DOCUMENTS], spec, output, notes)
+    digests = fingerprint_jobs(streams, spec)
+    results = run_all([*digests, *files], num_workers, notes.parent)
+    shards = tuple(results[job] for job in files)
+    splits = {}
+    for split, stream in streams.items():
+        digest, entropy = stream_digest([results[j] for j in digests if j.split == split])
+        tables = (s for s in shards if (s.split, s.format) == (split, DOCUMENTS))
+        num_documents = sum(table.num_rows for table in tables)
+        splits[split] = Split(stream.num_tokens, num_documents, digest, entropy)
+    write_tfds_metadata(output, shards, spec)
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        name=DATASET_NAME,
+        spec=spec,
+        splits=splits,
+        shards=shards,
+        fingerprint=dataset_fingerprint(splits, spec["tokenizer_digest"]),
+    )
+
+
+def run_all(
+    jobs: Sequence[ShardJob | FingerprintJob], num_workers: int, work: Path
+) -> dict[Any, Any]:
+    """Does stage-two jobs and gives their results by job; raises the first failure."""
+    num_tokens = sum(piece.stop - piece.start for job in jobs for piece in job.pieces)
+    progress = Progress("write", 2 * num_tokens)
+    answers = engines.run(_stage_two, jobs, min(num_workers, len(jobs)), progress, work)
+    results = {}
+    with contextlib.closing(answers), contextlib.closing(progress):
+        for job, result in answers:
+            if isinstance(result, Exception):
+                raise result
+            results[job] = result
+    return results
+
+
+def stream_digest(results: Sequence[tuple[list[bytes], np.ndarray]]) -> tuple[str, float]:
+    """Fingerprint and unigram entropy of a stream from its fingerprint jobs' results, in order."""
+    counts_V = sum((counts for _, counts in results), np.zeros(MAX_VOCAB_SIZE, np.int64))
+    return fingerprint([d for digests, _ in results for d in digests]), unigram_entropy(counts_V)
+
+
+def write_tfds_metadata(output: Path, shards: Sequence[Shard], spec: dict[str, Any]) -> None:
+    """Makes the ArrayRecord shards, if there are any, a dataset for TFDS."""
+    records = [shard for shard in shards if shard.format == "array_record"]
+    if records:
+        for name, value in tfds_metadata(records, spec["record_tokens"]).items():
+            write_json(output / name, value)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a write failed for want of space; ArrayRecord's writer says it in words only."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    return os.strerror(errno.ENOSPC) in str(error) or os.strerror(errno.EFBIG) in str(error)
+
+
+def _disk_full(output: Path, error: BaseException) -> PreparationError:
+    """Free space, and a rough estimate of what is still needed, in words."""
+    work = output / WORK_DIR
+    spec = read_json(work / "spec.json") or {"formats": (), "inputs": (), "max_tokens": None}
+    done = [read_json(path)["segment"] for path in (work / "segments").glob("*.json")]
+    there = sum(p.stat().st_size for p in output.rglob("*") if p.is_file())
+    # A token is four bytes of text, roughly, and takes two in each copy; parquet is packed 2:1.
+    num_tokens = sum(entry["size"] or 0 for entry in spec["inputs"]) // 2
+    num_tokens = min(num_tokens, spec["max_tokens"] or num_tokens)
+    num_tokens = max(num_tokens, sum(segment["num_tokens"] for segment in done))
+    needed = max(0, int(2.2 * num_tokens * (1 + len(spec["formats"]))) - there)
+    free = shutil.disk_usage(output).free
+    return PreparationError(
+        f"{output}: no space left ({error}). Free: {free / 1e9:.2f} GB; still needed: about "
+        f"{needed / 1e9:.2f} GB. What is complete is kept: make room and run the same command "
+        "again."
+    )

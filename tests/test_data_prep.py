@@ -1,0 +1,566 @@
+"""The whole preparation: what the stream is, that bytes are a function, that kills cost nothing."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from test_tokenizers import NASTY, encode_ordinary
+
+from data_prep import fineweb, manifest, shards
+from data_prep.tokenizers import ASSETS
+from data_prep.token_bin import open_tokens, read_header
+from data_prep.token_records import open_records
+
+KILL_SEED = 11
+
+
+def write_parquet(path: Path, texts: list[str | None], rows_per_group: int = 50) -> None:
+    """A FineWeb-shaped file."""
+    table = pa.table(
+        {
+            "text": pa.array(texts, pa.string()),
+            "id": [f"<{path.stem}:{i}>" for i in range(len(texts))],
+            "url": [f"https://example.org/{i}" for i in range(len(texts))],
+            "dump": ["test"] * len(texts),
+        }
+    )
+    pq.write_table(table, path, row_group_size=rows_per_group)
+
+
+def run(*options: str) -> int:
+    """The command line, in this process."""
+    return fineweb.main([*options])
+
+
+def tree(directory: Path) -> dict[str, bytes]:
+    """Every file of a directory, hidden ones too."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def stream(directory: Path, format: str = "bin", splits=("val", "train")) -> np.ndarray:
+    """All tokens of a prepared dataset, val first, as the input has them."""
+    loaded = manifest.load(directory)
+    parts = [np.empty(0, np.uint16)]
+    for split in splits:
+        files = [directory / shard.name for shard in loaded.shards_of(split, format)]
+        if format == "bin":
+            parts += [open_tokens(path) for path in files]
+        elif files:
+            reader = open_records(files, loaded.spec["record_tokens"])
+            tokens = reader.read(range(len(reader))).reshape(-1)
+            parts.append(tokens[: loaded.splits[split].num_tokens])
+    return np.concatenate(parts)
+
+
+def words(num_documents: int, length: int = 30) -> list[str | None]:
+    """Texts of `length` bytes each, all different."""
+    return [f"{i:06d} ".ljust(length, "x") for i in range(num_documents)]
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    """Four small files; documents of 31 byte-tokens."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for index in range(4):
+        write_parquet(folder / f"{index}.parquet", words(200))
+    return folder
+
+
+def byte_options(corpus: Path, output: Path, **changes) -> list[str]:
+    """Options for a small dataset with several shards; `changes` replace them."""
+    options = {
+        "input": f"{corpus}/*.parquet",
+        "output_dir": output,
+        "tokenizer": "byte",
+        "val_tokens": 1000,
+        "shard_tokens": 5000,
+        "record_tokens": 64,
+        "num_workers": 1,
+    }
+    return [f"--{name}={value}" for name, value in (options | changes).items()]
+
+
+def test_stream_is_end_of_text_and_encode_ordinary_of_each_document(tmp_path):
+    sample = pq.read_table(ASSETS / "sample.parquet")["text"].to_pylist()
+    nasty = [text for kind, text in NASTY.items() if "surrogate" not in kind]
+    write_parquet(tmp_path / "nasty.parquet", [None, *nasty, None, "end"], rows_per_group=3)
+    output = tmp_path / "out"
+    assert (
+        run(
+            f"--input={ASSETS}/sample.parquet,{tmp_path}/nasty.parquet",
+            f"--output_dir={output}",
+            "--val_tokens=50000",
+            "--shard_tokens=300001",
+            "--record_tokens=1000",
+            "--num_workers=2",
+        )
+        == 0
+    )
+    expected: list[int] = []
+    documents = [text for text in [*sample, *nasty, "end"] if text]
+    for text in documents:
+        expected += [50256, *encode_ordinary(text)]
+    np.testing.assert_array_equal(stream(output), np.array(expected, np.uint16))
+    np.testing.assert_array_equal(stream(output, "array_record"), np.array(expected, np.uint16))
+    assert sum(s.num_documents for s in manifest.load(output).splits.values()) == len(documents)
+
+
+def test_embedded_sample_by_its_numbers(tmp_path, capsys):
+    output = tmp_path / "sample"
+    assert run("--input=sample", f"--output_dir={output}", "--num_workers=1") == 0
+    loaded = manifest.load(output)
+    assert loaded.splits["train"].num_tokens == 1_728_680
+    assert loaded.splits["val"].num_tokens == 100_230
+    assert abs(loaded.splits["train"].unigram_entropy - 6.57) < 0.01
+    assert loaded.spec["inputs"][0]["path"] == "embedded://sample.parquet"
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "2,007 documents, train 1,728,680, val 100,230 tokens" in last
+    assert f"--gin_file=configs/quickstart.gin --data_dir={output}" in last
+
+
+def test_tfds_opens_the_directory_and_gives_the_ids(corpus, tmp_path):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    assert run(*byte_options(corpus, tmp_path / "out")) == 0
+    builder = tfds.builder_from_directory(str(tmp_path / "out"))
+    for split in ("train", "val"):
+        source = builder.as_data_source(split)
+        ids = np.concatenate([source[i]["tokens"] for i in range(len(source))])
+        expected = stream(tmp_path / "out", splits=(split,))
+        np.testing.assert_array_equal(ids[: len(expected)], expected)
+        assert (ids[len(expected) :] == 256).all() and len(ids) - len(expected) < 64
+    assert "tensorflow" not in sys.modules
+
+
+def test_documents_tables_lead_from_token_to_source(corpus, tmp_path):
+    assert run(*byte_options(corpus, tmp_path / "out")) == 0
+    loaded = manifest.load(tmp_path / "out")
+    tokens = stream(tmp_path / "out", splits=("train",))
+    rows = []
+    for index, shard in enumerate(loaded.shards_of("train", "documents")):
+        part = pq.read_table(tmp_path / "out" / shard.name).to_pylist()
+        assert all(index * 5000 <= row["start"] < (index + 1) * 5000 for row in part)
+        rows += part
+    for row in rows:
+        text = bytes(tokens[row["start"] + 1 : row["start"] + row["length"]].tolist()).decode()
+        assert tokens[row["start"]] == 256 and text == words(200)[row["row"]]
+        stem = Path(row["source_file"]).stem
+        assert row["id"] == f"<{stem}:{row['row']}>" and row["dump"] == "test"
+        assert row["url"] == f"https://example.org/{row['row']}"
+    assert sum(row["length"] for row in rows) == len(tokens)
+
+
+@pytest.mark.parametrize("header, num_bytes", [("short", 12), ("llmc", 1024)])
+def test_bin_header_option(corpus, tmp_path, header, num_bytes):
+    output = tmp_path / "out"
+    assert run(*byte_options(corpus, output, bin_header=header, formats="bin")) == 0
+    names = [shard.name for shard in manifest.load(output).shards_of("train", "bin")]
+    assert names[:2] == ["fineweb_train_000000.bin", "fineweb_train_000001.bin"]
+    assert {read_header(output / name).num_bytes for name in names} == {num_bytes}
+    assert not list(output.glob("*array_record*")) and not (output / "features.json").exists()
+
+
+def test_array_record_shards_end_at_records(corpus, tmp_path):
+    assert run(*byte_options(corpus, tmp_path / "out")) == 0
+    loaded = manifest.load(tmp_path / "out")
+    sizes = [shard.num_tokens for shard in loaded.shards_of("train", "array_record")]
+    assert set(sizes[:-1]) == {5000 // 64 * 64} and sum(sizes) == loaded.splits["train"].num_tokens
+
+
+@pytest.mark.parametrize(
+    "val_tokens, max_tokens, num_val, num_train",
+    [
+        (0, 100_000_000, 0, 800),  # documents, of 31 tokens each
+        (1, 100_000_000, 1, 799),
+        (31, 100_000_000, 1, 799),
+        (32, 100_000_000, 2, 798),
+        (6200, 100_000_000, 200, 600),  # exactly one file
+        (0, 31, 0, 1),
+        (0, 61, 0, 1),
+        (0, 62, 0, 2),
+        (40, 6201, 2, 198),
+        (40, 24_800, 2, 798),
+    ],
+)
+def test_splits_are_cut_at_documents(
+    corpus, tmp_path, val_tokens, max_tokens, num_val, num_train
+):
+    options = {"val_tokens": val_tokens, "max_tokens": max_tokens, "formats": "bin"}
+    assert run(*byte_options(corpus, tmp_path / "out", **options)) == 0
+    splits = manifest.load(tmp_path / "out").splits
+    found = {name: (split.num_documents, split.num_tokens) for name, split in splits.items()}
+    expected = {"train": (num_train, 31 * num_train), "val": (num_val, 31 * num_val)}
+    assert found == {name: counts for name, counts in expected.items() if counts[0]}
+
+
+def test_max_tokens_stops_before_the_rest_of_the_input(corpus, tmp_path, monkeypatch):
+    from data_prep import pipeline
+
+    done = []
+    original = pipeline.tokenize_unit
+    monkeypatch.setattr(
+        pipeline,
+        "tokenize_unit",
+        lambda job, report: done.append(job.unit.path) or original(job, report),
+    )
+    (corpus / "3.parquet").write_bytes(b"damaged, and never needed")
+    assert run(*byte_options(corpus, tmp_path / "out", max_tokens=9000)) == 0
+    assert [Path(path).name for path in done] == ["0.parquet", "1.parquet"]
+
+
+def test_nothing_left_to_train_on_is_an_error_that_another_val_tokens_mends(
+    corpus, tmp_path, capsys
+):
+    assert run(*byte_options(corpus, tmp_path / "out", val_tokens=24_790)) == 1
+    message = capsys.readouterr().err
+    assert "--val_tokens=24790" in message and "24,800 tokens in all" in message
+    assert run(*byte_options(corpus, tmp_path / "out", val_tokens=24_000)) == 0
+
+
+def test_the_fingerprint_is_of_the_stream_alone(corpus, tmp_path, monkeypatch):
+    joined = tmp_path / "joined.parquet"
+    write_parquet(joined, words(200) * 4, rows_per_group=7)
+    variants = [
+        byte_options(corpus, tmp_path / "a"),
+        byte_options(corpus, tmp_path / "b", formats="array_record", shard_tokens=999),
+        byte_options(corpus, tmp_path / "c", input=joined, bin_header="llmc", record_tokens=1),
+        byte_options(corpus, tmp_path / "other", val_tokens=1001 + 31),
+    ]
+    for options in variants:
+        assert run(*options) == 0
+    a, b, c, other = (manifest.load(tmp_path / name) for name in ("a", "b", "c", "other"))
+    assert a.fingerprint == b.fingerprint == c.fingerprint != other.fingerprint
+    assert a.splits == b.splits == c.splits
+
+
+def test_fingerprints_of_jobs_equal_the_fingerprint_of_the_whole(monkeypatch):
+    from data_prep import fingerprints
+
+    monkeypatch.setattr(fingerprints, "BLOCK_TOKENS", 10)
+    tokens = np.arange(95, dtype=np.uint16)
+    whole = list(fingerprints.block_digests([tokens]))
+    parts = [tokens[:7], tokens[7:7], tokens[7:40], tokens[40:95]]
+    assert list(fingerprints.block_digests(parts)) == whole and len(whole) == 10
+    jobs = [*fingerprints.block_digests([tokens[:50]]), *fingerprints.block_digests([tokens[50:]])]
+    assert jobs == whole
+
+
+def test_started_again_it_says_so_and_does_nothing(corpus, tmp_path, capsys):
+    options = byte_options(corpus, tmp_path / "out")
+    assert run(*options) == 0
+    before = {path: os.stat(path).st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    capsys.readouterr()
+    assert run(*options) == 0
+    assert "already complete" in capsys.readouterr().out
+    assert run(*options[:-1], "--num_workers=2") == 0
+    for path in corpus.iterdir():
+        path.unlink()
+    assert run(*options) == 0  # the inputs are not needed any more
+    assert {path: os.stat(path).st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_spec_in_the_same_directory_is_refused_by_name(
+    corpus, tmp_path, capsys, monkeypatch, finished
+):
+    options = byte_options(corpus, tmp_path / "out")
+    if not finished:
+        monkeypatch.setattr(shards, "write_tokens", _raise(KeyboardInterrupt()))
+    assert run(*options) == (0 if finished else 130)
+    monkeypatch.undo()
+    before = tree(tmp_path / "out")
+    capsys.readouterr()
+    assert run(*byte_options(corpus, tmp_path / "out", shard_tokens=6000, val_tokens=31)) == 1
+    message = capsys.readouterr().err
+    assert "shard_tokens: 5000 there, 6000 asked for" in message
+    assert "val_tokens: 1000 there, 31 asked for" in message
+    write_parquet(corpus / "2.parquet", words(300))
+    assert run(*options) == 1
+    message = capsys.readouterr().err
+    assert f"inputs: {corpus}/2.parquet: size " in message and "0.parquet" not in message
+    assert tree(tmp_path / "out") == before
+
+
+def _raise(error: BaseException):
+    def raising(*args, **options):
+        raise error
+
+    return raising
+
+
+def test_a_damaged_file_costs_only_itself(corpus, tmp_path, capsys):
+    reference = tmp_path / "reference"
+    assert run(*byte_options(corpus, reference)) == 0
+    good = (corpus / "1.parquet").read_bytes()
+    (corpus / "1.parquet").write_bytes(good[: len(good) // 2])
+    options = byte_options(corpus, tmp_path / "out")
+    capsys.readouterr()
+    assert run(*options) == 1
+    message = capsys.readouterr().err
+    assert f"error: {corpus}/1.parquet: not parquet, or cut short" in message
+    assert "Replace the damaged input" in message and "Traceback" not in message
+    segments = tmp_path / "out" / ".work" / "segments"
+    kept = {path: path.stat().st_mtime_ns for path in segments.glob("*.tokens")}
+    assert [path.name[:5] for path in sorted(kept)] == ["00000", "00002", "00003"]
+    assert run(*options) == 1  # as before, while it is still damaged
+    assert {path: path.stat().st_mtime_ns for path in segments.glob("*.tokens")} == kept
+    (corpus / "1.parquet").write_bytes(good)
+    assert run(*options) == 0
+    assert tree(tmp_path / "out") == tree(reference)
+
+
+def test_damage_in_the_middle_of_a_file_costs_only_itself(corpus, tmp_path, capsys):
+    good = b'{"text": "good"}\n' * 9
+    (corpus / "4.jsonl").write_bytes(good + b'{"text":')
+    pattern = f"{corpus}/*.parquet,{corpus}/4.jsonl"
+    options = byte_options(corpus, tmp_path / "out", input=pattern)
+    assert run(*options) == 1
+    assert f"{corpus}/4.jsonl: line 10: not JSON" in capsys.readouterr().err
+    (corpus / "4.jsonl").write_bytes(good)
+    assert run(*options) == 0
+    assert stream(tmp_path / "out")[-5:].tolist() == [256, *b"good"]
+
+
+def test_null_and_empty_texts_are_counted_skipped_and_said(tmp_path, capsys):
+    write_parquet(tmp_path / "a.parquet", [None, "", *words(9), None, None])
+    assert run(*byte_options(tmp_path, tmp_path / "out", val_tokens=31)) == 0
+    out = capsys.readouterr().out
+    assert "9 documents" in out and "skipped 3 null texts and 1 empty texts" in out
+    assert len(stream(tmp_path / "out")) == 9 * 31
+
+
+def test_input_without_any_text_is_an_error(tmp_path, capsys):
+    write_parquet(tmp_path / "a.parquet", [None, ""])
+    assert run(*byte_options(tmp_path, tmp_path / "out")) == 1
+    assert "every document is empty or null" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", ["segments.whole_file", "shards.write_tokens"])
+def test_a_full_disk_is_said_with_numbers_and_mended_by_the_same_command(
+    corpus, tmp_path, capsys, monkeypatch, where
+):
+    reference = tmp_path / "reference"
+    assert run(*byte_options(corpus, reference)) == 0
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(f"data_prep.{where}", _raise(error))
+    options = byte_options(corpus, tmp_path / "out")
+    assert run(*options) == 1
+    message = capsys.readouterr().err
+    assert f"error: {tmp_path}/out: no space left" in message
+    assert "Free: " in message and "still needed: about" in message
+    monkeypatch.undo()
+    assert run(*options) == 0
+    assert tree(tmp_path / "out") == tree(reference)
+
+
+@pytest.mark.parametrize("format", ["bin", "array_record"])
+def test_the_writers_report_a_full_disk_themselves(corpus, tmp_path, format):
+    """A limit on file size: the same failing write() as on a full disk, without a full disk."""
+    limit = {"bin": 60_000, "array_record": 30_000}[format]
+    code = (
+        "import resource, sys; from data_prep import fineweb;"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
+        "sys.exit(fineweb.main(sys.argv[1:]))"
+    )
+    write_parquet(corpus / "9.parquet", words(200) * 6)
+    options = byte_options(corpus, tmp_path / "out", formats=format, shard_tokens=10**6)
+    done = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True)
+    assert done.returncode == 1, done
+    assert "no space left" in done.stderr and "Traceback" not in done.stderr
+    assert run(*options) == 0
+
+
+def test_two_processes_cannot_prepare_one_directory(corpus, tmp_path, capsys):
+    from data_prep.engines import locked
+
+    with locked(tmp_path / "out" / ".work"):
+        assert run(*byte_options(corpus, tmp_path / "out")) == 1
+    assert "another process is at work in this directory" in capsys.readouterr().err
+    assert run(*byte_options(corpus, tmp_path / "out")) == 0
+
+
+def test_files_of_an_unknown_preparation_are_not_mixed_in(corpus, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "fineweb_train_000007.bin").write_bytes(b"")
+    assert run(*byte_options(corpus, tmp_path / "out")) == 1
+    assert "holds fineweb_train_000007.bin, but neither" in capsys.readouterr().err
+    assert not (tmp_path / "out" / ".work").exists()
+
+
+def test_a_damaged_segment_or_shard_is_made_again(corpus, tmp_path, monkeypatch):
+    reference = tmp_path / "reference"
+    assert run(*byte_options(corpus, reference)) == 0
+    options = byte_options(corpus, tmp_path / "out")
+    monkeypatch.setattr("data_prep.pipeline.save", _raise(KeyboardInterrupt()))
+    assert run(*options) == 130
+    monkeypatch.undo()
+    for name in (".work/segments/00002-000000.tokens", "fineweb_train_000001.bin"):
+        path = tmp_path / "out" / name
+        content = bytearray(path.read_bytes())
+        content[100] ^= 1
+        path.write_bytes(content)
+    (tmp_path / "out" / ".work" / "segments" / "00001-000000.json").write_text("{")
+    assert run(*options) == 0
+    assert tree(tmp_path / "out") == tree(reference)
+
+
+def test_manifest_errors_tell_unfinished_from_foreign(tmp_path):
+    with pytest.raises(ValueError, match="not a prepared dataset .no such directory"):
+        manifest.load(tmp_path / "nothing")
+    with pytest.raises(ValueError, match=r"not a prepared dataset .no manifest\.json in it"):
+        manifest.load(tmp_path)
+    (tmp_path / ".work").mkdir()
+    with pytest.raises(ValueError, match="not finished .* same data_prep.fineweb command again"):
+        manifest.load(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match=r"manifest\.json: not valid JSON"):
+        manifest.load(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"format_version": 99}')
+    with pytest.raises(ValueError, match="format_version 99, expected 1"):
+        manifest.load(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"format_version": 1}')
+    with pytest.raises(ValueError, match="damaged .KeyError: 'name'"):
+        manifest.load(tmp_path)
+
+
+# Kills. Real processes, SIGKILL, at moments counted in finished files so that they fall into
+# every part of the work on a machine of any speed.
+
+NUM_KILLS = 6
+
+
+@pytest.fixture(scope="module")
+def sliced_sample(tmp_path_factory) -> Path:
+    """The sample as ten files, so that there are ten units."""
+    folder = tmp_path_factory.mktemp("sliced")
+    table = pq.read_table(ASSETS / "sample.parquet").slice(0, 1000)
+    for index in range(10):
+        pq.write_table(table.slice(100 * index, 100), folder / f"{index}.parquet")
+    return folder
+
+
+def sample_options(folder: Path, output: Path, num_workers: int) -> list[str]:
+    """About 30 output files."""
+    return [
+        f"--input={folder}/*.parquet",
+        f"--output_dir={output}",
+        "--val_tokens=50000",
+        "--shard_tokens=100000",
+        f"--num_workers={num_workers}",
+    ]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(sliced_sample, tmp_path_factory) -> dict[str, bytes]:
+    """The tree that one quiet run with one worker gives."""
+    output = tmp_path_factory.mktemp("uninterrupted") / "out"
+    assert run(*sample_options(sliced_sample, output, 1)) == 0
+    return tree(output)
+
+
+def num_files(directory: Path) -> int:
+    """Files there at the moment, of any kind."""
+    return sum(len(names) for _, _, names in os.walk(directory))
+
+
+def living_members(group: int) -> list[int]:
+    """Processes of a process group that have not ended."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, member_of = stat.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(member_of) == group and state not in "ZX":
+            found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_killed_at_random_and_resumed_gives_the_bytes_of_an_uninterrupted_run(
+    sliced_sample, uninterrupted, tmp_path, num_workers
+):
+    rng = np.random.default_rng(KILL_SEED + num_workers)
+    output = tmp_path / "out"
+    options = sample_options(sliced_sample, output, num_workers)
+    command = [sys.executable, "-m", "data_prep.fineweb", *options]
+    total = len(uninterrupted) + 3 * 10  # and the segments' files
+    kills = []
+    for _ in range(NUM_KILLS):
+        goal = num_files(output) + int(rng.integers(1, total // NUM_KILLS))
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        while process.poll() is None and num_files(output) < goal:
+            time.sleep(0.001)
+        time.sleep(float(rng.uniform(0, 0.02)))
+        process.send_signal(signal.SIGKILL)
+        if process.wait() == -signal.SIGKILL:
+            kills.append(num_files(output))
+        deadline = time.monotonic() + 10
+        while living_members(process.pid):
+            assert time.monotonic() < deadline, "workers outlived their killed parent"
+            time.sleep(0.01)
+    assert len(kills) >= 4, f"the runs ended before they could be killed: {kills}"
+    assert run(*options) == 0
+    assert tree(output) == uninterrupted
+    print(f"\n{num_workers} workers: killed with {kills} files there, then finished; same bytes")
+
+
+def test_a_killed_worker_gives_a_clear_error_and_costs_nothing(
+    sliced_sample, uninterrupted, tmp_path
+):
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "data_prep.fineweb"]
+    options = sample_options(sliced_sample, output, 2)
+    process = subprocess.Popen(
+        command + options, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not list(output.glob(".work/segments/*.partial")):
+        assert process.poll() is None
+        time.sleep(0.001)
+    workers = []
+    for pid in living_members(process.pid):
+        command_line = Path(f"/proc/{pid}/cmdline").read_bytes()
+        if b"spawn_main" in command_line:
+            workers.append(pid)
+    os.kill(workers[0], signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "error: a worker process was killed" in errors and "Traceback" not in errors
+    assert run(*options) == 0
+    assert tree(output) == uninterrupted
+
+
+def test_interrupted_by_the_user_it_ends_at_once_and_resumes(
+    sliced_sample, uninterrupted, tmp_path
+):
+    output = tmp_path / "out"
+    options = sample_options(sliced_sample, output, 2)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "data_prep.fineweb", *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not list(output.glob(".work/segments/*.partial")):
+        assert process.poll() is None
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does on Ctrl-C
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command continues" in errors and "Traceback" not in errors
+    assert run(*options) == 0
+    assert tree(output) == uninterrupted
