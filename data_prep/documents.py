@@ -79,7 +79,9 @@ def inspect(path: str, index: int, text_column: str) -> Inspection:
             parquet = pq.ParquetFile(file)
             schema, metadata = parquet.schema_arrow, parquet.metadata
     except (pa.ArrowInvalid, OSError) as error:
-        return Inspection(identity, error=f"{path}: not parquet, or cut short: {str(error).strip()}")
+        return Inspection(
+            identity, error=f"{path}: not parquet, or cut short: {str(error).strip()}"
+        )
     except Exception as error:  # each file system raises its own types
         return Inspection(identity, error=f"{path}: cannot be read: {describe(error)}")
     if text_column not in schema.names:

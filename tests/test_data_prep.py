@@ -194,9 +194,7 @@ def test_array_record_shards_end_at_records(corpus, tmp_path):
         (40, 24_800, 2, 798),
     ],
 )
-def test_splits_are_cut_at_documents(
-    corpus, tmp_path, val_tokens, max_tokens, num_val, num_train
-):
+def test_splits_are_cut_at_documents(corpus, tmp_path, val_tokens, max_tokens, num_val, num_train):
     options = {"val_tokens": val_tokens, "max_tokens": max_tokens, "formats": "bin"}
     assert run(*byte_options(corpus, tmp_path / "out", **options)) == 0
     splits = manifest.load(tmp_path / "out").splits

@@ -112,7 +112,9 @@ def test_a_file_cut_short_is_an_error_and_never_fewer_documents(tmp_path, kind):
     if kind == "parquet":
         assert re.match(rf"{path}: not parquet, or cut short", found.error) and not found.units
         return
-    with pytest.raises(InputError, match=rf"^{path}: (line \d+: not JSON|cannot be read to the end)"):
+    with pytest.raises(
+        InputError, match=rf"^{path}: (line \d+: not JSON|cannot be read to the end)"
+    ):
         list(read_unit(found.units[0], "text"))
 
 
@@ -194,7 +196,9 @@ def test_presets():
 
 def test_no_network_for_the_hub_is_said_soon_with_the_way_around(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(InputError, match=r"no network .*hf download HuggingFaceFW/fineweb ") as error:
+    with pytest.raises(
+        InputError, match=r"no network .*hf download HuggingFaceFW/fineweb "
+    ) as error:
         expand("hf://datasets/HuggingFaceFW/fineweb/sample/10BT/*.parquet")
     assert "--include='sample/10BT/*'" in str(error.value)
 
@@ -272,5 +276,3 @@ def test_other_file_systems_are_reached_through_fsspec():
     assert [path.rpartition("/")[2] for path in paths] == ["a.jsonl", "b.jsonl"]
     assert inputs.is_remote(paths[0])
     assert read_all(paths[0]) == EXPECTED
-
-

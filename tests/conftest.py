@@ -1,0 +1,65 @@
+"""Four CPU devices for every test, and a tiny prepared dataset."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["WANDB_MODE"] = "offline"
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+
+from gpt_pretrain.data.loader import Batches
+from gpt_pretrain.llm import GPTConfig
+
+TINY_MODEL = {"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 264}
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory) -> str:
+    """About 36,000 byte-tokens in several shards of both formats, made by the command that users run."""
+    from data_prep import fineweb
+
+    directory = tmp_path_factory.mktemp("tiny")
+    words = np.random.default_rng(0).choice(["the", "cat", "sat", "on", "a", "mat", "and", "purred"], 9000)
+    lines = [" ".join(words[i : i + 30]) for i in range(0, len(words), 30)]
+    text = directory / "text.jsonl"
+    text.write_text("".join(f'{{"text": "{line}"}}\n' for line in lines))
+    out = directory / "prepared"
+    status = fineweb.main([
+        f"--input={text}", f"--output_dir={out}", "--tokenizer=byte", "--shard_tokens=10000", "--val_tokens=3000",
+        "--record_tokens=64", "--num_workers=1",
+    ])  # fmt: skip
+    assert not status
+    return str(out)
+
+
+@pytest.fixture
+def tiny_config() -> GPTConfig:
+    return GPTConfig(**TINY_MODEL).resolve("cpu")
+
+
+def make_test_mesh(data: int, fsdp: int) -> Mesh:
+    """A mesh over the first data * fsdp of the four devices."""
+    devices = np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp)
+    return Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+class ArraySource:
+    """A token source over an array."""
+
+    def __init__(self, tokens):
+        self.tokens = np.asarray(tokens, np.uint16)
+        self.num_tokens = len(tokens)
+
+    def read(self, starts, length):
+        return self.tokens[np.asarray(starts)[:, None] + np.arange(length)]
+
+
+def make_batches(source, **changes) -> Batches:
+    settings = {
+        "seed": 0, "seq_len": 8, "vocab_size": 2**16, "num_microbatches": 2, "microbatch": 4, "num_batches": 10,
+    }  # fmt: skip
+    return Batches(source, **(settings | changes))

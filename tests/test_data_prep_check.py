@@ -1,0 +1,191 @@
+"""data_prep.check finds what is wrong and names it; data_prep.convert adds a format."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from test_data_prep import byte_options, run, tree, words, write_parquet
+
+from data_prep import check, convert, manifest
+from data_prep.check import find_problems
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory) -> Path:
+    """A prepared dataset in both formats, with several shards."""
+    folder = tmp_path_factory.mktemp("good")
+    write_parquet(folder / "a.parquet", words(400))
+    assert run(*byte_options(folder, folder / "out")) == 0
+    return folder / "out"
+
+
+@pytest.fixture
+def dataset(good, tmp_path) -> Path:
+    """A copy of it, to be damaged."""
+    shutil.copytree(good, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def problems(directory: Path) -> list[str]:
+    """All of them, in order."""
+    return list(find_problems(directory))
+
+
+def edit_manifest(directory: Path, edit) -> None:
+    """Applies `edit` to the parsed manifest."""
+    path = directory / "manifest.json"
+    fields = json.loads(path.read_text())
+    edit(fields)
+    path.write_text(json.dumps(fields))
+
+
+def bless(directory: Path, name: str) -> None:
+    """Makes the manifest agree with a damaged file: what remains are the deeper checks."""
+
+    def edit(fields):
+        (shard,) = (shard for shard in fields["shards"] if shard["name"] == name)
+        content = (directory / name).read_bytes()
+        shard |= {"num_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+    edit_manifest(directory, edit)
+
+
+def test_a_good_dataset_has_no_problems(dataset, capsys):
+    assert problems(dataset) == []
+    assert check.main([str(dataset)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{dataset}: OK, ") and "train 11,377, val 1,023 tokens" in out
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fineweb_train_000001.bin",
+        "fineweb-val.array_record-00000-of-00001",
+        "documents_train_000000.parquet",
+    ],
+)
+@pytest.mark.parametrize("how", ["flipped", "cut", "missing"])
+def test_a_damaged_file_is_the_one_problem(dataset, capsys, name, how):
+    path = dataset / name
+    content = bytearray(path.read_bytes())
+    if how == "missing":
+        path.unlink()
+    elif how == "cut":
+        path.write_bytes(content[:-1])
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    (problem,) = problems(dataset)
+    words = {"flipped": "content was changed", "cut": "it was cut short", "missing": "missing"}
+    assert problem.startswith(f"{path}: ") and words[how] in problem
+    assert check.main([str(dataset)]) == 1
+    assert f"{dataset}: 1 problem. Delete it" in capsys.readouterr().out
+
+
+def test_other_tokens_under_a_digest_that_agrees_are_found(dataset):
+    path = dataset / "fineweb_train_000001.bin"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    bless(dataset, path.name)
+    found = problems(dataset)
+    assert "split train as bin: fingerprint" in found[0]
+    assert any("holds ids that the tokenizer does not have" in problem for problem in found)
+
+
+def test_two_shards_in_each_others_place_are_found(dataset):
+    a, b = (dataset / f"fineweb_train_00000{i}.bin" for i in (0, 1))
+    content = a.read_bytes()
+    a.write_bytes(b.read_bytes())
+    b.write_bytes(content)
+    bless(dataset, a.name)
+    bless(dataset, b.name)
+    assert any("train as bin: fingerprint" in problem for problem in problems(dataset))
+
+
+def test_a_documents_table_with_a_gap_is_found(dataset):
+    path = dataset / "documents_train_000001.parquet"
+    table = pq.ParquetFile(path).read()
+    starts = table["start"].to_numpy().copy()
+    starts[3] += 1
+    pq.write_table(table.set_column(0, "start", [starts]), path)
+    bless(dataset, path.name)
+    found = problems(dataset)
+    assert found[0].startswith(f"{path}: row 3 starts at {starts[3]}, expected {starts[3] - 1}")
+    assert any("end-of-text is not exactly where" in problem for problem in found)
+
+
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        (lambda m: m["splits"]["train"].update(num_tokens=1), "split train has 1 tokens, but its"),
+        (lambda m: m["splits"]["val"].update(num_documents=1), "the manifest says 1"),
+        (lambda m: m["splits"]["val"].update(unigram_entropy=1.0), "the manifest says 1.0"),
+        (lambda m: m["splits"]["val"].update(fingerprint="0"), "but its splits give"),
+        (lambda m: m.update(fingerprint="0"), "fingerprint 0, but its splits give"),
+        (lambda m: m["shards"].pop(1), "not in the manifest"),
+    ],
+)
+def test_a_manifest_that_contradicts_the_files_is_found(dataset, edit, message):
+    edit_manifest(dataset, edit)
+    assert any(message in problem for problem in problems(dataset))
+
+
+def test_leftovers_and_the_files_for_tfds_are_looked_at(dataset):
+    (dataset / "fineweb_train_000099.bin").write_bytes(b"")
+    (dataset / ".fineweb_train_000000.bin.partial").write_bytes(b"")
+    (dataset / "notes.txt").write_text("mine")
+    (dataset / "features.json").unlink()
+    (dataset / "dataset_info.json").write_text("{}")
+    found = "\n".join(problems(dataset))
+    for message in [
+        "features.json: missing",
+        "dataset_info.json: does not describe",
+        "fineweb_train_000099.bin: not in the manifest",
+        ".fineweb_train_000000.bin.partial: not in the manifest",
+    ]:
+        assert message in found
+    assert "notes.txt" not in found
+
+
+def test_no_dataset_is_an_error(tmp_path, capsys):
+    assert check.main([str(tmp_path)]) == 1
+    assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("there, to", [("bin", "array_record"), ("array_record", "bin")])
+def test_converting_gives_the_bytes_of_preparing_both(good, tmp_path, there, to, monkeypatch):
+    options = byte_options(good.parent, tmp_path / "out", formats=there)
+    assert run(*options) == 0
+    before = manifest.load(tmp_path / "out").fingerprint
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
+        patch.setattr(convert, "save", killed)
+        convert.main([str(tmp_path / "out"), f"--to={to}"])
+    assert convert.main([str(tmp_path / "out"), f"--to={to}"]) == 0
+    assert tree(tmp_path / "out") == tree(good)
+    assert manifest.load(tmp_path / "out").fingerprint == before
+
+
+def test_converting_a_damaged_dataset_is_refused(good, tmp_path, capsys):
+    assert run(*byte_options(good.parent, tmp_path / "out", formats="bin")) == 0
+    path = tmp_path / "out" / "fineweb_train_000000.bin"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    assert convert.main([str(tmp_path / "out"), "--to=array_record"]) == 1
+    assert "split train as bin has fingerprint" in capsys.readouterr().err
+    assert manifest.load(tmp_path / "out").spec["formats"] == ["bin"]
+
+
+def test_unigram_entropy_of_known_distributions():
+    assert manifest.unigram_entropy(np.array([5, 0, 5])) == pytest.approx(np.log(2))
+    assert manifest.unigram_entropy(np.array([0, 7])) == 0.0
