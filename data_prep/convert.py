@@ -76,9 +76,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--to", required=True, choices=FORMATS, help="the format to add")
     parser.add_argument("--num_workers", type=int, default=1, help="processes (default: 1)")
     args = parser.parse_args(argv)
+    from data_prep.engines import WorkerDied
+
     try:
         manifest = convert(args.directory, args.to, args.num_workers)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, WorkerDied) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{args.directory}: holds {' and '.join(manifest.spec['formats'])}")

@@ -37,7 +37,7 @@ class Progress:
         if self._stream.isatty():
             from tqdm import tqdm
 
-            bar_format = "{desc}: {percentage:3.0f}%|{bar}| {postfix}"
+            bar_format = "{percentage:3.0f}%|{bar:24}| {desc}"
             self._bar = tqdm(total=total_work, desc=stage, bar_format=bar_format, file=self._stream)
 
     def add(self, documents: int, tokens: int, text_bytes: int, work: int) -> None:
@@ -56,14 +56,16 @@ class Progress:
         if now - self._shown < (BAR_SECS if self._bar is not None else LINE_SECS):
             return
         self._shown = now
+        self._show()
+
+    def _show(self) -> None:
         if self._bar is not None:
             self._bar.total = max(1, self.total_work)
             self._bar.n = self.work_done()
-            self._bar.set_postfix_str(self.line(), refresh=True)
-        else:
-            print(
-                f"{self.stage}: {self.percent():.0f}%, {self.line()}", file=self._stream, flush=True
-            )
+            self._bar.set_description_str(f"{self.stage}: {self.line()}", refresh=True)
+            return
+        line = f"{self.stage}: {self.percent():.0f}%, {self.line()}"
+        print(line, file=self._stream, flush=True)
 
     def work_done(self) -> int:
         """In the unit of `total_work`."""
@@ -88,6 +90,7 @@ class Progress:
     def close(self) -> None:
         """Leaves the terminal's line."""
         if self._bar is not None:
+            self._show()
             self._bar.close()
 
 

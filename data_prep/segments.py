@@ -158,7 +158,8 @@ def _encode_batch(tokenizer: Tokenizer, batch: Batch) -> tuple[np.ndarray, list[
     lengths: list[int] = []
     num_bytes = 0
     for text in batch.texts:
-        ids = np.asarray(tokenizer.encode(text)) if text else end_of_text[:0]
+        text = text or ""
+        ids = np.asarray(tokenizer.encode(text))
         if not len(ids):
             lengths.append(0)
             continue

@@ -153,10 +153,8 @@ def read_pieces(pieces: Sequence[Piece], record_tokens: int) -> Iterator[np.ndar
         if piece.format == "array_record":
             yield from _read_records(piece, record_tokens)
             continue
-        if piece.format == "bin":
-            tokens = open_tokens(piece.path)
-        else:
-            tokens = np.memmap(piece.path, "<u2", "r")
+        is_bin = piece.format == "bin"
+        tokens = open_tokens(piece.path) if is_bin else np.memmap(piece.path, "<u2", "r")
         for start in range(piece.start, piece.stop, CHUNK_TOKENS):
             yield np.asarray(tokens[start : min(start + CHUNK_TOKENS, piece.stop)])
 

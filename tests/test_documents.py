@@ -6,6 +6,7 @@ import http.server
 import json
 import re
 import threading
+import zlib
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -116,6 +117,22 @@ def test_a_file_cut_short_is_an_error_and_never_fewer_documents(tmp_path, kind):
         InputError, match=rf"^{path}: (line \d+: not JSON|cannot be read to the end)"
     ):
         list(read_unit(found.units[0], "text"))
+
+
+@pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst"])
+def test_a_compressed_file_cut_between_two_lines_is_an_error_too(tmp_path, kind):
+    if kind == "jsonl.gz":
+        squeeze = zlib.compressobj(wbits=31)
+        head = squeeze.compress(jsonl()) + squeeze.flush(zlib.Z_SYNC_FLUSH)
+    else:
+        squeeze = zstandard.ZstdCompressor().compressobj()
+        head = squeeze.compress(jsonl()) + squeeze.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(head)
+    with pytest.raises(InputError, match=rf"^{path}: cannot be read to the end"):
+        read_all(str(path))
+    path.write_bytes(head + squeeze.compress(jsonl()) + squeeze.flush())
+    assert [row[0] for row in read_all(str(path))] == TEXTS * 2
 
 
 def test_damage_inside_a_parquet_file_is_named(tmp_path):

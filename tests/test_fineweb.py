@@ -122,7 +122,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     seconds = time.monotonic() - start
     text, _, modules = done.stdout.partition("IMPORTED ")
-    for option in "input output_dir formats bin_header tokenizer shard_tokens val_tokens".split():
+    for option in ("input", "output_dir", "formats", "bin_header", "tokenizer", "shard_tokens"):
         assert f"--{option}" in text
     heavy = {"numpy", "pyarrow", "tiktoken", "fsspec", "array_record", "tensorflow_datasets"}
     assert not heavy & set(modules.split())

@@ -64,8 +64,19 @@ def test_another_record_length_is_refused_with_the_file_and_the_record(tmp_path)
 
 def test_a_record_of_the_right_length_but_another_layout_is_refused():
     good = record_prefix(8) + bytes(16)
-    with pytest.raises(ValueError, match="not a tf.train.Example of 8 uint16 ids"):
+    with pytest.raises(ValueError, match=r"not a tf.train.Example of 8 uint16 ids"):
         token_records.check_record(good.replace(b"tokens", b"tokenz"), 8)
+
+
+def test_such_a_record_is_refused_by_the_reader_too(tmp_path, monkeypatch):
+    write_records(tmp_path / "good", [_tokens(16)], 16, record_tokens=8)
+    monkeypatch.setattr(token_records, "FEATURE", "tokenz")
+    write_records(tmp_path / "bad", [_tokens(16)], 16, record_tokens=8)
+    monkeypatch.undo()
+    reader = open_records([tmp_path / "good", tmp_path / "bad"], 8)
+    reader.read([0, 1])
+    with pytest.raises(ValueError, match=r"bad: record 1: record starts with"):
+        reader.read([1, 3])
 
 
 @pytest.mark.parametrize("how", ["flipped", "cut", "empty"])
