@@ -51,7 +51,6 @@ def main() -> int:
     from gpt_pretrain.data import loader, token_sources
     from gpt_pretrain.losses import num_loss_chunks
     from gpt_pretrain.settings import parse
-    from gpt_pretrain.train import batch_layout
 
     named = CONFIGS / f"{args.config}.gin"
     parse([str(named) if named.exists() else args.config, *args.gin_file], cli.bindings_of(args))
@@ -62,7 +61,7 @@ def main() -> int:
     optimizer = gin.get_configurable("optimizer")(10**6)
     platform = jax.devices()[0].platform
     config = model.resolve(platform)
-    layout = batch_layout(bound.get("batch_size", 512), bound.get("per_device_batch_size", 16), mesh.size)
+    layout = sharding.batch_layout(bound.get("batch_size", 512), bound.get("per_device_batch_size", 16), mesh.size)
     if args.data_dir:
         dataset = token_sources.open_dataset(args.data_dir, format=data.format)
         source, num_valid = dataset.splits["train"], dataset.vocab_size

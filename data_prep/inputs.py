@@ -92,9 +92,9 @@ def _expand_one(pattern: str) -> list[str]:
             problem = "no file matches" if glob.has_magic(pattern) else "no such file"
             raise InputError(f"{pattern}: {problem}{_did_you_mean_preset(pattern)}")
         return found
+    check_reachable(pattern)
     if "*" not in pattern:  # `?` and `[` are ordinary in a URL
         return [pattern]
-    check_reachable(pattern)
     try:
         file_system, path = _file_system(pattern)
         found = sorted(cast(list[str], file_system.glob(path)))
@@ -151,9 +151,8 @@ def file_name(path: str) -> str:
 def file_info(path: str) -> dict[str, Any]:
     """What the file system says of a file: `size` (None if unknown) and its own keys.
 
-    Raises InputError: no such file, no network, no permission.
+    Raises InputError: no such file, or it cannot be read.
     """
-    check_reachable(path)
     try:
         file_system, inner = _file_system(path)
         return cast(dict[str, Any], file_system.info(inner))

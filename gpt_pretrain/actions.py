@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 
 from gpt_pretrain.data.loader import num_windows, to_devices
 from gpt_pretrain.data.token_sources import TokenSource
+from gpt_pretrain.stopping import StopSignal
 
 
 class StepResult(NamedTuple):
@@ -113,11 +114,11 @@ class Evaluation:
     def num_tokens(self) -> int:
         return self._num_windows * self._seq_len
 
-    def __call__(self, params, should_stop: Callable[[], bool]) -> dict[str, float] | None:
-        """Means over all target tokens: {"loss": nats, "accuracy": ...}; None if told to stop half way."""
+    def __call__(self, params, leave: StopSignal | None = None) -> dict[str, float] | None:
+        """Means over all target tokens: {"loss": nats, "accuracy": ...}; None if `leave` came half way."""
         sums = []
         for index, first in enumerate(range(0, self._num_windows, self._microbatch)):
-            if should_stop():
+            if leave and leave.received is not None:
                 return None
             windows = first + self._rows
             weights = (windows < self._num_windows).astype(np.float32)  # the last microbatch may not be full

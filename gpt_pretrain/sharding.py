@@ -4,6 +4,8 @@ Two mesh axes: `data` holds copies of the parameters, `fsdp` splits them (ZeRO-3
 over both.
 """
 
+import dataclasses
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -56,3 +58,44 @@ def param_shardings(tree, mesh: Mesh):
         return NamedSharding(mesh, P(*(None,) * longest, "fsdp"))
 
     return jax.tree.map(spec, tree)
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchLayout:
+    """How a global batch lies on the devices: `num_microbatches` parts of `microbatch` rows each."""
+
+    num_microbatches: int
+    microbatch: int
+    num_devices: int
+
+    @property
+    def batch_size(self) -> int:
+        return self.num_microbatches * self.microbatch
+
+    @property
+    def per_device(self) -> int:
+        return self.microbatch // self.num_devices
+
+
+def batch_layout(batch_size: int, per_device_batch_size: int, num_devices: int) -> BatchLayout:
+    """Accumulates gradients when the batch does not fit the devices at once: 512, 16, 8 -> 4 x 128."""
+    if min(batch_size, per_device_batch_size) < 1:
+        raise ValueError(
+            f"train.batch_size={batch_size} and train.per_device_batch_size={per_device_batch_size} must be at least 1"
+        )
+    at_once = per_device_batch_size * num_devices
+    if batch_size <= at_once:
+        if batch_size % num_devices:
+            raise ValueError(
+                f"train.batch_size={batch_size} cannot be split over {num_devices} devices: {batch_size} / "
+                f"{num_devices} = {batch_size / num_devices:.2f} rows each. Use a multiple of {num_devices}."
+            )
+        return BatchLayout(1, batch_size, num_devices)
+    if batch_size % at_once:
+        raise ValueError(
+            f"train.batch_size={batch_size} is not a whole number of microbatches: train.per_device_batch_size="
+            f"{per_device_batch_size} x {num_devices} devices = {at_once} rows at once, {batch_size} / {at_once} = "
+            f"{batch_size / at_once:.2f}. Use a batch_size that is a multiple of {at_once}, or change "
+            "per_device_batch_size."
+        )
+    return BatchLayout(batch_size // at_once, at_once, num_devices)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gpt_pretrain import wandb_writer, writers
+from gpt_pretrain import wandb_writer
 from gpt_pretrain.writers import ConsoleWriter, TensorBoardWriter, make_writer, metric_writers
 
 GIN = """import my_module

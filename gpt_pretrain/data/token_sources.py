@@ -16,9 +16,29 @@ from data_prep import token_bin, token_records
 from data_prep.files import sha256_of
 
 Format = Literal["auto", "bin", "array_record"]
+Verify = Literal["auto", "size", "digest"]
 _FORMATS = ("bin", "array_record")  # the first one present is what "auto" takes: .bin reads faster
 _ALWAYS_VERIFY_BYTES = 2**30  # digests of this much take about a second
 _GPT2_VOCAB_SIZE = 50257
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which tokens, in which order.
+
+    Attributes:
+      dir: a prepared dataset (`data_prep.fineweb --output_dir`), or a directory or glob of .bin files.
+      format: "bin", "array_record", or "auto" for the first of these that is there. Same windows either way.
+      seed: of the order of windows.
+      seq_len: tokens a window; also the number of positions of the model.
+      verify: "digest" reads every byte at the start, "size" none, "auto" all up to 1 GiB.
+    """
+
+    dir: str = "data/fineweb-10BT"
+    format: Format = "auto"
+    seed: int = 0
+    seq_len: int = 1024
+    verify: Verify = "auto"
 
 
 class TokenSource(Protocol):
@@ -101,9 +121,7 @@ class TokenDataset:
     unigram_entropy: float | None
 
 
-def open_dataset(
-    directory: str, *, format: Format = "auto", verify: Literal["auto", "size", "digest"] = "auto"
-) -> TokenDataset:
+def open_dataset(directory: str, *, format: Format = "auto", verify: Verify = "auto") -> TokenDataset:
     """Opens a prepared dataset, or a bare directory or glob of .bin shards made elsewhere.
 
     Args:

@@ -1,0 +1,52 @@
+"""What a run says in words, at its start and at its end."""
+
+import logging
+import os
+import shlex
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import Mesh
+
+from gpt_pretrain.data.token_sources import TokenDataset
+from gpt_pretrain.llm import GPTConfig
+from gpt_pretrain.sharding import BatchLayout
+
+log = logging.getLogger(__name__)
+
+
+def say_what_runs(
+    dataset: TokenDataset, config: GPTConfig, layout: BatchLayout, mesh: Mesh, *, num_params: int, seq_len: int
+) -> None:
+    """One line for each thing that was chosen: data, model, attention, precision, devices, batch."""
+    train_tokens = dataset.splits["train"].num_tokens
+    log.info("Data: %s, %s tokens in %s, fingerprint %.12s", dataset.directory, f"{train_tokens:,}", dataset.format,
+             dataset.fingerprint)  # fmt: skip
+    if dataset.unigram_entropy is not None:
+        log.info("Unigram entropy of the training data: %.2f nats (the loss of a model that knows only how frequent "
+                 "each token is)", dataset.unigram_entropy)  # fmt: skip
+    log.info("Model: %s parameters, %d layers x %d wide, compute in %s, attention by %s", f"{num_params:,}",
+             config.n_layer, config.n_embd, config.dtype, config.attention)  # fmt: skip
+    for perturbation in config.perturbations:
+        log.info("Perturbation: %s", perturbation)
+    log.info("Devices: %d x %s as data=%d x fsdp=%d, %d process(es)", mesh.size, mesh.devices.flat[0].device_kind,
+             mesh.shape["data"], mesh.shape["fsdp"], jax.process_count())  # fmt: skip
+    log.info("Batch: %d windows of %d tokens = %d microbatch(es) x %d devices x %d", layout.batch_size, seq_len,
+             layout.num_microbatches, layout.num_devices, layout.per_device)  # fmt: skip
+
+
+def say_where_things_are(
+    save_dir: str, writers: Sequence[str], *, step: int, total_steps: int, position: int, command: str
+) -> None:
+    """The last lines: how far the run got, where its results are, which commands come next."""
+    finished = step == total_steps
+    directory = shlex.quote(os.path.join(save_dir, ""))
+    print(f"\n{'Done' if finished else 'Stopped and saved'} at step {step} of {total_steps} ({position:,} examples).")
+    print(f"  checkpoints: {directory}checkpoints   configuration: {directory}config.gin")
+    if "tensorboard" in writers:
+        print(f"  curves:      pip install tensorboard && tensorboard --logdir={directory}tensorboard")
+    print(f"  sample:      python -m gpt_pretrain.generate --checkpoint={shlex.quote(save_dir)} --prompt='Once upon'")
+    if finished:
+        print(f"  train on:    {command} --num_tokens=...   (more than now)", flush=True)
+    else:
+        print(f"  continue:    {command}", flush=True)

@@ -1,0 +1,38 @@
+"""`gpt_pretrain.main` in a process of its own, writing down what it consumes.
+
+    python recorded_run.py CONSUMED_FILE SECS_PER_STEP [flags of gpt_pretrain.main]
+
+Each batch, as the training loop takes it, becomes a line "position windows... digest of its tokens" of the file.
+"""
+
+import hashlib
+import os
+import sys
+import time
+
+from gpt_pretrain import main, runtime
+
+
+def record(consumed: str, secs_per_step: float) -> None:
+    from gpt_pretrain.data import loader
+
+    prefetch = loader.prefetch_to_devices
+
+    def recorded(elements, sharding, microbatch, rows, **kwargs):
+        with open(consumed, "a") as file:
+            for element, batch in prefetch(elements, sharding, microbatch, rows, **kwargs):
+                digest = hashlib.sha256(element["tokens"].tobytes()).hexdigest()
+                windows = " ".join(map(str, element["windows"].reshape(-1)))
+                file.write(f"{element['position']} {windows} {digest}\n")
+                file.flush()
+                time.sleep(secs_per_step)
+                yield element, batch
+
+    loader.prefetch_to_devices = recorded
+
+
+if __name__ == "__main__":
+    runtime.configure()
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    record(sys.argv[1], float(sys.argv[2]))
+    sys.exit(main.main(sys.argv[3:]))

@@ -1,0 +1,68 @@
+"""A run that is killed anywhere ends bit for bit as if it had not been."""
+
+import random
+import threading
+import time
+
+import pytest
+from runs import assert_bitwise_equal, consumed_batches, final_state, finish, flags, start
+
+NUM_STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_dataset, tmp_path_factory):
+    """(consumed batches, final arrays) of a run over the .bin shards that nobody disturbed."""
+    directory = tmp_path_factory.mktemp("uninterrupted")
+    arguments = flags(tiny_dataset, directory / "run", num_steps=NUM_STEPS, **{"data.format": "'bin'"})
+    finish(start(arguments, consumed=directory / "consumed"))
+    step, arrays = final_state(directory / "run")
+    assert step == NUM_STEPS
+    return consumed_batches(directory / "consumed"), arrays
+
+
+def kill_at_random(process, checkpoints, rng, during_save):
+    """SIGKILL: at a random moment of the stepping, or as soon as a checkpoint is being written."""
+    seen = threading.Semaphore(0)
+
+    def read():  # keeps the pipe empty, and tells of each step
+        for line in process.stdout:
+            if line.startswith("step"):
+                seen.release()
+
+    threading.Thread(target=read, daemon=True).start()
+    if during_save:
+        deadline = time.monotonic() + 120
+        while not list(checkpoints.glob("*.orbax-checkpoint-tmp*")) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.0005)
+    else:
+        for _ in range(rng.randint(1, 9)):
+            assert seen.acquire(timeout=120)
+        time.sleep(rng.random() * 0.1)
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("data_format", ["bin", "array_record"])
+def test_killed_and_resumed_run_is_bitwise_equal_to_an_uninterrupted_one(
+    uninterrupted, tiny_dataset, tmp_path, data_format
+):
+    rng = random.Random(data_format)
+    arguments = flags(tiny_dataset, tmp_path / "run", num_steps=NUM_STEPS, **{"data.format": repr(data_format)})
+    num_torn_saves = 0
+    for kill in range(5):
+        process = start(arguments, consumed=tmp_path / "consumed", secs_per_step=0.05)
+        kill_at_random(process, tmp_path / "run" / "checkpoints", rng, during_save=kill % 2 == 1)
+        assert process.returncode == -9, "the run ended before it was killed"
+        num_torn_saves += bool(list((tmp_path / "run" / "checkpoints").glob("*.orbax-checkpoint-tmp*")))
+    assert num_torn_saves >= 1
+    output = finish(start(arguments, consumed=tmp_path / "consumed"))
+    assert "Continuing" in output and f"Done at step {NUM_STEPS} of {NUM_STEPS}" in output
+
+    step, arrays = final_state(tmp_path / "run")
+    assert step == NUM_STEPS
+    consumed, expected = uninterrupted
+    assert consumed_batches(tmp_path / "consumed") == consumed
+    assert list(consumed) == list(range(0, 8 * NUM_STEPS, 8))
+    assert_bitwise_equal(arrays, expected)
