@@ -29,7 +29,6 @@ setup(
         "tiktoken",
         "tqdm",
         "wandb",
-        "zstandard",
     ],
     extras_require={
         "cuda": ["jax[cuda13]"],
@@ -37,6 +36,6 @@ setup(
         "s3": ["s3fs"],
         "gcs": ["gcsfs"],
         "view": ["tensorboard"],
-        "test": ["pytest", "pyright", "ruff", "tensorboard"],
+        "test": ["pyright", "pytest", "pytest-xdist", "ruff", "tensorboard", "zstandard"],
     },
 )

@@ -11,6 +11,7 @@ Defaults are those of the Python signatures. To put something of your own in a p
 `@gin.register` in a module that the .gin file imports, and bind it: `train.optimizer = @my_module.lion`.
 """
 
+import os
 from collections.abc import Sequence
 
 import gin
@@ -49,6 +50,8 @@ def parse(gin_files: Sequence[str], bindings: Sequence[str]) -> None:
     """
     gin.clear_config()
     try:
+        for gin_file in gin_files:  # `include "other.gin"` finds its neighbours from any working directory
+            gin.add_config_file_search_path(os.path.dirname(os.path.abspath(gin_file)))
         gin.parse_config(_WIRING)
         gin.parse_config_files_and_bindings(list(gin_files), list(bindings))
     except (OSError, SyntaxError, ValueError, AttributeError, ImportError, TypeError, RuntimeError) as error:

@@ -1,0 +1,119 @@
+import json
+import os
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from runs import assert_bitwise_equal, final_state, finish, flags, start
+
+from gpt_pretrain import checkpoints
+from gpt_pretrain.checkpoints import Checkpoints
+
+STATE = {"step": jnp.int32(3), "params": {"blocks": {0: jnp.arange(6.0).reshape(2, 3)}}}
+ABSTRACT = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), STATE)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A save_dir with checkpoints of steps 10 and 20."""
+    manager = Checkpoints(tmp_path)
+    for step in (5, 10, 20):
+        manager.save(step, jax.tree.map(lambda leaf, step=step: leaf + step, STATE), {"step": step})
+    manager.wait()
+    manager.close()
+    return tmp_path
+
+
+def data_files(checkpoint):
+    return sorted((path for path in (checkpoint / "state").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
+
+
+def flip_byte(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_the_newest_are_kept_and_come_back_as_they_were(saved):
+    assert sorted(os.listdir(saved / "checkpoints")) == ["10", "20"]
+    step, metadata = checkpoints.choose(saved)
+    assert (step, metadata) == (20, {"step": 20})
+    manager = Checkpoints(saved)
+    restored = manager.restore(20, ABSTRACT)
+    manager.close()
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b + 20), restored, STATE)
+    params = checkpoints.restore_params(saved / "checkpoints" / "10", ABSTRACT["params"])
+    np.testing.assert_array_equal(params["blocks"][0], STATE["params"]["blocks"][0] + 10)
+
+
+@pytest.mark.parametrize("damage", ["flipped byte", "truncated", "file missing", "no digests", "metadata"])
+def test_a_damaged_newest_checkpoint_is_moved_aside_and_the_one_before_is_used(saved, damage, caplog):
+    newest = saved / "checkpoints" / "20"
+    for path in data_files(newest)[-1:]:
+        if damage == "flipped byte":
+            flip_byte(path)
+        elif damage == "truncated":
+            os.truncate(path, path.stat().st_size - 1)
+        elif damage == "file missing":
+            path.unlink()
+    if damage == "no digests":
+        (newest / "digests.json").unlink()
+    if damage == "metadata":
+        (newest / "run" / "metadata").write_text(json.dumps({"step": 21}))
+    assert checkpoints.choose(saved) == (10, {"step": 10})
+    assert "is damaged" in caplog.text and str(newest) in caplog.text
+    assert (saved / "damaged_checkpoints" / "20" / "state").is_dir()  # nothing is lost
+    manager = Checkpoints(saved)
+    manager.save(20, STATE, {"step": 20})  # the way is free for it to be saved again
+    manager.wait()
+    manager.close()
+    assert checkpoints.choose(saved)[0] == 20
+
+
+def test_every_file_that_matters_is_covered_by_a_digest(saved):
+    checkpoint = saved / "checkpoints" / "20"
+    for path in data_files(checkpoint):
+        if path.name in ("commit_success.txt",):
+            continue
+        copy = saved / "copy"
+        shutil.copytree(checkpoint, copy)
+        flip_byte(copy / path.relative_to(checkpoint))
+        assert checkpoints.find_damage(copy), path
+        shutil.rmtree(copy)
+    assert checkpoints.find_damage(checkpoint) is None
+
+
+def test_locate_finds_a_run_or_one_of_its_checkpoints_and_changes_nothing(saved):
+    assert checkpoints.locate(saved).name == "20"
+    assert checkpoints.locate(saved / "checkpoints" / "10").name == "10"
+    flip_byte(data_files(saved / "checkpoints" / "20")[-1])
+    assert checkpoints.locate(saved).name == "10"
+    assert (saved / "checkpoints" / "20").is_dir()
+    with pytest.raises(ValueError, match="damaged"):
+        checkpoints.locate(saved / "checkpoints" / "20")
+    with pytest.raises(ValueError, match="no good checkpoint"):
+        checkpoints.locate(saved / "nothing")
+
+
+def test_saving_a_step_that_is_there_already_is_an_error_not_silence(saved):
+    manager = Checkpoints(saved)
+    with pytest.raises(Exception, match="20"):
+        manager.save(20, STATE, {"step": 20})
+    manager.close()
+
+
+def test_one_checkpoint_alone_is_not_enough_to_keep(tmp_path):
+    with pytest.raises(ValueError, match="at least 2"):
+        Checkpoints(tmp_path, num_kept=1)
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_to_the_same_end(tiny_dataset, tmp_path):
+    finish(start(flags(tiny_dataset, tmp_path / "run", num_steps=20)))
+    step, expected = final_state(tmp_path / "run")
+    flip_byte(data_files(tmp_path / "run" / "checkpoints" / "20")[-1])
+    output = finish(start(flags(tiny_dataset, tmp_path / "run", num_steps=20)))
+    assert "is damaged" in output and "from step 15 of 20" in output
+    assert step == 20 == final_state(tmp_path / "run")[0]
+    assert_bitwise_equal(final_state(tmp_path / "run")[1], expected)
