@@ -77,7 +77,7 @@ def main() -> int:
     rows = loader.local_rows(batch_sharding, layout.num_microbatches, layout.microbatch)
     num_chunks = num_loss_chunks(layout.per_device, data.seq_len, model.vocab_size, platform)
     step_fn = train_step.make_train_step(
-        config, optimizer, seq_len=data.seq_len, num_valid=num_valid, num_chunks=num_chunks, seed=0
+        config, optimizer, seq_len=data.seq_len, num_valid=num_valid, num_chunks=num_chunks, seed=0, mesh=mesh
     )
     shardings = train_state.state_shardings(config, data.seq_len, optimizer.transform, mesh)
     state = train_state.create(config, data.seq_len, optimizer.transform, mesh, 0)

@@ -5,6 +5,7 @@ over both.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -58,6 +59,31 @@ def param_shardings(tree, mesh: Mesh):
         return NamedSharding(mesh, P(*(None,) * longest, "fsdp"))
 
     return jax.tree.map(spec, tree)
+
+
+def gather_embeddings(params: dict, mesh: Mesh | None) -> dict:
+    """Makes the embedding tables whole on every device for a forward pass, as FSDP does with each weight.
+
+    Left to itself, XLA keeps a split table where it is and moves the activations of the whole batch instead.
+    """
+    if mesh is None or mesh.shape["fsdp"] == 1:
+        return params
+    tables = {name: params[name] for name in ("token_embedding", "position_embedding")}
+    return params | jax.lax.with_sharding_constraint(tables, replicated(mesh))
+
+
+def sum_over_devices(loss: Callable, mesh: Mesh) -> Callable:
+    """`loss(x_BTD, head_VD, targets_BT) -> sums`, computed by each device on its own rows, then added up.
+
+    Inside, nothing is communicated: the head's gradient is reduced once, not once a chunk.
+    """
+    rows, whole = P(BATCH_AXES), P()
+
+    def local(x_BTD, head_VD, targets_BT):
+        return jax.tree.map(lambda total: total[None], loss(x_BTD, head_VD, targets_BT))
+
+    each = jax.shard_map(local, mesh=mesh, in_specs=(rows, whole, rows), out_specs=rows, check_vma=False)
+    return lambda *args: jax.tree.map(lambda totals: totals.sum(), each(*args))
 
 
 @dataclasses.dataclass(frozen=True)

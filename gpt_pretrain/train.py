@@ -139,7 +139,7 @@ def train(
         # The compiled functions and what feeds them.
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         how = {
-            "seq_len": data.seq_len, "num_valid": dataset.vocab_size, "seed": seed,
+            "seq_len": data.seq_len, "num_valid": dataset.vocab_size, "seed": seed, "mesh": device_mesh,
             "num_chunks": num_loss_chunks(layout.per_device, data.seq_len, model.vocab_size, platform),
         }  # fmt: skip
         step_fn = train_step.make_train_step(config, made, **how)

@@ -17,7 +17,7 @@ from gpt_pretrain.llm import GPTConfig, graph_of
 from gpt_pretrain.losses import summed_nll, token_nll
 from gpt_pretrain.optimizers import Optimizer
 from gpt_pretrain.perturbations import make_hook
-from gpt_pretrain.sharding import batch_sharding, replicated
+from gpt_pretrain.sharding import batch_sharding, gather_embeddings, param_shardings, replicated, sum_over_devices
 from gpt_pretrain.train_state import TrainState
 
 
@@ -27,14 +27,23 @@ def split_tokens(window_BT):
     return window_BT[:, :-1], window_BT[:, 1:]
 
 
-def make_loss_fn(config: GPTConfig, seq_len: int, num_valid: int, num_chunks: int) -> Callable:
+def make_loss_fn(
+    config: GPTConfig, *, seq_len: int, num_valid: int, num_chunks: int, mesh: Mesh | None = None
+) -> Callable:
     """`(params, window_BT, rng, record=None) -> (summed nll, num_correct)` of one microbatch.
 
-    `record`, a dict, receives the activation statistics if given.
+    `record`, a dict, receives the activation statistics if given. A `mesh` of several devices splits the work.
     """
     graph = graph_of(config, seq_len)
 
+    def loss_of(x_BTD, head_VD, targets_BT):
+        return summed_nll(x_BTD, head_VD, targets_BT, num_valid, num_chunks)
+
+    if mesh is not None and mesh.size > 1:
+        loss_of = sum_over_devices(loss_of, mesh)
+
     def loss_fn(params, window_BT, rng, record=None):
+        params = gather_embeddings(params, mesh)
         model = nnx.merge(graph, params)
         inputs_BT, targets_BT = split_tokens(window_BT)
         rng_hook, rng_dropout = (None, None) if rng is None else jax.random.split(rng)
@@ -42,16 +51,16 @@ def make_loss_fn(config: GPTConfig, seq_len: int, num_valid: int, num_chunks: in
         if record is not None:
             hook = metrics_lib.recording(hook, record)
         x_BTD = model(inputs_BT, hook=hook, rng=rng_dropout)
-        return summed_nll(x_BTD, model.head_VD, targets_BT, num_valid, num_chunks)
+        return loss_of(x_BTD, model.head_VD, targets_BT)
 
     return loss_fn
 
 
-def accumulate_gradients(loss_fn: Callable, params, batch_MBT, rng):
+def accumulate_gradients(loss_fn: Callable, params, batch_MBT, rng, mesh: Mesh | None = None):
     """Gradient of the mean loss over ALL tokens of the batch, one microbatch at a time.
 
     Sums are divided once, by the number of target tokens of the whole batch, so that the result does not
-    depend on how it is cut into microbatches.
+    depend on how it is cut into microbatches. With a `mesh`, the sums are split like the parameters.
 
     Returns:
       gradients like `params` in float32, mean loss in nats, accuracy.
@@ -61,7 +70,10 @@ def accumulate_gradients(loss_fn: Callable, params, batch_MBT, rng):
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
     def one(window_BT, index):
-        return grad_fn(params, window_BT, None if rng is None else jax.random.fold_in(rng, index))
+        sums, grads = grad_fn(params, window_BT, None if rng is None else jax.random.fold_in(rng, index))
+        if mesh is not None and mesh.shape["fsdp"] > 1:
+            grads = jax.lax.with_sharding_constraint(grads, param_shardings(grads, mesh))
+        return sums, grads
 
     def body(carry, inputs):
         return jax.tree.map(jnp.add, carry, one(*inputs)), None
@@ -78,15 +90,22 @@ def accumulate_gradients(loss_fn: Callable, params, batch_MBT, rng):
 
 
 def make_train_step(
-    config: GPTConfig, optimizer: Optimizer, *, seq_len: int, num_valid: int, num_chunks: int, seed: int
+    config: GPTConfig,
+    optimizer: Optimizer,
+    *,
+    seq_len: int,
+    num_valid: int,
+    num_chunks: int,
+    seed: int,
+    mesh: Mesh | None = None,
 ) -> Callable:
     """`(state, batch) -> (state, metrics)`, not yet jitted; see `compile_train_step`."""
-    loss_fn = make_loss_fn(config, seq_len, num_valid, num_chunks)
+    loss_fn = make_loss_fn(config, seq_len=seq_len, num_valid=num_valid, num_chunks=num_chunks, mesh=mesh)
     needs_rng = bool(config.dropout or config.perturbations)
 
     def train_step(state: TrainState, batch_MBT):
         rng = jax.random.fold_in(jax.random.key(seed), state.step) if needs_rng else None
-        grads, loss, accuracy = accumulate_gradients(loss_fn, state.params, batch_MBT, rng)
+        grads, loss, accuracy = accumulate_gradients(loss_fn, state.params, batch_MBT, rng, mesh)
         updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
@@ -102,13 +121,15 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(config: GPTConfig, *, seq_len: int, num_valid: int, num_chunks: int, seed: int) -> Callable:
+def make_eval_step(
+    config: GPTConfig, *, seq_len: int, num_valid: int, num_chunks: int, seed: int, mesh: Mesh | None = None
+) -> Callable:
     """`(params, batch, weights_MB, index) -> (nll, num_correct)` summed over the rows of weight 1."""
     graph = graph_of(config, seq_len)
     perturbations = [each for each in config.perturbations if each.in_evaluation]
 
     def eval_step(params, batch_MBT, weights_MB, index):
-        model = nnx.merge(graph, params)
+        model = nnx.merge(graph, gather_embeddings(params, mesh))
         rng = jax.random.fold_in(jax.random.key(seed), index) if perturbations else None
         hook = make_hook(perturbations, config.n_layer, rng)
         inputs_BT, targets_BT = split_tokens(batch_MBT[0])
@@ -121,20 +142,22 @@ def make_eval_step(config: GPTConfig, *, seq_len: int, num_valid: int, num_chunk
     return eval_step
 
 
-def make_statistics(config: GPTConfig, *, seq_len: int, num_valid: int, num_chunks: int, seed: int) -> Callable:
+def make_statistics(
+    config: GPTConfig, *, seq_len: int, num_valid: int, num_chunks: int, seed: int, mesh: Mesh | None = None
+) -> Callable:
     """`(state, batch) -> {name: scalar}`: a function of its own, so that ordinary steps pay nothing.
 
     Activations are those of the first microbatch, at every site of every layer; gradient norms are of the
     whole batch's gradient, before clipping; all with the random numbers that the step itself uses.
     """
-    loss_fn = make_loss_fn(config, seq_len, num_valid, num_chunks)
+    loss_fn = make_loss_fn(config, seq_len=seq_len, num_valid=num_valid, num_chunks=num_chunks, mesh=mesh)
     needs_rng = bool(config.dropout or config.perturbations)
 
     def statistics(state: TrainState, batch_MBT):
         rng = jax.random.fold_in(jax.random.key(seed), state.step) if needs_rng else None
         record: dict[str, jax.Array] = {}
         loss_fn(state.params, batch_MBT[0], None if rng is None else jax.random.fold_in(rng, 0), record)
-        grads, _, _ = accumulate_gradients(loss_fn, state.params, batch_MBT, rng)
+        grads, _, _ = accumulate_gradients(loss_fn, state.params, batch_MBT, rng, mesh)
         record |= metrics_lib.norms_per_layer(grads, "gradients")
         return record | metrics_lib.norms_per_layer(state.params, "parameters")
 

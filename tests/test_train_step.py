@@ -14,13 +14,14 @@ from gpt_pretrain.sharding import batch_sharding
 
 SEQ_LEN, NUM_VALID = 8, 257
 HOW = {"seq_len": SEQ_LEN, "num_valid": NUM_VALID, "num_chunks": 2, "seed": 0}
+LOSS = {"seq_len": SEQ_LEN, "num_valid": NUM_VALID, "num_chunks": 1}
 
 
 def make_step(config, mesh, lr=1e-2):
     optimizer = adamw(100, lr=lr, warmup_steps=2)
     args = (config, SEQ_LEN, optimizer.transform, mesh)
     shardings = train_state.state_shardings(*args)
-    step = train_step.compile_train_step(train_step.make_train_step(config, optimizer, **HOW), shardings, mesh)
+    step = train_step.compile_train_step(train_step.make_train_step(config, optimizer, mesh=mesh, **HOW), shardings, mesh)
     return train_state.create(*args, 0), step
 
 
@@ -39,7 +40,7 @@ def run(config, mesh, num_microbatches, microbatch, num_steps=5):
 
 @pytest.mark.parametrize("num_microbatches", [2, 4, 8])
 def test_accumulation_gives_the_gradient_of_the_whole_batch(tiny_config, num_microbatches):
-    loss_fn = train_step.make_loss_fn(tiny_config, SEQ_LEN, NUM_VALID, 1)
+    loss_fn = train_step.make_loss_fn(tiny_config, **LOSS)
     params = train_state.init_params(tiny_config, SEQ_LEN, jax.random.key(0))
     rows = jax.random.randint(jax.random.key(1), (8, SEQ_LEN + 1), 0, NUM_VALID).astype(jnp.uint16)
     whole = train_step.accumulate_gradients(loss_fn, params, rows[None], None)
@@ -123,9 +124,9 @@ def test_evaluation_counts_only_the_rows_of_weight_one(tiny_config):
     mesh = make_test_mesh(2, 1)
     state, _ = make_step(tiny_config, mesh)
     shardings = train_state.state_shardings(tiny_config, SEQ_LEN, adamw(9, warmup_steps=0).transform, mesh)
-    evaluate = train_step.compile_eval_step(train_step.make_eval_step(tiny_config, **HOW), shardings, mesh)
+    evaluate = train_step.compile_eval_step(train_step.make_eval_step(tiny_config, mesh=mesh, **HOW), shardings, mesh)
     rows = jax.random.randint(jax.random.key(1), (1, 4, SEQ_LEN + 1), 0, NUM_VALID).astype(jnp.uint16)
-    loss_fn = train_step.make_loss_fn(tiny_config, SEQ_LEN, NUM_VALID, 1)
+    loss_fn = train_step.make_loss_fn(tiny_config, **LOSS)
     for weights in ([1, 1, 1, 1], [1, 1, 0, 0]):
         found = evaluate(state.params, rows, np.array([weights], np.float32), np.int32(0))
         expected = loss_fn(state.params, rows[0, : sum(weights)], None)
@@ -137,12 +138,12 @@ def test_statistics_describe_every_site_of_every_layer_and_change_no_step(tiny_c
     state, _ = make_step(tiny_config, mesh)
     shardings = train_state.state_shardings(tiny_config, SEQ_LEN, adamw(9, warmup_steps=0).transform, mesh)
     batch = jax.random.randint(jax.random.key(0), (2, 4, SEQ_LEN + 1), 0, NUM_VALID).astype(jnp.uint16)
-    found = train_step.compile_statistics(train_step.make_statistics(tiny_config, **HOW), shardings, mesh)(state, batch)
+    found = train_step.compile_statistics(train_step.make_statistics(tiny_config, mesh=mesh, **HOW), shardings, mesh)(state, batch)
 
     seen = {}
     loss_fn = train_step.make_loss_fn(
         dataclasses.replace(tiny_config, perturbations=(Perturbation(
-            lambda x, layer, rng: (seen.setdefault(layer, x), x)[1], sites=["attn_out"]),)), SEQ_LEN, NUM_VALID, 1,
+            lambda x, layer, rng: (seen.setdefault(layer, x), x)[1], sites=["attn_out"]),)), **LOSS,
     )  # fmt: skip
     loss_fn(state.params, batch[0], None)
     for layer in (0, 1):
@@ -160,3 +161,15 @@ def test_statistics_describe_every_site_of_every_layer_and_change_no_step(tiny_c
     np.testing.assert_allclose(total("gradients/"), train_step.optax.global_norm(grads), rtol=1e-4)
     np.testing.assert_allclose(total("parameters/"), train_step.optax.global_norm(state.params), rtol=1e-4)
     assert f"gradients/blocks/{tiny_config.n_layer - 1}" in found
+
+
+def test_fsdp_moves_weights_and_never_the_activations_of_the_batch(tiny_config):
+    import re
+
+    mesh = make_test_mesh(1, 4)
+    state, step = make_step(tiny_config, mesh)
+    batch = jax.ShapeDtypeStruct((2, 8, SEQ_LEN + 1), jnp.uint16, sharding=batch_sharding(mesh))
+    compiled = step.lower(state, batch).compile().as_text()
+    moved = {tuple(map(int, m[1].split(","))) for m in re.finditer(r"= \w+\[([\d,]+)\]\S* all-gather\(", compiled)}
+    weights = {leaf.shape for leaf in jax.tree.leaves(state.params) if leaf.ndim == 2}
+    assert moved and moved <= weights, moved - weights
