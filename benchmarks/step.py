@@ -92,7 +92,7 @@ def main() -> int:
     )
     compile_secs = time.perf_counter() - start
 
-    secs = []
+    secs, loss = [], float("nan")
     for _, batch in loader.prefetch_to_devices(loader.load(batches), batch_sharding, layout.microbatch, rows):
         start = time.perf_counter()
         state, step_metrics = compiled(state, batch)

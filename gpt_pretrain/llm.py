@@ -136,12 +136,12 @@ class GPT(nnx.Module):
           hook: called at every hook site.
           rng: key for dropout; None means no dropout.
         """
-        rate = self.config.dropout if rng is not None else 0.0
-        rng_embed, rng_attend, rng_blocks = (None,) * 3 if not rate else jax.random.split(rng, 3)
-        if attend is None and rate:
-            attend = causal_attention_with_dropout(rate, rng_attend)
-        elif attend is None:
-            attend = causal_attention(self.config.attention)  # pyright: ignore
+        rate = self.config.dropout
+        rng_embed = rng_blocks = None
+        if rng is not None and rate:
+            rng_embed, rng_attend, rng_blocks = jax.random.split(rng, 3)
+            attend = attend or causal_attention_with_dropout(rate, rng_attend)
+        attend = attend or causal_attention(self.config.attention)  # pyright: ignore[reportArgumentType]
 
         positions_T = start + jnp.arange(tokens_BT.shape[1])
         x_BTD = self.token_embedding(tokens_BT) + self.position_embedding(positions_T)

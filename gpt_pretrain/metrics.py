@@ -26,7 +26,7 @@ def flops_per_token(config: GPTConfig, num_params: int, seq_len: int) -> float:
     return 6.0 * num_matmul_params + 12.0 * config.n_layer * config.n_embd * seq_len
 
 
-def peak_flops(device: jax.Device) -> float | None:
+def peak_flops(device: jax.Device) -> float | None:  # pyright: ignore[reportInvalidTypeForm]
     """The device's datasheet peak in FLOP/s (dense bfloat16), or None where we know of none (CPUs)."""
     kind = device.device_kind.lower()
     return next((flops for name, flops in _PEAK_FLOPS.items() if name in kind), None)

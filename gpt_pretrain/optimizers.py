@@ -69,7 +69,7 @@ def adamw(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
         optax.scale_by_adam(beta1, beta2, epsilon),
         optax.add_decayed_weights(decay, mask=is_matrix),  # pyright: ignore[reportArgumentType]
-        optax.scale_by_learning_rate(learning_rate),
+        optax.scale_by_learning_rate(learning_rate),  # pyright: ignore[reportArgumentType]
     )
     return Optimizer(transform, learning_rate)
 

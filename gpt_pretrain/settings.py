@@ -60,7 +60,7 @@ def parse(gin_files: Sequence[str], bindings: Sequence[str]) -> None:
 
 def run(command: str) -> int:
     """Trains as configured; returns the exit status."""
-    return _run(describe_config=gin.operative_config_str, command=command)
+    return _run(describe_config=gin.operative_config_str, command=command)  # pyright: ignore
 
 
 def message_of(error: BaseException) -> str:

@@ -74,8 +74,7 @@ class Agreement:
         if not self._several:
             return wanted
         previous = self._pending
-        flags = jax.make_array_from_callback(
-            (self._num_devices,), self._sharding, lambda index: np.full(len(range(self._num_devices)[index[0]]), wanted)
-        )
+        everywhere = np.full(self._num_devices, wanted)
+        flags = jax.make_array_from_callback(everywhere.shape, self._sharding, lambda index: everywhere[index])
         self._pending = self._any(flags)
         return previous is not None and bool(previous)

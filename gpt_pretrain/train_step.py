@@ -116,7 +116,7 @@ def make_train_step(
             "param_norm": optax.global_norm(params),
             "update_norm": optax.global_norm(updates),
         }
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, params, opt_state), metrics  # pyright: ignore[reportArgumentType]
 
     return train_step
 
@@ -164,7 +164,7 @@ def make_statistics(
     return statistics
 
 
-def compile_train_step(train_step: Callable, shardings: TrainState, mesh: Mesh) -> Callable:
+def compile_train_step(train_step: Callable, shardings: TrainState, mesh: Mesh) -> jax.stages.Wrapped:
     """Jits with explicit shardings; the old state's memory is reused for the new one."""
     return jax.jit(
         train_step,
@@ -174,7 +174,7 @@ def compile_train_step(train_step: Callable, shardings: TrainState, mesh: Mesh) 
     )
 
 
-def compile_eval_step(eval_step: Callable, shardings: TrainState, mesh: Mesh) -> Callable:
+def compile_eval_step(eval_step: Callable, shardings: TrainState, mesh: Mesh) -> jax.stages.Wrapped:
     rows = batch_sharding(mesh)
     return jax.jit(
         eval_step,
@@ -183,5 +183,5 @@ def compile_eval_step(eval_step: Callable, shardings: TrainState, mesh: Mesh) ->
     )
 
 
-def compile_statistics(statistics: Callable, shardings: TrainState, mesh: Mesh) -> Callable:
+def compile_statistics(statistics: Callable, shardings: TrainState, mesh: Mesh) -> jax.stages.Wrapped:
     return jax.jit(statistics, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=replicated(mesh))

@@ -27,7 +27,9 @@ def saved(tmp_path):
 
 
 def data_files(checkpoint):
-    return sorted((path for path in (checkpoint / "state").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
+    return sorted(
+        (path for path in (checkpoint / "state").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size
+    )
 
 
 def flip_byte(path):

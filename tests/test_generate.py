@@ -56,7 +56,9 @@ def test_temperature_top_k_and_top_p_choose_as_they_say():
 
 def test_padded_columns_are_never_sampled(tiny_config, params):
     params["token_embedding"]["embedding"] = params["token_embedding"]["embedding"].at[NUM_VALID:].set(50.0)
-    found = sample(params, tiny_config, np.array([1]), seq_len=SEQ_LEN, num_valid=NUM_VALID, num_tokens=20, temperature=2.0)
+    found = sample(
+        params, tiny_config, np.array([1]), seq_len=SEQ_LEN, num_valid=NUM_VALID, num_tokens=20, temperature=2.0
+    )
     assert found.max() < NUM_VALID
 
 

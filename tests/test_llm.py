@@ -65,7 +65,9 @@ def test_gpt2_has_its_published_number_of_parameters():
 
 
 def test_initial_weights_are_normal_and_smaller_into_the_residual_stream():
-    params = init_params(GPTConfig(n_layer=8, n_head=2, n_embd=128, vocab_size=512).resolve("cpu"), 64, jax.random.key(0))
+    params = init_params(
+        GPTConfig(n_layer=8, n_head=2, n_embd=128, vocab_size=512).resolve("cpu"), 64, jax.random.key(0)
+    )
     block = params["blocks"][3]
     np.testing.assert_allclose(block["attention"]["qkv"]["kernel"].std(), 0.02, rtol=0.05)
     np.testing.assert_allclose(block["attention"]["out"]["kernel"].std(), 0.02 / 4, rtol=0.05)

@@ -60,9 +60,7 @@ def test_every_config_parses_and_makes_a_model(path):
         "import sys, gin\nfrom gpt_pretrain import settings\n"
         "settings.parse([sys.argv[1]], [])\nprint(gin.get_configurable('model')())"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code, str(path)], env=environment(), text=True, capture_output=True
-    )
+    result = subprocess.run([sys.executable, "-c", code, str(path)], env=environment(), text=True, capture_output=True)
     assert "GPTConfig(n_layer=" in result.stdout, result.stderr
 
 

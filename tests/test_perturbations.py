@@ -17,7 +17,10 @@ def shift(x_BTD, layer, rng):
 def test_a_hook_acts_at_its_layers_and_sites_only():
     hook = make_hook([Perturbation(shift, layers=[1, -1], sites=["mlp_out", "attn_out"])], 4, None)
     touched = {
-        (site, layer) for site in perturbations.SITES for layer in range(4) if not np.array_equal(hook(site, layer, X), X)
+        (site, layer)
+        for site in perturbations.SITES
+        for layer in range(4)
+        if not np.array_equal(hook(site, layer, X), X)
     }
     assert touched == {("mlp_out", 1), ("attn_out", 1), ("mlp_out", 3), ("attn_out", 3)}
     everywhere = make_hook([Perturbation(perturbations.zeroing)], 4, None)

@@ -87,7 +87,7 @@ def test_a_run_started_by_one_process_is_continued_by_two_and_by_one_again(one_p
         assert abs(loss - losses[number]) < 2e-4
     alone = windows_of(tmp_path / "consumed_alone")
     both = merge(*(windows_of(tmp_path / f"consumed{i}") for i in range(2)))
-    assert list(alone)[: step] == list(windows)[: step] and list(both) == list(windows)[step:]
+    assert list(alone)[:step] == list(windows)[:step] and list(both) == list(windows)[step:]
     assert {p: rows for p, rows in alone.items() if p < 8 * step} | both == windows
 
 

@@ -10,9 +10,7 @@ from gpt_pretrain.data.token_sources import BinSource, open_dataset
 
 
 def test_both_formats_give_identical_windows_also_across_shards_and_records(tiny_dataset):
-    sources = [
-        open_dataset(tiny_dataset, format=name).splits["train"] for name in ("bin", "array_record")
-    ]
+    sources = [open_dataset(tiny_dataset, format=name).splits["train"] for name in ("bin", "array_record")]
     num_tokens = sources[0].num_tokens
     assert sources[1].num_tokens == num_tokens > 30000  # several shards of 10,000
     for length in (1, 17, 64, 65, 1000):
@@ -67,9 +65,7 @@ def test_damaged_shards_are_named_before_training(tiny_dataset, tmp_path, name):
     copy = tmp_path / "copy"
     shutil.copytree(tiny_dataset, copy)
     shard = next(
-        path
-        for path in sorted(copy.iterdir())
-        if "train" in path.name and name.replace("bin", ".bin") in path.name
+        path for path in sorted(copy.iterdir()) if "train" in path.name and name.replace("bin", ".bin") in path.name
     )
     content = bytearray(shard.read_bytes())
     content[1001] ^= 1
@@ -93,8 +89,6 @@ def test_what_is_not_a_dataset_is_said(tmp_path):
 
 
 def test_the_order_does_not_depend_on_the_format(tiny_dataset):
-    a, b = (
-        open_dataset(tiny_dataset, format=name).splits["train"] for name in ("bin", "array_record")
-    )
+    a, b = (open_dataset(tiny_dataset, format=name).splits["train"] for name in ("bin", "array_record"))
     windows = order.window_at(np.arange(64), num_windows=(a.num_tokens - 1) // 32, seed=0)
     assert np.array_equal(a.read(windows * 32, 33), b.read(windows * 32, 33))
