@@ -32,8 +32,13 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="configuration; repeatable")
-    parser.add_argument("--gin_param", action="append", default=[], metavar="'NAME=VALUE'",
-                        help="gin binding, such as 'optimizer.warmup_steps=9'; repeatable, wins over files")  # fmt: skip
+    parser.add_argument(
+        "--gin_param",
+        action="append",
+        default=[],
+        metavar="'NAME=VALUE'",
+        help="a gin binding, such as 'optimizer.warmup_steps=100'; repeatable, wins over files",
+    )
     short = parser.add_argument_group("shorthands for gin bindings (defaults in brackets; they win over --gin_param)")
     for flag, (binding, kind, text) in _SHORTHANDS.items():
         short.add_argument(f"--{flag}", dest=flag, type=kind, metavar=kind.__name__.upper(),

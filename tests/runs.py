@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import jax
 import numpy as np
@@ -14,6 +15,9 @@ from gpt_pretrain import checkpoints
 
 HERE = pathlib.Path(__file__).parent
 SEQ_LEN, BATCH_SIZE = 32, 8
+# The same tiny model is compiled in dozens of processes: the first one keeps the result for the others.
+_CACHE_DIR = tempfile.TemporaryDirectory(prefix="jax-cache-")
+CACHE = {"JAX_COMPILATION_CACHE_DIR": _CACHE_DIR.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
 def flags(dataset, save_dir, *, num_steps=40, **changes) -> list[str]:
@@ -29,7 +33,7 @@ def flags(dataset, save_dir, *, num_steps=40, **changes) -> list[str]:
 
 def environment(num_devices=1) -> dict[str, str]:
     xla_flags = f"{FAST_COMPILATION} --xla_force_host_platform_device_count={num_devices}"
-    return {**os.environ, "XLA_FLAGS": xla_flags, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, "XLA_FLAGS": xla_flags, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", **CACHE}
 
 
 def start(arguments, *, consumed=None, secs_per_step=0.0, num_devices=1) -> subprocess.Popen:

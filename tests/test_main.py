@@ -127,17 +127,17 @@ def test_another_dataset_seed_seq_len_or_shape_in_the_same_save_dir_is_refused(t
         assert "--from_pretrained" in output
 
 
+def first_loss(output):
+    return float(re.search(r"step +1/\d+ \| loss +([\d.]+)", output)[1])
+
+
 def test_from_pretrained_takes_the_weights_alone(tiny_dataset, tmp_path):
-    finish(start(flags(tiny_dataset, tmp_path / "first", num_steps=40)))
-    fresh, tuned = (
-        finish(start([*flags(tiny_dataset, tmp_path / name, num_steps=5), *more]))
-        for name, more in (("fresh", []), ("tuned", [f"--from_pretrained={tmp_path / 'first'}"]))
-    )
-    first_loss = [float(re.search(r"step 1/5 \| loss +([\d.]+)", output)[1]) for output in (fresh, tuned)]
-    assert first_loss[0] > 5 and first_loss[1] < 2
+    first = finish(start(flags(tiny_dataset, tmp_path / "first", num_steps=40)))
+    pretrained = f"--from_pretrained={tmp_path / 'first'}"
+    tuned = finish(start([*flags(tiny_dataset, tmp_path / "tuned", num_steps=5), pretrained]))
+    assert first_loss(first) > 5 and first_loss(tuned) < 2
     assert "(40 examples)" in tuned  # position and step start fresh
-    wrong = flags(tiny_dataset, tmp_path / "wrong", **{"model.n_embd": 16})
-    output = finish(start([*wrong, f"--from_pretrained={tmp_path / 'first'}"]), expect=1)
+    output = finish(start([*flags(tiny_dataset, tmp_path / "wrong", **{"model.n_embd": 16}), pretrained]), expect=1)
     assert "n_embd: the checkpoint has 32, this run has 16" in output
 
 

@@ -21,8 +21,9 @@ def uninterrupted(tiny_dataset, tmp_path_factory):
     return consumed_batches(directory / "consumed"), arrays
 
 
-def kill_at_random(process, checkpoints, rng, during_save):
-    """SIGKILL: at a random moment of the stepping, or as soon as a checkpoint is being written."""
+def kill(process, checkpoints, rng, when):
+    """SIGKILL `when`: "after a save", at a random moment after it; "anywhere", after some random step; "during a save",
+    as soon as files of a checkpoint are being written."""
     seen = threading.Semaphore(0)
 
     def read():  # keeps the pipe empty, and tells of each step
@@ -31,15 +32,17 @@ def kill_at_random(process, checkpoints, rng, during_save):
                 seen.release()
 
     threading.Thread(target=read, daemon=True).start()
-    if during_save:
+    pattern = {"after a save": "[0-9]", "during a save": "*.orbax-checkpoint-tmp*"}.get(when)
+    if pattern:
         deadline = time.monotonic() + 120
-        while not list(checkpoints.glob("*.orbax-checkpoint-tmp*")) and process.poll() is None:
+        while not list(checkpoints.glob(pattern)) and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.0005)
     else:
         for _ in range(rng.randint(1, 9)):
             assert seen.acquire(timeout=120)
-        time.sleep(rng.random() * 0.1)
+    if when != "during a save":
+        time.sleep(rng.random() * 0.2)
     process.kill()
     process.wait()
 
@@ -51,9 +54,9 @@ def test_killed_and_resumed_run_is_bitwise_equal_to_an_uninterrupted_one(
     rng = random.Random(data_format)
     arguments = flags(tiny_dataset, tmp_path / "run", num_steps=NUM_STEPS, **{"data.format": repr(data_format)})
     num_torn_saves = 0
-    for kill in range(5):
+    for when in ("during a save", "after a save", "anywhere", "during a save", "anywhere"):
         process = start(arguments, consumed=tmp_path / "consumed", secs_per_step=0.05)
-        kill_at_random(process, tmp_path / "run" / "checkpoints", rng, during_save=kill % 2 == 1)
+        kill(process, tmp_path / "run" / "checkpoints", rng, when)
         assert process.returncode == -9, "the run ended before it was killed"
         num_torn_saves += bool(list((tmp_path / "run" / "checkpoints").glob("*.orbax-checkpoint-tmp*")))
     assert num_torn_saves >= 1
