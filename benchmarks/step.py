@@ -59,7 +59,7 @@ def main() -> int:
     mesh = gin.get_configurable("mesh")()
     model = gin.get_configurable("model")()
     optimizer = gin.get_configurable("optimizer")(10**6)
-    platform = jax.devices()[0].platform
+    platform = sharding.platform_of(jax.devices()[0])
     config = model.resolve(platform)
     layout = sharding.batch_layout(bound.get("batch_size", 512), bound.get("per_device_batch_size", 16), mesh.size)
     if args.data_dir:

@@ -69,7 +69,7 @@ class Throughput:
 
     def step_done(self, num_tokens: int) -> None:
         if self._start is None:
-            self._start = time.monotonic()
+            self._start, self._paused = time.monotonic(), 0.0
         else:
             self._tokens += num_tokens
 

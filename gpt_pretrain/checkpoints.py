@@ -10,10 +10,13 @@ damaged later. Such a one is moved to `save_dir/damaged_checkpoints` and the new
 """
 
 import concurrent.futures
+import contextlib
+import fcntl
 import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +56,7 @@ class Checkpoints:
     @property
     def latest_step(self) -> int | None:
         """The newest finished checkpoint; one that is still being written does not count."""
-        return newest(self.directory)
+        return next(iter(_steps(self.directory)), None)
 
     def save(self, step: int, state: Any, metadata: dict) -> None:
         """Starts saving; returns once the arrays are copied to the host. Waits for an earlier save."""
@@ -89,9 +92,30 @@ class Checkpoints:
         write_json(written / _DIGESTS, _digests(written))
 
 
-def newest(directory: Path) -> int | None:
-    """The highest step that has a finished checkpoint in `directory`, good or not."""
-    return max((int(path.name) for path in directory.glob("*") if path.name.isdigit()), default=None)
+@contextlib.contextmanager
+def exclusive(save_dir: str | os.PathLike) -> Iterator[None]:
+    """Keeps a second run out of `save_dir`; a killed run leaves no lock behind. ValueError if one is in there."""
+    is_free = True
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            Path(save_dir).mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(Path(save_dir, ".lock"), "w"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                is_free = False
+            except OSError as error:  # file systems without locks
+                log.warning("%s cannot be locked (%s): take care that no second run uses it.", save_dir, error)
+        if jax.process_count() > 1:
+            is_free = bool(multihost_utils.broadcast_one_to_all(np.bool_(is_free)))
+        if not is_free:
+            raise ValueError(f"{save_dir}: another run is using it. Wait for its end, or choose another save_dir.")
+        yield
+
+
+def _steps(directory: Path) -> list[int]:
+    """Steps that have a finished checkpoint in `directory`, good or not; the newest first."""
+    return sorted((int(path.name) for path in directory.glob("*") if path.name.isdigit()), reverse=True)
 
 
 def choose(save_dir: str | os.PathLike) -> tuple[int, dict] | None:
@@ -100,13 +124,23 @@ def choose(save_dir: str | os.PathLike) -> tuple[int, dict] | None:
     Damaged newer ones are moved aside, and that is said. All processes get the same answer.
     """
     directory = Path(save_dir).absolute() / _DIRECTORY
-    step = -1
+    step, num_damaged = -1, 0
     if jax.process_index() == 0:
-        while (latest := newest(directory)) is not None and (problem := find_damage(directory / str(latest))):
-            _move_aside(directory / str(latest), problem)
-        step = -1 if latest is None else latest
+        steps = _steps(directory)
+        problems = {}
+        while steps and (problem := find_damage(directory / str(steps[0]))):
+            problems[steps.pop(0)] = problem
+        step, num_damaged = steps[0] if steps else -1, len(problems)
+        if steps:
+            for damaged, problem in problems.items():
+                _move_aside(directory / str(damaged), problem)
     if jax.process_count() > 1:
-        step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+        step, num_damaged = map(int, multihost_utils.broadcast_one_to_all(np.array([step, num_damaged])))
+    if step < 0 and num_damaged:
+        raise ValueError(
+            f"{directory}: all {num_damaged} checkpoints are damaged (their files do not have the digests in "
+            f"{_DIGESTS}). Restore one of them from a copy, or choose another save_dir to start anew."
+        )
     return None if step < 0 else (step, read_metadata(directory / str(step)))
 
 
@@ -114,7 +148,7 @@ def find_damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's files: found and expected; None if nothing is."""
     try:
         expected = json.loads((checkpoint / _DIGESTS).read_text())
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         return f"{_DIGESTS} cannot be read ({error})"
     found = _digests(checkpoint)
     for name in sorted(expected.keys() | found.keys()):
@@ -141,8 +175,7 @@ def locate(directory: str | os.PathLike) -> Path:
             raise ValueError(f"{path}: {problem}; the checkpoint is damaged. Use another one.")
         return path
     root = path / _DIRECTORY if (path / _DIRECTORY).is_dir() else path
-    steps = sorted((int(each.name) for each in root.glob("*") if each.name.isdigit()), reverse=True)
-    for step in steps:
+    for step in _steps(root):
         if not (problem := find_damage(root / str(step))):
             return root / str(step)
         log.warning("%s: %s; skipping this checkpoint", root / str(step), problem)

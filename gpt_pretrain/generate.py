@@ -4,9 +4,10 @@ python -m gpt_pretrain.generate --checkpoint=runs/quickstart --prompt="Once upon
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -66,9 +67,10 @@ def choose_token(logits_BV, rng, *, temperature: float, top_k: int, top_p: float
     return jax.random.categorical(rng, logits_BV).astype(jnp.int32)
 
 
+@lru_cache
 def make_sampler(config: GPTConfig, seq_len: int, num_valid: int, **how) -> tuple[Callable, Callable]:
     """`prefill(params, tokens_BT, length, rng)` and `decode(params, token_B, start, cache, rng)`, both jitted
-    and returning (next token, cache). `how` goes to `choose_token`.
+    and returning (next token, cache). `how` goes to `choose_token`. Compiled once for equal arguments.
     """
     graph = graph_of(config, seq_len)
 
@@ -113,6 +115,7 @@ def sample(
     """
     if not 0 < len(prompt) <= seq_len:
         raise ValueError(f"the prompt has {len(prompt)} tokens; the model has room for 1 to {seq_len}")
+    config = plain(config)
     prefill, decode = make_sampler(config, seq_len, num_valid, temperature=temperature, top_k=top_k, top_p=top_p)
     rng = jax.random.key(seed)
     padded = np.zeros((1, seq_len), np.int32)  # one shape for every prompt: compiled once
@@ -126,13 +129,18 @@ def sample(
     return np.array(new[:-1] if new[-1] == stop else new, np.int32)
 
 
+def plain(config: GPTConfig) -> GPTConfig:
+    """Without what only training needs, or could not run here: the weights mean the same."""
+    return dataclasses.replace(config, remat=False, attention="xla", perturbations=())
+
+
 def load(directory: str, platform: str | None = None) -> tuple[dict, GPTConfig, dict]:
     """A checkpoint's (params, resolved config, metadata), on the default device."""
     from gpt_pretrain import checkpoints
 
     checkpoint = checkpoints.locate(directory)
     metadata = checkpoints.read_metadata(checkpoint)
-    config = GPTConfig(**metadata["model"]).resolve(platform or jax.default_backend())
+    config = plain(GPTConfig(**metadata["model"])).resolve(platform or jax.default_backend())
     shapes = jax.eval_shape(partial(init_params, config, metadata["seq_len"]), jax.random.key(0))
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)

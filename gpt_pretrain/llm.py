@@ -68,16 +68,16 @@ class GPTConfig:
         return {name: getattr(self, name) for name in ("n_layer", "n_head", "n_embd", "vocab_size")}
 
     def resolve(self, platform: str) -> "GPTConfig":
-        """Settles every "auto" for a platform ("cpu", "gpu", "tpu"); raises if the request cannot run."""
+        """Settles every "auto" for a platform (see `sharding.platform_of`); raises if the request cannot run."""
         dtype = self.dtype if self.dtype != "auto" else "float32" if platform == "cpu" else "bfloat16"
         attention = self.attention
         if attention == "auto":
-            fused = platform in ("gpu", "cuda") and dtype == "bfloat16" and self.dropout == 0.0
+            fused = platform == "gpu" and dtype == "bfloat16" and self.dropout == 0.0
             attention = "cudnn" if fused else "xla"
-        elif attention == "cudnn" and (dtype != "bfloat16" or self.dropout or platform not in ("gpu", "cuda")):
+        elif attention == "cudnn" and (dtype != "bfloat16" or self.dropout or platform != "gpu"):
             raise ValueError(
-                f"model.attention='cudnn' needs an NVIDIA GPU, bfloat16 and no dropout; found platform "
-                f"{platform!r}, dtype {dtype!r}, dropout {self.dropout}. Use model.attention='xla'."
+                f"model.attention='cudnn' needs an NVIDIA GPU (Ampere or newer), bfloat16 and no dropout; found "
+                f"platform {platform!r}, dtype {dtype!r}, dropout {self.dropout}. Use model.attention='xla'."
             )
         return dataclasses.replace(self, dtype=dtype, attention=attention)
 

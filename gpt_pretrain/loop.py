@@ -80,7 +80,7 @@ class Loop:
         profile_step: int,
         profile_dir: str | os.PathLike,
     ) -> None:
-        """Trains until `batches` end or a signal comes; the last step is logged, evaluated and saved.
+        """Trains until `batches` end or a signal comes, and saves. The run's last step is always logged and evaluated.
 
         Intervals are in steps, 0 for never. Raises Diverged.
         """
@@ -96,9 +96,16 @@ class Loop:
             )
         if save_interval:
             actions.append(callback(every_steps=save_interval, callback_fn=self._save))
-        if profile_step:
-            profile = periodic_actions.Profile(logdir=profile_dir, first_profile=profile_step, every_secs=None)
-            actions.append(profile)
+        if profile_step and jax.process_index() == 0:
+            actions.append(
+                periodic_actions.Profile(
+                    logdir=os.fspath(profile_dir),
+                    first_profile=profile_step,
+                    num_profile_steps=5,
+                    profile_duration_ms=None,
+                    every_secs=None,
+                )
+            )
 
         for element, batch in batches:
             if statistics_interval and (self.step + 1) % statistics_interval == 0:

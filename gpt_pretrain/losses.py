@@ -39,19 +39,26 @@ def token_nll(x_BTD, head_VD, targets_BT, *, num_valid: int):
     return _nll_of_logits(_logits(x_BTD, head_VD, num_valid), targets_BT)[:2]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def summed_nll(x_BTD, head_VD, targets_BT, num_valid: int, num_chunks: int):
-    """Sums over all tokens: (negative log-likelihood in nats, number of correct predictions).
+def nll_per_row(x_BTD, head_VD, targets_BT, num_valid: int, num_chunks: int):
+    """Sums over time: (negative log-likelihood in nats, number of correct predictions), each (B,).
 
     Arguments as for `token_nll`; `num_chunks` divides the time axis.
     """
 
     def chunk(carry, inputs):
         nll_BT, correct_BT = token_nll(inputs[0], head_VD, inputs[1], num_valid=num_valid)
-        return (carry[0] + nll_BT.sum(), carry[1] + correct_BT.sum()), None
+        return (carry[0] + nll_BT.sum(-1), carry[1] + correct_BT.sum(-1)), None
 
-    zero = (jnp.float32(0), jnp.int32(0))
+    num_rows = targets_BT.shape[0]
+    zero = (jnp.zeros(num_rows, jnp.float32), jnp.zeros(num_rows, jnp.int32))
     return _scan(chunk, zero, (x_BTD, targets_BT), num_chunks)[0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def summed_nll(x_BTD, head_VD, targets_BT, num_valid: int, num_chunks: int):
+    """`nll_per_row` summed over the rows too, and with gradients."""
+    nll_B, correct_B = nll_per_row(x_BTD, head_VD, targets_BT, num_valid, num_chunks)
+    return nll_B.sum(), correct_B.sum()
 
 
 def _summed_nll_fwd(x_BTD, head_VD, targets_BT, num_valid, num_chunks):

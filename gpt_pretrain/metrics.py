@@ -10,8 +10,8 @@ from gpt_pretrain.llm import GPTConfig
 
 # Dense bfloat16 peak per chip by the vendors' datasheets, FLOP/s; first match of the device kind wins.
 _PEAK_FLOPS = {
-    "h100 pcie": 756e12, "h200": 989e12, "h100": 989e12, "gh200": 989e12, "b200": 2250e12, "a100": 312e12,
-    "l40s": 362e12, "4090": 165e12, "tpu v6": 918e12, "tpu v5p": 459e12, "tpu v5 lite": 197e12,
+    "h100 pcie": 756e12, "h100 nvl": 835e12, "h200": 989e12, "h100": 989e12, "gh200": 989e12, "b200": 2250e12,
+    "a100": 312e12, "l40s": 362e12, "4090": 165e12, "tpu v6": 918e12, "tpu v5p": 459e12, "tpu v5 lite": 197e12,
     "tpu v5e": 197e12, "tpu v5": 459e12, "tpu v4": 275e12, "tpu v3": 123e12,
 }  # fmt: skip
 

@@ -25,8 +25,10 @@ def say_what_runs(
     if dataset.unigram_entropy is not None:
         log.info("Unigram entropy of the training data: %.2f nats (the loss of a model that knows only how frequent "
                  "each token is)", dataset.unigram_entropy)  # fmt: skip
-    log.info("Model: %s parameters, %d layers x %d wide, compute in %s, attention by %s", f"{num_params:,}",
-             config.n_layer, config.n_embd, config.dtype, config.attention)  # fmt: skip
+    is_tf32 = config.dtype == "float32" and mesh.devices.flat[0].platform == "gpu"
+    log.info("Model: %s parameters, %d layers x %d wide, compute in %s%s, attention by %s", f"{num_params:,}",
+             config.n_layer, config.n_embd, config.dtype, " (matrix products in TF32 where JAX chooses so)" * is_tf32,
+             config.attention)  # fmt: skip
     for perturbation in config.perturbations:
         log.info("Perturbation: %s", perturbation)
     log.info("Devices: %d x %s as data=%d x fsdp=%d, %d process(es)", mesh.size, mesh.devices.flat[0].device_kind,
@@ -47,6 +49,8 @@ def say_where_things_are(
         print(f"  curves:      pip install tensorboard && tensorboard --logdir={directory}tensorboard")
     print(f"  sample:      python -m gpt_pretrain.generate --checkpoint={shlex.quote(save_dir)} --prompt='Once upon'")
     if finished:
-        print(f"  train on:    {command} --num_tokens=...   (more than now)", flush=True)
+        print(
+            f"  train on:    {command} --num_tokens=...   (more; the learning-rate schedule is stretched)", flush=True
+        )
     else:
         print(f"  continue:    {command}", flush=True)

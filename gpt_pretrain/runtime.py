@@ -1,9 +1,13 @@
 """What has to be settled before JAX starts: logging, memory, the other processes."""
 
 import ctypes
+import glob
+import importlib.util
 import logging
 import os
 import sys
+
+_ACCELERATOR_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "libtpu")
 
 
 def configure() -> None:
@@ -16,12 +20,13 @@ def configure() -> None:
 
 
 def _keep_freed_pages() -> None:
-    """Tells glibc to keep memory that was freed.
+    """Where JAX will run on the CPU, tells glibc to keep memory that was freed.
 
-    On CPU, XLA allocates its temporary buffer anew at every step; mapping and clearing those pages costs up to a
-    third of the time. With accelerators the arrays are not in this memory and nothing changes.
+    XLA allocates its temporary buffer anew at every step; mapping and clearing those pages costs up to a third of the
+    time.
     """
-    if not sys.platform.startswith("linux"):
+    has_accelerator = any(importlib.util.find_spec(name) for name in _ACCELERATOR_PLUGINS)
+    if not sys.platform.startswith("linux") or (has_accelerator and os.environ.get("JAX_PLATFORMS") != "cpu"):
         return
     m_trim_threshold, m_top_pad, m_mmap_max, m_arena_max = -1, -2, -4, -8
     try:
@@ -47,7 +52,8 @@ def _in_a_cluster() -> bool:
     return (
         int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1  # set by srun, not in an allocation's shell
         or int(env.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
-        or len(env.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1  # TPU pods, GKE
+        or len(env.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1  # GKE
+        or bool(importlib.util.find_spec("libtpu") and glob.glob("/dev/accel*"))  # TPU VMs: JAX asks their metadata
         or "MEGASCALE_COORDINATOR_ADDRESS" in env
         or "JAX_COORDINATOR_ADDRESS" in env
     )

@@ -1,7 +1,7 @@
 """The device mesh, and which axis of which array is split over it.
 
-Two mesh axes: `data` holds copies of the parameters, `fsdp` splits them (ZeRO-3). Every batch is split
-over both.
+Two mesh axes: `data` holds copies of the parameters, `fsdp` splits them and the optimizer's state; each weight is made
+whole on every device while it is used (XLA decides for how long). Every batch is split over both.
 """
 
 import dataclasses
@@ -32,6 +32,14 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
         )
     auto = (AxisType.Auto,) * 2
     return jax.make_mesh((sizes["data"], sizes["fsdp"]), BATCH_AXES, axis_types=auto)
+
+
+def platform_of(device) -> str:
+    """ "cpu", "tpu", "gpu" for NVIDIA's from Ampere on, "other gpu" for the rest."""
+    if device.platform != "gpu":
+        return device.platform
+    is_recent = "cuda" in device.client.platform_version.lower() and float(device.compute_capability) >= 8.0
+    return "gpu" if is_recent else "other gpu"
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

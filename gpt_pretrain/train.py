@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from data_prep.tokenizers import get_tokenizer
+from data_prep.files import whole_file
+from data_prep.tokenizers import Tokenizer, get_tokenizer
 from gpt_pretrain import checkpoints as checkpoints_lib
 from gpt_pretrain import metrics, sharding, train_state, train_step
 from gpt_pretrain.actions import Diverged, Evaluation
@@ -24,7 +25,7 @@ from gpt_pretrain.losses import num_loss_chunks
 from gpt_pretrain.optimizers import Optimizer
 from gpt_pretrain.report import say_what_runs, say_where_things_are
 from gpt_pretrain.stopping import Agreement, StopSignal
-from gpt_pretrain.writers import make_writer
+from gpt_pretrain.writers import check_names, make_writer
 
 log = logging.getLogger(__name__)
 
@@ -95,23 +96,40 @@ def train(
         "statistics_interval": statistics_interval, "profile_step": profile_step,
     }  # fmt: skip
     for name, value in intervals.items():
-        if value < 0:
-            raise ValueError(f"train.{name}: found {value}, expected steps, or 0 for never")
+        _check_whole(f"train.{name}", value, at_least=0)
+    _check_whole("train.batch_size", batch_size)
+    _check_whole("train.per_device_batch_size", per_device_batch_size)
+    _check_whole("train.num_tokens", num_tokens)
+    num_tokens = int(num_tokens)  # 1e10 is a float
+    _check_whole("train.num_checkpoints_kept", num_checkpoints_kept, at_least=2)
+    for name, value in (("save_dir", save_dir), ("from_pretrained", from_pretrained or "")):
+        if "://" in value:
+            raise ValueError(
+                f"train.{name}: {value} is a URL; expected a directory (mount the bucket, or use a shared disk)"
+            )
+    check_names(writers)
     dataset = open_dataset(data.dir, format=data.format, verify=data.verify)
     total_examples = _check_sizes(dataset, model, data, batch_size=batch_size, num_tokens=num_tokens)
+    tokenizer = get_tokenizer(dataset.tokenizer or "gpt2")
+    prompt = None if sample_prompt is None else tokenizer.encode(sample_prompt)
+    if prompt is not None and len(prompt) >= data.seq_len:
+        raise ValueError(
+            f"train.sample_prompt has {len(prompt)} tokens; expected fewer than data.seq_len={data.seq_len}"
+        )
 
     with contextlib.ExitStack() as stack:
         stop_signal = stack.enter_context(StopSignal())
         device_mesh = mesh()
-        platform = jax.devices()[0].platform
+        platform = sharding.platform_of(jax.devices()[0])
         config = model.resolve(platform)
         layout = sharding.batch_layout(batch_size, per_device_batch_size, device_mesh.size)
 
         # Where to start.
         identity = {
-            "dataset": dataset.fingerprint, "data.seed": data.seed, "data.seq_len": data.seq_len,
+            "dataset": dataset.fingerprint, "data.seed": data.seed, "train.seed": seed, "data.seq_len": data.seq_len,
             **{f"model.{name}": value for name, value in model.shape.items()},
         }  # fmt: skip
+        stack.enter_context(checkpoints_lib.exclusive(save_dir))
         found = checkpoints_lib.choose(save_dir)
         step, position = _check_same_run(found[1], identity, save_dir, batch_size) if found else (0, 0)
         total_steps = step + max(0, total_examples - position) // batch_size
@@ -164,7 +182,8 @@ def train(
 
         config_text = describe_config()
         if is_primary:
-            Path(save_dir, "config.gin").write_text(config_text)
+            with whole_file(Path(save_dir, "config.gin")) as partial:
+                partial.write_text(config_text)
         writer = make_writer(
             tuple(writers), save_dir=save_dir, total_steps=total_steps, start_step=step, config_text=config_text,
             wandb_project=wandb_project, run_name=os.path.basename(os.path.normpath(save_dir)), is_primary=is_primary,
@@ -200,17 +219,23 @@ def train(
                 f"{error} and has {batch_size} examples (`gpt_pretrain.data.order.window_at` names their windows). "
                 "Stopped; nothing was saved after it. Last good checkpoint: "
                 + ("none was saved yet" if last is None else str(checkpoints.directory / str(last)))
-                + ". Lower optimizer.lr, raise optimizer.warmup_steps or change data.seed, then start again."
+                + ". Lower optimizer.lr or raise optimizer.warmup_steps and start again; or begin a new run from that "
+                "checkpoint: another --save_dir, --from_pretrained, another data.seed."
             ) from None
 
     finished = loop.step == total_steps
     if is_primary:
-        if finished and sample_prompt is not None:
-            _print_sample(loop.state.params, config, dataset, data.seq_len, sample_prompt, sample_tokens)
+        if finished and prompt is not None:
+            _print_sample(loop.state.params, config, dataset, tokenizer, prompt, data.seq_len, sample_tokens)
         say_where_things_are(
             save_dir, writers, step=loop.step, total_steps=total_steps, position=loop.position, command=command
         )
     return 0 if finished else 128 + int(stop_signal.received or 15)
+
+
+def _check_whole(name: str, value, *, at_least: int = 1) -> None:
+    if isinstance(value, str) or value != int(value) or value < at_least:
+        raise ValueError(f"{name}: found {value!r}, expected a whole number, at least {at_least}")
 
 
 def _check_sizes(dataset: TokenDataset, model: GPTConfig, data: DataConfig, *, batch_size: int, num_tokens: int) -> int:
@@ -262,12 +287,12 @@ def _as_json(model: GPTConfig) -> dict:
     return {**dataclasses.asdict(dataclasses.replace(model, perturbations=())), "perturbations": []}
 
 
-def _print_sample(params, config, dataset, seq_len, prompt, num_tokens) -> None:
+def _print_sample(params, config, dataset: TokenDataset, tokenizer: Tokenizer, prompt, seq_len, num_tokens) -> None:
     if jax.process_count() > 1:
         log.info("No text sample: with several processes, use gpt_pretrain.generate on the checkpoint.")
         return
-    tokenizer = get_tokenizer(dataset.tokenizer or "gpt2")
-    ids = np.concatenate([[tokenizer.end_of_text], tokenizer.encode(prompt)])
-    new = sample(jax.device_put(params, jax.devices()[0]), config, ids, seq_len=seq_len,
-                 num_valid=dataset.vocab_size, num_tokens=num_tokens, stop=tokenizer.end_of_text)  # fmt: skip
-    print(f"\n--- a sample ---\n{prompt}{tokenizer.decode(new)}\n----------------", flush=True)
+    new = sample(
+        jax.device_put(params, jax.devices()[0]), config, np.concatenate([[tokenizer.end_of_text], prompt]),
+        seq_len=seq_len, num_valid=dataset.vocab_size, num_tokens=num_tokens, stop=tokenizer.end_of_text,
+    )  # fmt: skip
+    print(f"\n--- a sample ---\n{tokenizer.decode(prompt)}{tokenizer.decode(new)}\n----------------", flush=True)

@@ -4,6 +4,7 @@
 in their global order. Inputs are all but the last token of a window, targets all but the first.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 
 from gpt_pretrain import metrics as metrics_lib
 from gpt_pretrain.llm import GPTConfig, graph_of
-from gpt_pretrain.losses import summed_nll, token_nll
+from gpt_pretrain.losses import nll_per_row, summed_nll
 from gpt_pretrain.optimizers import Optimizer
 from gpt_pretrain.perturbations import make_hook
 from gpt_pretrain.sharding import batch_sharding, gather_embeddings, param_shardings, replicated, sum_over_devices
@@ -134,9 +135,7 @@ def make_eval_step(
         hook = make_hook(perturbations, config.n_layer, rng)
         inputs_BT, targets_BT = split_tokens(batch_MBT[0])
         x_BTD = model(inputs_BT, hook=hook)
-        chunks = [jnp.split(array, num_chunks, axis=1) for array in (x_BTD, targets_BT)]
-        scores = [token_nll(x, model.head_VD, y, num_valid=num_valid) for x, y in zip(*chunks, strict=True)]
-        nll_B, correct_B = (sum(score[i].sum(-1) for score in scores) for i in range(2))
+        nll_B, correct_B = nll_per_row(x_BTD, model.head_VD, targets_BT, num_valid, num_chunks)
         return (nll_B * weights_MB[0]).sum(), (correct_B * weights_MB[0]).sum()
 
     return eval_step
@@ -150,13 +149,17 @@ def make_statistics(
     Activations are those of the first microbatch, at every site of every layer; gradient norms are of the
     whole batch's gradient, before clipping; all with the random numbers that the step itself uses.
     """
-    loss_fn = make_loss_fn(config, seq_len=seq_len, num_valid=num_valid, num_chunks=num_chunks, mesh=mesh)
+    how = {"seq_len": seq_len, "num_valid": num_valid, "num_chunks": num_chunks, "mesh": mesh}
+    loss_fn = make_loss_fn(config, **how)
+    forward = make_loss_fn(
+        dataclasses.replace(config, remat=False), **how
+    )  # values recorded inside remat can't leave it
     needs_rng = bool(config.dropout or config.perturbations)
 
     def statistics(state: TrainState, batch_MBT):
         rng = jax.random.fold_in(jax.random.key(seed), state.step) if needs_rng else None
         record: dict[str, jax.Array] = {}
-        loss_fn(state.params, batch_MBT[0], None if rng is None else jax.random.fold_in(rng, 0), record)
+        forward(state.params, batch_MBT[0], None if rng is None else jax.random.fold_in(rng, 0), record)
         grads, _, _ = accumulate_gradients(loss_fn, state.params, batch_MBT, rng, mesh)
         record |= metrics_lib.norms_per_layer(grads, "gradients")
         return record | metrics_lib.norms_per_layer(state.params, "parameters")

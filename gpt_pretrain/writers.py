@@ -65,8 +65,7 @@ def make_writer(
     Raises:
       ValueError: a name is not known.
     """
-    if unknown := sorted(set(names) - set(KNOWN_WRITERS)):
-        raise ValueError(f"writers: no such writer {unknown}; known are {list(KNOWN_WRITERS)}.")
+    check_names(names)
     if not is_primary:
         return metric_writers.MultiWriter([])
     tensorboard_dir = pathlib.Path(save_dir, "tensorboard")
@@ -88,6 +87,12 @@ def make_writer(
         tracker = WandbWriter(save_dir, project=wandb_project, run_name=run_name, config_text=config_text)
         writers.append(metric_writers.AsyncWriter(_log_failures(tracker)))
     return metric_writers.MultiWriter(writers)
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises ValueError if a name is not one of `KNOWN_WRITERS`."""
+    if unknown := sorted(set(names) - set(KNOWN_WRITERS)):
+        raise ValueError(f"train.writers: no such writer {unknown}; known are {list(KNOWN_WRITERS)}.")
 
 
 def _log_failures(writer: MetricWriter) -> MetricWriter:

@@ -74,6 +74,22 @@ def test_a_damaged_newest_checkpoint_is_moved_aside_and_the_one_before_is_used(s
     assert checkpoints.choose(saved)[0] == 20
 
 
+def test_if_no_checkpoint_is_good_nothing_is_moved_and_the_run_does_not_start_anew(saved):
+    for step in ("10", "20"):
+        flip_byte(data_files(saved / "checkpoints" / step)[-1])
+    with pytest.raises(ValueError, match="all 2 checkpoints are damaged"):
+        checkpoints.choose(saved)
+    assert sorted(os.listdir(saved / "checkpoints")) == ["10", "20"]
+
+
+def test_a_second_run_in_the_same_save_dir_is_refused(tmp_path):
+    refused = pytest.raises(ValueError, match="another run is using it")
+    with checkpoints.exclusive(tmp_path), refused, checkpoints.exclusive(tmp_path):
+        pass
+    with checkpoints.exclusive(tmp_path):
+        pass
+
+
 def test_every_file_that_matters_is_covered_by_a_digest(saved):
     checkpoint = saved / "checkpoints" / "20"
     for path in data_files(checkpoint):

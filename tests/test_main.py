@@ -74,7 +74,11 @@ def test_every_config_parses_and_makes_a_model(path):
     (["--num_tokens=100"], r"num_tokens=100 is less than one step: batch_size 8 x seq_len 32 = 256"),
     (["--model.vocab_size=200"], r"vocab_size=200 is smaller than the 257 ids"),
     (["--gin_param=mesh.fsdp = 3"], r"fsdp=3 does not make the 1 devices"),
-    (["--gin_param=train.writers = ('consol',)"], r"no such writer"),
+    (["--gin_param=train.writers = ('consol',)"], r"train\.writers: no such writer \['consol'\]"),
+    (["--gin_param=train.batch_size = '4'"], r"train\.batch_size: found '4', expected a whole number"),
+    (["--seq_len=0"], r"data\.seq_len: found 0"),
+    (["--save_dir=gs://bucket/run"], r"train\.save_dir: gs://bucket/run is a URL"),
+    (["--gin_param=train.sample_prompt = '" + "x" * 40 + "'"], r"sample_prompt has 40 tokens"),
     (["--gin_param=optimizer.warmup_steps = 99"], r"warmup_steps: found 99, expected fewer than the 40 steps"),
 ])  # fmt: skip
 def test_mistakes_are_named_before_work_starts(tiny_dataset, tmp_path, arguments, message):
@@ -87,7 +91,8 @@ def test_mistakes_are_named_before_work_starts(tiny_dataset, tmp_path, arguments
 def test_a_run_tells_its_story_and_its_curves_and_config_are_where_it_says(tiny_dataset, tmp_path):
     arguments = flags(tiny_dataset, tmp_path / "run", num_steps=12, **{
         "train.writers": ("console", "tensorboard"), "train.eval_interval": 5, "train.statistics_interval": 6,
-        "train.sample_prompt": "'the cat'", "train.log_interval": 4,
+        "train.sample_prompt": "'the cat'", "train.log_interval": 4, "model.remat": True,
+        "train.num_tokens": 12.0 * 8 * 32,
     })  # fmt: skip
     output = finish(start(arguments))
     for expected in (
@@ -121,7 +126,7 @@ def test_started_again_when_complete_it_says_so_and_a_longer_run_goes_on(tiny_da
 
 def test_another_dataset_seed_seq_len_or_shape_in_the_same_save_dir_is_refused(tiny_dataset, tmp_path):
     finish(start(flags(tiny_dataset, tmp_path / "run", num_steps=5)))
-    for name, value, old in (("data.seed", 1, 0), ("data.seq_len", 16, 32), ("model.n_layer", 1, 2)):
+    for name, value, old in (("data.seed", 1, 0), ("train.seed", 1, 0), ("data.seq_len", 16, 32), ("model.n_layer", 1, 2)):
         output = finish(start(flags(tiny_dataset, tmp_path / "run", num_steps=8, **{name: value})), expect=1)
         assert f"{name}: the checkpoint has {old}, this run has {value}" in output, output
         assert "--from_pretrained" in output
