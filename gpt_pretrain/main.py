@@ -73,12 +73,15 @@ def main(argv: list[str] | None = None) -> int:
     runtime.configure()
     from gpt_pretrain import settings
     from gpt_pretrain.actions import Diverged
+    from gpt_pretrain.report import python_as_typed
 
     try:
         settings.parse(args.gin_file, bindings_of(args))
         runtime.connect(*several)
         arguments = sys.argv[1:] if argv is None else argv
-        return settings.run(command=shlex.join(["python", "-m", "gpt_pretrain.main", *arguments]))
+        return settings.run(command=f"{python_as_typed()} -m gpt_pretrain.main {shlex.join(arguments)}")
+    except KeyboardInterrupt:  # before the run looks after signals itself
+        return 130
     except (ValueError, Diverged) as error:
         if os.environ.get("GPT_PRETRAIN_TRACEBACK"):
             raise

@@ -3,6 +3,8 @@
 import logging
 import os
 import shlex
+import shutil
+import sys
 from collections.abc import Sequence
 
 import jax
@@ -37,17 +39,27 @@ def say_what_runs(
              layout.num_microbatches, layout.num_devices, layout.per_device)  # fmt: skip
 
 
+def python_as_typed() -> str:
+    """How to call this interpreter from here: ".venv/bin/python", or "python" where the PATH finds the same."""
+    found = shutil.which("python")
+    if found and os.path.samefile(os.path.dirname(found), os.path.dirname(sys.executable)):
+        return "python"
+    relative = os.path.relpath(sys.executable)
+    return shlex.quote(sys.executable if relative.startswith("..") else relative)
+
+
 def say_where_things_are(
     save_dir: str, writers: Sequence[str], *, step: int, total_steps: int, position: int, command: str
 ) -> None:
     """The last lines: how far the run got, where its results are, which commands come next."""
     finished = step == total_steps
+    python = python_as_typed()
     directory = shlex.quote(os.path.join(save_dir, ""))
     print(f"\n{'Done' if finished else 'Stopped and saved'} at step {step} of {total_steps} ({position:,} examples).")
     print(f"  checkpoints: {directory}checkpoints   configuration: {directory}config.gin")
     if "tensorboard" in writers:
-        print(f"  curves:      pip install tensorboard && tensorboard --logdir={directory}tensorboard")
-    print(f"  sample:      python -m gpt_pretrain.generate --checkpoint={shlex.quote(save_dir)} --prompt='Once upon'")
+        print(f"  curves:      tensorboard --logdir={directory}tensorboard   (pip install tensorboard)")
+    print(f"  sample:      {python} -m gpt_pretrain.generate --checkpoint={shlex.quote(save_dir)} --prompt='Once upon'")
     if finished:
         print(
             f"  train on:    {command} --num_tokens=...   (more; the learning-rate schedule is stretched)", flush=True
