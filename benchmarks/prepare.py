@@ -2,8 +2,8 @@
 
     python benchmarks/prepare.py 'texts/*.parquet'
 
-In turns (A B A B ...), medians of three, one worker each: CPU seconds of `data_prep.fineweb` for both formats, digests and
-documents tables, and CPU seconds of a loop of tiktoken's `encode_ordinary` over the texts, which writes nothing.
+In turns (A B A B ...), medians of three, one worker each: CPU seconds of `data_prep.fineweb` for both formats, digests
+and documents tables, and CPU seconds of a loop of tiktoken's `encode_ordinary` over the texts, which writes nothing.
 """
 
 import glob
