@@ -18,7 +18,7 @@ test-slow: $(VENV)/.installed-test
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 $(VENV)/.installed: setup.py constraints.txt
 	@echo "Installing into $(VENV) (once; about a minute) ..."

@@ -97,11 +97,14 @@ def train(
     }  # fmt: skip
     for name, value in intervals.items():
         _check_whole(f"train.{name}", value, at_least=0)
-    _check_whole("train.batch_size", batch_size)
-    _check_whole("train.per_device_batch_size", per_device_batch_size)
-    _check_whole("train.num_tokens", num_tokens)
-    num_tokens = int(num_tokens)  # 1e10 is a float
+    counts = {
+        "batch_size": batch_size, "per_device_batch_size": per_device_batch_size, "num_tokens": num_tokens,
+        "eval_tokens": eval_tokens, "sample_tokens": sample_tokens,
+    }  # fmt: skip
+    for name, value in counts.items():
+        _check_whole(f"train.{name}", value)
     _check_whole("train.num_checkpoints_kept", num_checkpoints_kept, at_least=2)
+    num_tokens, eval_tokens = int(num_tokens), int(eval_tokens)  # 1e10 is a float
     for name, value in (("save_dir", save_dir), ("from_pretrained", from_pretrained or "")):
         if "://" in value:
             raise ValueError(
@@ -234,7 +237,7 @@ def train(
 
 
 def _check_whole(name: str, value, *, at_least: int = 1) -> None:
-    if isinstance(value, str) or value != int(value) or value < at_least:
+    if not isinstance(value, int | float) or value != int(value) or value < at_least:
         raise ValueError(f"{name}: found {value!r}, expected a whole number, at least {at_least}")
 
 
