@@ -36,9 +36,10 @@ def test_rows_keep_their_place_in_the_global_batch_for_every_number_of_processes
         assert np.array_equal(np.concatenate(found, axis=1), whole)
 
 
-def test_rows_arrive_on_the_devices_in_global_order():
+@pytest.mark.parametrize("mesh", [(1, 1), (2, 1), (2, 2)])
+def test_rows_arrive_on_the_devices_in_global_order(mesh):
     source = ArraySource(np.arange(1000))
-    sharding = batch_sharding(make_test_mesh(2, 2))
+    sharding = batch_sharding(make_test_mesh(*mesh))
     rows = loader.local_rows(sharding, 2, 4)
     assert rows.tolist() == [0, 1, 2, 3]
     pairs = list(loader.prefetch_to_devices(loader.load(make_batches(source)), sharding, 4, rows))
