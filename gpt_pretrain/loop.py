@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from gpt_pretrain.actions import Diverged, Evaluation, MetricsReader, StepResult, Throughput
+from gpt_pretrain.actions import Evaluation, MetricsReader, StepResult, Throughput
 from gpt_pretrain.checkpoints import Checkpoints
 from gpt_pretrain.stopping import Agreement, StopSignal
 from gpt_pretrain.train_state import TrainState
@@ -161,6 +161,3 @@ class Loop:
         with self._throughput.paused():
             values = jax.device_get(self._statistics_fn(self.state, batch))
             self._writer.write_scalars(self.step + 1, {f"statistics/{name}": float(v) for name, v in values.items()})
-
-
-__all__ = ["Diverged", "Loop"]

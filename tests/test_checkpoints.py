@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import assert_bitwise_equal, final_state, finish, flags, start
+from training_runs import assert_bitwise_equal, final_state, finish, flags, start
 
 from gpt_pretrain import checkpoints
 from gpt_pretrain.checkpoints import Checkpoints

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from runs import assert_bitwise_equal, consumed_batches, environment, final_state, finish, flags, start
+from training_runs import assert_bitwise_equal, consumed_batches, environment, final_state, finish, flags, start
 
 from gpt_pretrain import main
 

@@ -5,7 +5,7 @@ import socket
 
 import numpy as np
 import pytest
-from runs import consumed_batches, final_state, finish, flags, start
+from training_runs import consumed_batches, final_state, finish, flags, start
 
 MICROBATCH = {"train.per_device_batch_size": 1}  # 4 devices x 1 = 4 rows, twice
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from runs import environment
+from training_runs import environment
 
 REPO = pathlib.Path(__file__).parent.parent
 
