@@ -19,7 +19,6 @@ from data_prep.files import digest_json, read_json, write_json
 MANIFEST_NAME = "manifest.json"
 WORK_DIR = ".work"  # state of an unfinished preparation, inside the dataset's directory
 FORMAT_VERSION = 1
-SPLITS = ("train", "val")
 FORMATS = ("bin", "array_record")
 DOCUMENTS = "documents"  # the third kind of shard: tables, always written
 

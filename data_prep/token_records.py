@@ -48,11 +48,6 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-def tokens_offset(record_tokens: int) -> int:
-    """Byte offset of the ids inside each record; they fill the rest of it."""
-    return len(record_prefix(record_tokens))
-
-
 def check_record(record: bytes, record_tokens: int) -> None:
     """ValueError unless `record` has the layout that the fixed offset relies on."""
     prefix = record_prefix(record_tokens)

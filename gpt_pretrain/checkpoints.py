@@ -38,8 +38,6 @@ class Checkpoints:
     """The checkpoints of one `save_dir`, for the run that writes them."""
 
     def __init__(self, save_dir: str | os.PathLike, *, num_kept: int = 2):
-        if num_kept < 2:
-            raise ValueError(f"train.num_checkpoints_kept: found {num_kept}, expected at least 2 (one may be damaged)")
         self.directory = Path(save_dir).absolute() / _DIRECTORY
         self.directory.mkdir(parents=True, exist_ok=True)
         self._step_being_saved = -1

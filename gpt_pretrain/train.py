@@ -103,7 +103,7 @@ def train(
     }  # fmt: skip
     for name, value in counts.items():
         _check_whole(f"train.{name}", value)
-    _check_whole("train.num_checkpoints_kept", num_checkpoints_kept, at_least=2)
+    _check_whole("train.num_checkpoints_kept", num_checkpoints_kept, at_least=2)  # one may be damaged
     num_tokens, eval_tokens = int(num_tokens), int(eval_tokens)  # 1e10 is a float
     for name, value in (("save_dir", save_dir), ("from_pretrained", from_pretrained or "")):
         if "://" in value:

@@ -122,11 +122,6 @@ def test_saving_a_step_that_is_there_already_is_an_error_not_silence(saved):
     manager.close()
 
 
-def test_one_checkpoint_alone_is_not_enough_to_keep(tmp_path):
-    with pytest.raises(ValueError, match="at least 2"):
-        Checkpoints(tmp_path, num_kept=1)
-
-
 def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_to_the_same_end(tiny_dataset, tmp_path):
     finish(start(flags(tiny_dataset, tmp_path / "run", num_steps=20)))
     step, expected = final_state(tmp_path / "run")

@@ -76,6 +76,7 @@ def test_every_config_parses_and_makes_a_model(path):
     (["--gin_param=mesh.fsdp = 3"], r"fsdp=3 does not make the 1 devices"),
     (["--gin_param=train.writers = ('consol',)"], r"train\.writers: no such writer \['consol'\]"),
     (["--gin_param=train.batch_size = '4'"], r"train\.batch_size: found '4', expected a whole number"),
+    (["--gin_param=train.num_checkpoints_kept = 1"], r"num_checkpoints_kept: found 1, expected a whole number, at least 2"),
     (["--seq_len=0"], r"data\.seq_len: found 0"),
     (["--save_dir=gs://bucket/run"], r"train\.save_dir: gs://bucket/run is a URL"),
     (["--gin_param=train.sample_prompt = '" + "x" * 40 + "'"], r"sample_prompt has 40 tokens"),
