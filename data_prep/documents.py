@@ -1,222 +1,180 @@
-"""Units of input, and the documents in them.
+"""Which document is where: `python -m data_prep.documents DIR --token 123456789`.
 
-A *unit* is a run of row groups of one parquet file, or one JSONL or text file. It is the piece
-of input that is tokenized on its own, and what a unit holds depends on its file only.
+The tables of documents are sorted by their place in the stream and cut like the shards, so a
+token's document is found by the statistics of the row groups, and an id or url by the index beside
+each table. Nothing is scanned: milliseconds, whatever the size of the dataset.
 """
 
-import hashlib
-import io
+import argparse
 import json
-import os
+import sys
+from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, BinaryIO, NamedTuple
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
 
-import pyarrow as pa
+import numpy as np
 import pyarrow.parquet as pq
 
-from data_prep.inputs import InputError, describe, file_info, file_name, open_file
+from data_prep.document_index import find_rows
+from data_prep.manifest import DOCUMENTS, INDEX, Manifest, load
 
-UNIT_BYTES = 32 << 20  # uncompressed text in one unit of a parquet file, roughly
-BATCH_ROWS = 256  # rows in memory at a time
-BATCH_BYTES = 4 << 20
-TAIL_BYTES = 64 << 10
-PROVENANCE = ("id", "url", "dump")  # columns that are kept where the input has them
+GROUP_ROWS = 4096  # documents in a row group of a table: what a look-up reads
 
 
 @dataclass(frozen=True)
-class Unit:
-    path: str
-    index: int  # of the file among the inputs
-    first_group: int = 0  # parquet only, as are the next two
-    num_groups: int = 0
-    first_row: int = 0
-    num_bytes: int = 0  # how much work it is: text (parquet) or file (others) bytes
+class Document:
+    """One document of a prepared dataset; None where the input did not say."""
 
-    @property
-    def name(self) -> str:
-        return f"{self.index:05d}-{self.first_group:06d}"
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What can be known of an input file before reading it."""
-
-    identity: dict[str, Any]  # path, size, digest of its tail, version
-    units: tuple[Unit, ...] = ()
-    error: str = ""  # why it cannot be read at all: the other files still can
+    split: str
+    start: int  # of its end-of-text token in the split's stream
+    length: int  # in tokens, with the end-of-text token
+    text_bytes: int | None
+    id: str | None
+    url: str | None
+    dump: str | None
+    language: str | None
+    source_file: str
+    row: int  # in the source file, from 0
 
 
-class Batch(NamedTuple):
-    """Some documents in a row; a null text is None."""
+class DocumentTables:
+    """The documents of one split of a prepared dataset.
 
-    texts: list[str | None]
-    ids: list[str | None]
-    urls: list[str | None]
-    dumps: list[str | None]
-    rows: list[int]  # row or line (from 0) in the input file
-    num_bytes: int  # share of the unit's num_bytes
-
-
-def inspect(path: str, index: int, text_column: str) -> Inspection:
-    """Identity and units of one input file.
-
-    Raises InputError where no work should start: the file is absent, or has no text column.
+    Raises ValueError for a directory that is not one, or a split that is not there.
     """
-    info = file_info(path)
-    lfs = info.get("lfs")  # the Hugging Face Hub knows every file's digest
-    version = lfs.get("sha256", "") if isinstance(lfs, dict) else info.get("blob_id", "")
-    identity = {"path": path, "size": info.get("size"), "tail_sha256": "", "version": version}
-    try:
-        with open_file(path) as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - TAIL_BYTES))
-            tail = hashlib.sha256(file.read()).hexdigest()
-            identity |= {"size": size, "tail_sha256": tail}
-            if not file_name(path).endswith(".parquet"):
-                return Inspection(identity, (Unit(path, index, num_bytes=size),))
-            file.seek(0)
-            parquet = pq.ParquetFile(file)
-            schema, metadata = parquet.schema_arrow, parquet.metadata
-    except (pa.ArrowInvalid, OSError) as error:
-        return Inspection(
-            identity, error=f"{path}: not parquet, or cut short: {str(error).strip()}"
-        )
-    except Exception as error:  # each file system raises its own types
-        return Inspection(identity, error=f"{path}: cannot be read: {describe(error)}")
-    if text_column not in schema.names:
-        raise InputError(
-            f"{path}: no column {text_column!r}; the columns are {', '.join(schema.names)}. "
-            "Choose one with --text_column."
-        )
-    kind = schema.field(text_column).type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view()):
-        raise InputError(
-            f"{path}: column {text_column!r} holds {kind}, not text; the columns are "
-            + ", ".join(f"{f.name} ({f.type})" for f in schema)
-        )
-    return Inspection(identity, tuple(_parquet_units(path, index, metadata, text_column)))
+
+    def __init__(self, directory: str | Path, split: str = "train", manifest: Manifest | None = None):
+        self._directory = Path(directory)
+        manifest = manifest or load(directory)
+        if split not in manifest.splits:
+            raise ValueError(
+                f"{directory}: no split {split!r}; the splits are {', '.join(manifest.splits)}"
+            )
+        self.split = split
+        self.num_tokens = manifest.splits[split].num_tokens
+        tables = manifest.shards_of(split, DOCUMENTS)
+        self._names = [shard.name for shard in tables]
+        self._indexes = [shard.name for shard in manifest.shards_of(split, INDEX)]
+        self._starts = [0, *accumulate(shard.num_tokens for shard in tables)]
+
+    def at(self, token: int) -> Document:
+        """The document that token `token` of the split's stream belongs to.
+
+        Raises IndexError outside the stream.
+        """
+        if not 0 <= token < self.num_tokens:
+            raise IndexError(
+                f"token {token}: split {self.split} has tokens 0 to {self.num_tokens - 1}"
+            )
+        # A document may begin in an earlier table than the one that its tokens reach into.
+        for table in range(bisect_right(self._starts, token) - 1, -1, -1):
+            firsts = self._group_firsts(table)
+            group = bisect_right(firsts, token) - 1
+            if group >= 0:
+                rows = self._group(table, group)
+                row = int(np.searchsorted(rows["start"].to_numpy(), token, side="right")) - 1
+                return self._document(rows, row)
+        raise AssertionError(f"no document starts at or before token {token}")
+
+    def between(self, start: int, stop: int) -> Iterator[Document]:
+        """The documents with a token in [start, stop), in order."""
+        while start < min(stop, self.num_tokens):
+            document = self.at(start)
+            yield document
+            start = document.start + document.length
+
+    def find(self, column: str, value: str) -> list[Document]:
+        """The documents whose `column`, "id" or "url", is `value`; empty if there are none."""
+        found = []
+        for table, name in enumerate(self._indexes):
+            for row in find_rows(self._directory / name, column, value):
+                group, offset = divmod(row, GROUP_ROWS)
+                document = self._document(self._group(table, group), offset)
+                if getattr(document, column) == value:
+                    found.append(document)
+        return found
+
+    @lru_cache(maxsize=64)  # noqa: B019 - lives as long as the tables do
+    def _file(self, table: int) -> pq.ParquetFile:
+        return pq.ParquetFile(self._directory / self._names[table])
+
+    @lru_cache(maxsize=64)  # noqa: B019
+    def _group_firsts(self, table: int) -> list[int]:
+        """Start of the first document of each row group."""
+        metadata = self._file(table).metadata
+        groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
+        return [group.column(0).statistics.min for group in groups if group.num_rows]
+
+    @lru_cache(maxsize=4)  # noqa: B019
+    def _group(self, table: int, group: int):
+        return self._file(table).read_row_group(group, use_threads=False)
+
+    def _document(self, rows, row: int) -> Document:
+        return Document(self.split, **{name: rows[name][row].as_py() for name in rows.column_names})
 
 
-def _parquet_units(path: str, index: int, metadata: Any, text_column: str) -> Iterator[Unit]:
-    """Consecutive row groups, taken together until they hold about UNIT_BYTES of text."""
-    first_group = first_row = num_rows = num_bytes = 0
-    for group in range(metadata.num_row_groups):
-        row_group = metadata.row_group(group)
-        columns = (row_group.column(i) for i in range(row_group.num_columns))
-        num_rows += row_group.num_rows
-        num_bytes += sum(
-            c.total_uncompressed_size for c in columns if c.path_in_schema == text_column
-        )
-        if num_bytes >= UNIT_BYTES or group == metadata.num_row_groups - 1:
-            num_groups = group + 1 - first_group
-            yield Unit(path, index, first_group, num_groups, first_row, num_bytes)
-            first_group, first_row, num_rows, num_bytes = group + 1, first_row + num_rows, 0, 0
+def read_tokens(directory: str | Path, manifest: Manifest, split: str, start: int, stop: int):
+    """Tokens [start, stop) of a split's stream, from the first stored format: (n,)."""
+    from data_prep.plan import dataset_stream
+    from data_prep.shards import read_pieces
+    from data_prep.token_bin import token_dtype
+
+    stream = dataset_stream(Path(directory), manifest, split, manifest.spec["formats"][0])
+    dtype = token_dtype(manifest.spec["vocab_size"])
+    pieces = stream.pieces(start, min(stop, stream.num_tokens))
+    chunks = read_pieces(pieces, manifest.spec["record_tokens"], dtype)
+    return np.concatenate([np.empty(0, dtype), *chunks])
 
 
-def read_unit(unit: Unit, text_column: str) -> Iterator[Batch]:
-    """The unit's documents in order, in batches of bounded size.
-
-    Raises InputError: the file cannot be read to the end, or a row has no text column.
-    """
-    name = file_name(unit.path)
-    try:
-        with open_file(unit.path) as file:
-            if name.endswith(".parquet"):
-                yield from _read_parquet(file, unit, text_column)
-            elif name.endswith(".txt"):
-                text = file.read().decode("utf-8")
-                yield Batch([text], [None], [None], [None], [0], unit.num_bytes)
-            else:
-                yield from _read_jsonl(file, unit, text_column)
-    except InputError:
-        raise
-    except UnicodeDecodeError as error:
-        raise InputError(f"{unit.path}: not UTF-8 text: {error}") from error
-    except Exception as error:  # each file system and codec raises its own types
-        raise InputError(
-            f"{unit.path}: cannot be read to the end: {describe(error)}. "
-            "It may be damaged or cut short."
-        ) from error
-
-
-def _read_parquet(file: BinaryIO, unit: Unit, text_column: str) -> Iterator[Batch]:
-    parquet = pq.ParquetFile(
-        file,
-        buffer_size=1 << 20,  # with a buffer, columns are streamed
-        page_checksum_verification=True,  # where the writer made them
+def main(argv: list[str] | None = None) -> int:
+    """Prints a JSON line a document. Exit status 1 if there is none, or for a user's mistake."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.documents", description=__doc__, allow_abbrev=False
     )
-    present = [c for c in PROVENANCE if c in parquet.schema_arrow.names and c != text_column]
-    groups = list(range(unit.first_group, unit.first_group + unit.num_groups))
-    row = unit.first_row
-    rows_left = sum(parquet.metadata.row_group(g).num_rows for g in groups)
-    bytes_left = unit.num_bytes
-    for table in parquet.iter_batches(BATCH_ROWS, groups, [text_column, *present]):
-        num_rows = table.num_rows
-        kept = {name: _strings(table.column(name)) for name in present}
-        share = bytes_left * num_rows // max(1, rows_left)
-        yield Batch(
-            table.column(text_column).to_pylist(),
-            *(kept.get(name) or [None] * num_rows for name in PROVENANCE),
-            rows=list(range(row, row + num_rows)),
-            num_bytes=share,
-        )
-        row, rows_left, bytes_left = row + num_rows, rows_left - num_rows, bytes_left - share
-
-
-def _strings(column: pa.Array) -> list[str | None]:
-    """A provenance column as text, whatever its type."""
-    return [None if value is None else str(value) for value in column.to_pylist()]
-
-
-def _read_jsonl(file: BinaryIO, unit: Unit, text_column: str) -> Iterator[Batch]:
-    name = file_name(unit.path)
-    compression = {"gz": "gzip", "zst": "zstd"}.get(name.rpartition(".")[2])
-    # Arrow's codecs join concatenated streams and, unlike others, refuse one that was cut short.
-    lines: Any = file
-    if compression:
-        lines = io.BufferedReader(pa.CompressedInputStream(file, compression), 1 << 20)  # type: ignore
-    batch, num_chars, position = Batch([], [], [], [], [], 0), 0, 0
-    for row, line in enumerate(lines):
-        if not line.strip():
-            continue
-        text, provenance = _parse_line(unit.path, row, line, text_column)
-        batch.texts.append(text)
-        for column, value in zip((batch.ids, batch.urls, batch.dumps), provenance, strict=True):
-            column.append(value)
-        batch.rows.append(row)
-        num_chars += len(line)
-        if len(batch.rows) == BATCH_ROWS or num_chars >= BATCH_BYTES:
-            moved = file.tell() - position
-            yield batch._replace(num_bytes=moved)
-            batch, num_chars, position = Batch([], [], [], [], [], 0), 0, position + moved
-    yield batch._replace(num_bytes=max(0, unit.num_bytes - position))
-
-
-def _parse_line(
-    path: str, row: int, line: bytes, text_column: str
-) -> tuple[str | None, list[str | None]]:
-    where = f"{path}: line {row + 1}"
+    parser.add_argument("directory", metavar="DIR", help="a prepared dataset")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--token", type=int, metavar="N", help="a position in the split's stream")
+    what.add_argument("--id", nargs="+", metavar="ID", help="ids, as '<urn:uuid:...>'")
+    what.add_argument("--url", nargs="+", metavar="URL", help="urls")
+    parser.add_argument(
+        "--split", help="train or val (default: train for --token, both for --id and --url)"
+    )
+    parser.add_argument("--text", action="store_true", help="print the text as well, as stored")
+    args = parser.parse_args(argv)
     try:
-        fields = json.loads(line)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: not UTF-8: {error}") from None
-    except ValueError as error:
-        raise InputError(f"{where}: not JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise InputError(f"{where}: expected an object, found {type(fields).__name__}")
-    if text_column not in fields:
-        raise InputError(
-            f"{where}: no column {text_column!r}; the columns are {', '.join(fields)}. "
-            "Choose one with --text_column."
-        )
-    text = fields[text_column]
-    if text is not None and not isinstance(text, str):
-        raise InputError(f"{where}: {text_column!r} holds {type(text).__name__}, not text")
-    values = (fields.get(name) if name != text_column else None for name in PROVENANCE)
-    return text, [None if value is None else _encodable(str(value)) for value in values]
+        manifest = load(args.directory)
+        default = ["train"] if args.token is not None else list(manifest.splits)
+        splits = [args.split] if args.split else default
+        tables = [DocumentTables(args.directory, split, manifest) for split in splits]
+        if args.token is not None:
+            found = [tables[0].at(args.token)]
+        else:
+            column, values = ("id", args.id) if args.id else ("url", args.url)
+            found = [d for value in values for each in tables for d in each.find(column, value)]
+            if missing := set(values) - {getattr(document, column) for document in found}:
+                raise ValueError(f"{args.directory}: no document has the {column} {min(missing)}")
+        for document in found:
+            fields = asdict(document)
+            if args.text:
+                fields["text"] = _text(args.directory, manifest, document)
+            print(json.dumps(fields, ensure_ascii=False))
+    except (ValueError, IndexError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
-def _encodable(text: str) -> str:
-    """JSON can spell lone surrogates, which a parquet table cannot hold."""
-    return text.encode("utf-8", "replace").decode()
+def _text(directory: str, manifest: Manifest, document: Document) -> str:
+    from data_prep.tokenizers import get_tokenizer
+
+    end = document.start + document.length
+    ids = read_tokens(directory, manifest, document.split, document.start, end)
+    start = int(len(ids) > 0 and ids[0] == manifest.spec["end_of_text"])
+    return get_tokenizer(manifest.spec["tokenizer"]).decode(ids[start:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

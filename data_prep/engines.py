@@ -4,15 +4,15 @@ A job is a frozen dataclass; the function that does it is `function(job, report)
 `report(documents, tokens, text_bytes, work)` says what was done since the last call.
 """
 
+import collections
 import contextlib
 import fcntl
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,13 +24,13 @@ Result = TypeVar("Result")
 Report = Callable[[int, int, int, int], None]
 
 POLL_SECS = 0.5
-
+MAX_TRIES = 3  # of a job whose worker was killed
 
 LOCK, WORKERS_LOCK = "lock", "workers.lock"
 
 
 class WorkerDied(RuntimeError):
-    """A worker process ended without an answer."""
+    """Worker processes were killed again and again at the same job."""
 
 
 @contextlib.contextmanager
@@ -56,82 +56,156 @@ def locked(directory: Path) -> Iterator[None]:
         yield
 
 
-def run(
-    function: Callable[[Job, Report], Result],
-    jobs: Iterable[Job],
-    num_workers: int,
-    progress: Progress,
-    directory: Path,
-) -> Generator[tuple[Job, Result | Exception], None, None]:
-    """Does every job; gives (job, result or exception) in order of completion.
+class Workers:
+    """Processes that do jobs; started when they are first needed and kept until the end.
 
-    Jobs are taken from the iterable as workers become free, a few ahead, so it may be long, and
-    may end early depending on the results seen so far. Closing the generator early ends the
-    workers. Raises WorkerDied when one was killed.
+    As a context manager, so that they end however the work ends. With `num_workers` 1 the jobs are
+    done in this process.
 
-    `directory` is the one that `locked` was given.
+    Args:
+      directory: the one that `locked` was given; None where jobs write nothing.
     """
-    if num_workers == 1:
-        yield from _run_here(function, jobs, progress)
-    else:
-        yield from _run_in_processes(function, jobs, num_workers, progress, directory)
 
+    def __init__(self, num_workers: int, directory: Path | None = None):
+        self._num_workers = num_workers
+        self._directory = directory
+        self._workers: list[_Worker] = []
 
-def _run_here(function, jobs, progress):
-    for job in jobs:
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for worker in self._workers:  # outputs appear whole or not at all: nothing is lost but time
+            worker.kill()
+        self._workers = []
+
+    def run(
+        self, function: Callable[[Job, Report], Result], jobs: Iterable[Job], progress: Progress
+    ) -> Generator[tuple[Job, Result | Exception], None, None]:
+        """Does every job; gives (job, result or exception) in order of completion.
+
+        Each worker takes the next job when it is free, so slow jobs hold up nobody. The iterable
+        may be long, and may end early depending on the results seen so far. A worker that is
+        killed costs its job only, which another one does again. Closing the generator early ends
+        the workers that are busy.
+
+        Raises WorkerDied when MAX_TRIES workers were killed at one job.
+        """
+        if self._num_workers <= 1:
+            for job in jobs:
+                try:
+                    result = function(job, progress.add)
+                except Exception as error:
+                    result = error
+                yield job, result
+            return
+        jobs = iter(jobs)
+        again: collections.deque[Job] = collections.deque()  # jobs of killed workers
+        tries: collections.Counter[Job] = collections.Counter()
         try:
-            result = function(job, progress.add)
-        except Exception as error:
-            result = error
-        yield job, result
+            while True:
+                while (worker := self._idle()) and (job := _next(again, jobs)) is not None:
+                    worker.start(function, job)
+                busy = {w.connection: w for w in self._workers if w.job is not None}
+                if not busy:
+                    break
+                for ready in connection.wait(list(busy), POLL_SECS):
+                    worker = busy[ready]  # type: ignore[index]
+                    try:
+                        kind, value = worker.connection.recv()
+                    except (EOFError, OSError):
+                        self._end(worker)
+                        progress.add(*(-count for count in worker.counts))
+                        _lost(worker, tries)
+                        again.append(worker.job)
+                        continue
+                    if kind == "counts":
+                        worker.counts = [a + b for a, b in zip(worker.counts, value, strict=True)]
+                        progress.add(*value)
+                    else:
+                        job, worker.job = worker.job, None
+                        yield job, value
+        finally:
+            for worker in [worker for worker in self._workers if worker.job is not None]:
+                self._end(worker)
+
+    def _idle(self) -> "_Worker | None":
+        """A worker with nothing to do, started if there may be one more."""
+        for worker in self._workers:
+            if worker.job is None:
+                return worker
+        if len(self._workers) == self._num_workers:
+            return None
+        self._workers.append(_Worker(self._directory))
+        return self._workers[-1]
+
+    def _end(self, worker: "_Worker") -> None:
+        self._workers.remove(worker)
+        worker.kill()
 
 
-def _run_in_processes(function, jobs, num_workers, progress, directory):
-    # Spawned, not forked: a fork of a process with threads (fsspec has one) can deadlock.
-    context = multiprocessing.get_context("spawn")
-    counters = context.Array("q", NUM_COUNTS)
-    before = list(progress.counts)
-    initargs = (counters, directory / WORKERS_LOCK)
-    executor = ProcessPoolExecutor(num_workers, context, _start_worker, initargs)
-    jobs = iter(jobs)
-    running: dict[Future, Any] = {}
-    finished = False
-    try:
-        while True:
-            while len(running) < 2 * num_workers and (job := next(jobs, None)) is not None:
-                running[executor.submit(_call, function, job)] = job
-            if not running:
-                break
-            done, _ = wait(running, POLL_SECS, FIRST_COMPLETED)
-            progress.set([a + b for a, b in zip(before, counters[:], strict=True)])
-            for future in done:
-                error = future.exception()
-                if isinstance(error, BrokenProcessPool):
-                    raise WorkerDied(
-                        "a worker process was killed (out of memory?). What is complete is kept: "
-                        "run the same command again, perhaps with a smaller --num_workers."
-                    )
-                answer = error if isinstance(error, Exception) else future.result()
-                yield running.pop(future), answer
-        finished = True
-    finally:
-        if not finished:
-            for process in list((executor._processes or {}).values()):
-                process.kill()  # outputs appear whole or not at all: nothing is lost but time
-        executor.shutdown(cancel_futures=True)
+class _Worker:
+    """A process, the job that it does, and what it has reported of it."""
+
+    def __init__(self, directory: Path | None):
+        # Spawned, not forked: a fork of a process with threads (fsspec has one) can deadlock.
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        lock = directory / WORKERS_LOCK if directory else None
+        self.process = context.Process(target=_work, args=(theirs, lock), daemon=True)
+        self.process.start()
+        theirs.close()  # so that reading ends when the worker does
+        self.job: Any = None
+        self.counts = [0] * NUM_COUNTS  # of the job
+
+    def start(self, function, job) -> None:
+        self.job, self.counts = job, [0] * NUM_COUNTS
+        # A worker that is dead already is noticed when its answer is read.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.connection.send((function, job))
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
 
 
-_counters: Any = None  # one per worker process: shared memory can only come in at its start
-_lock: Any = None  # open as long as the worker lives
+def _next(again, jobs):
+    return again.popleft() if again else next(jobs, None)
 
 
-def _start_worker(counters, lock_path: Path) -> None:
-    global _counters, _lock
-    _counters = counters
-    _lock = open(lock_path, "w")  # noqa: SIM115
-    fcntl.flock(_lock, fcntl.LOCK_SH)
+def _lost(worker: _Worker, tries: collections.Counter) -> None:
+    """Says that a worker was killed, or raises if that happens to this job every time."""
+    tries[worker.job] += 1
+    code = worker.process.exitcode
+    how = f"by signal {-code}" if code is not None and code < 0 else f"with exit status {code}"
+    what = f"a worker process was ended {how}" + (" (out of memory?)" if code == -9 else "")
+    if tries[worker.job] == MAX_TRIES:
+        raise WorkerDied(
+            f"{what}, {MAX_TRIES} times at the same piece of work ({worker.job}). What is "
+            "complete is kept: run the same command again, perhaps with a smaller --num_workers."
+        )
+    print(f"{what}; its piece of work is done again", file=sys.stderr, flush=True)
+
+
+def _work(pipe, lock_path: Path | None) -> None:
+    """Main loop of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    with open(lock_path, "w") if lock_path else contextlib.nullcontext() as lock:
+        if lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)  # held for as long as this process lives
+
+        def report(*counts: int) -> None:
+            pipe.send(("counts", counts))
+
+        while True:
+            function, job = pipe.recv()
+            try:
+                answer = function(job, report)
+            except Exception as error:
+                answer = error
+            pipe.send(("answer", answer))
 
 
 def _end_with_parent() -> None:
@@ -140,13 +214,3 @@ def _end_with_parent() -> None:
     assert parent is not None
     connection.wait([parent.sentinel])
     os._exit(1)
-
-
-def _call(function, job):
-    return function(job, _report)
-
-
-def _report(*counts: int) -> None:
-    with _counters.get_lock():
-        for index, count in enumerate(counts):
-            _counters[index] += count

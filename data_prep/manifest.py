@@ -5,6 +5,7 @@ complete dataset. It holds file names only, so the directory may be moved or cop
 """
 
 import dataclasses
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -18,9 +19,10 @@ from data_prep.files import digest_json, read_json, write_json
 
 MANIFEST_NAME = "manifest.json"
 WORK_DIR = ".work"  # state of an unfinished preparation, inside the dataset's directory
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FORMATS = ("bin", "array_record")
 DOCUMENTS = "documents"  # the third kind of shard: tables, always written
+INDEX = "documents_index"  # the fourth: where each document of a table is, by its id and url
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,12 @@ class Shard:
     """One file. A documents table lists the documents that *start* in its range of the stream."""
 
     name: str
-    format: str  # "bin", "array_record" or "documents"
+    format: str  # "bin", "array_record", "documents" or "documents_index"
     split: str  # "train" or "val"
     num_tokens: int  # of the stream, without padding; of a table: the length of its range
-    num_rows: int  # tokens of a .bin, records of an ArrayRecord file, documents of a table
+    num_rows: int  # tokens of a .bin, records of an ArrayRecord file, rows of a table or index
     num_bytes: int
-    sha256: str
+    digest: str  # of the file
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,18 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Source:
+    """A stretch of the stream, val first, and the unit of input that it came from.
+
+    What `check --repair` needs to make a lost file again.
+    """
+
+    unit: str  # name of the unit, as units.py names those of the spec's inputs
+    num_tokens: int
+    digest: str  # of the tokens
+
+
+@dataclass(frozen=True)
 class Manifest:
     format_version: int
     name: str
@@ -52,6 +66,7 @@ class Manifest:
     splits: dict[str, Split]
     shards: tuple[Shard, ...]
     fingerprint: str  # of all the splits and the tokenizer
+    sources: tuple[Source, ...] = ()  # empty where the stream was not made from text
 
     def shards_of(self, split: str, format: str) -> tuple[Shard, ...]:
         """The shards of one split in one format, in stream order; empty if there are none."""
@@ -72,8 +87,9 @@ def unigram_entropy(counts_V: np.ndarray) -> float:
 
 
 def save(manifest: Manifest, directory: str | os.PathLike) -> None:
-    """Writes the manifest; equal manifests give equal bytes."""
-    write_json(Path(directory, MANIFEST_NAME), dataclasses.asdict(manifest))
+    """Writes the manifest with its own digest; equal manifests give equal bytes."""
+    fields = json.loads(json.dumps(dataclasses.asdict(manifest)))
+    write_json(Path(directory, MANIFEST_NAME), fields | {"digest": digest_json(fields)})
 
 
 def load(directory: str | os.PathLike) -> Manifest:
@@ -102,6 +118,12 @@ def load(directory: str | os.PathLike) -> Manifest:
             f"{path}: format_version {version}, expected {FORMAT_VERSION}. Prepare the dataset "
             "again with this version of data_prep."
         )
+    digest = fields.pop("digest", None)
+    if digest_json(fields) != digest:
+        raise ValueError(
+            f"{path}: was altered: its content has digest {digest_json(fields)}, but it says "
+            f"{digest}. Restore it from a copy, or prepare the dataset again."
+        )
     try:
         return Manifest(
             format_version=version,
@@ -110,6 +132,7 @@ def load(directory: str | os.PathLike) -> Manifest:
             splits={name: Split(**split) for name, split in fields["splits"].items()},
             shards=tuple(Shard(**shard) for shard in fields["shards"]),
             fingerprint=fields["fingerprint"],
+            sources=tuple(Source(**source) for source in fields["sources"]),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(

@@ -1,9 +1,11 @@
 """Inputs -> segments -> shards -> manifest, continuing from whatever is complete already."""
 
 import contextlib
+import dataclasses
 import errno
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,17 +15,19 @@ from typing import Any
 import numpy as np
 
 from data_prep import engines, inputs
-from data_prep.documents import Inspection, inspect
-from data_prep.engines import Report
+from data_prep.encoders import choose_engine
+from data_prep.engines import Report, Workers
 from data_prep.files import read_json, write_json
 from data_prep.fingerprints import fingerprint
 from data_prep.manifest import (
     DOCUMENTS,
     FORMAT_VERSION,
+    INDEX,
     MANIFEST_NAME,
     WORK_DIR,
     Manifest,
     Shard,
+    Source,
     Split,
     dataset_fingerprint,
     load,
@@ -42,7 +46,8 @@ from data_prep.shards import (
     write_shard,
 )
 from data_prep.spec import Options, differences, make_spec
-from data_prep.tokenizers import MAX_VOCAB_SIZE, get_tokenizer
+from data_prep.tokenizers import get_tokenizer
+from data_prep.units import Inspection, inspect
 
 INSPECTION_THREADS = 16  # it is mostly waiting for the network
 OWN_FILES = (f"{DATASET_NAME}_*", f"{DATASET_NAME}-*", f"{DOCUMENTS}_*", "dataset_info.json")
@@ -60,38 +65,54 @@ class Outcome:
     num_null: int = 0
 
 
-def prepare(options: Options, patterns: str, output_dir: str, num_workers: int) -> Outcome:
+def prepare(
+    options: Options,
+    patterns: str,
+    output_dir: str,
+    num_workers: int,
+    *,
+    engine: str = "auto",
+    verify: str = "sample",
+) -> Outcome:
     """Makes the prepared dataset that `options` ask for in `output_dir`, or finishes making it.
 
     Args:
       options: what decides the bytes.
       patterns: the files, as `inputs.expand` takes them.
-      num_workers: processes; decides nothing but the time it takes.
+      num_workers: processes; decides nothing but the time it takes, as do the next two.
+      engine: what makes the ids, see `encoders.choose_engine`.
+      verify: which documents to encode a second time, see `encoders.Verifier`.
 
     Raises:
       ValueError: a user's mistake, before any work, or PreparationError, after keeping the work.
       engines.WorkerDied: a worker process was killed.
     """
     tokenizer = get_tokenizer(options.tokenizer)
+    engine = choose_engine(tokenizer, engine)
     output, work = Path(output_dir), Path(output_dir, WORK_DIR)
     if (output / MANIFEST_NAME).exists():
         return _already_complete(options, patterns, output)
     paths = inputs.expand(patterns)
     found = _inspect(paths, options.text_column)
     spec = make_spec(options, tokenizer, [inspection.identity for inspection in found])
+    print(_engine_in_words(tokenizer.name, engine, verify), file=sys.stderr)
     if not (work / "spec.json").exists():
         _refuse_strays(output)
     try:
-        with engines.locked(work):
+        with engines.locked(work), Workers(num_workers, work) as workers:
             _agree_on_spec(spec, output, work)
-            segments = _tokenize(found, spec, work / "segments", num_workers)
+            jobs = segment_jobs(found, spec, work / "segments", engine, verify)
+            segments = _tokenize(jobs, spec["max_tokens"], workers, work)
             try:
                 streams = segment_streams(segments, work / "segments", spec)
             except ValueError:
                 # Other cuts of the same segments are welcome to this directory.
                 (work / "spec.json").unlink()
                 raise
-            manifest = _write_dataset(streams, spec, output, work / "shards", num_workers)
+            manifest = write_dataset(streams, spec, output, work / "shards", workers)
+            sources = tuple(Source(s.name, s.num_tokens, s.digest) for s in segments)
+            manifest = dataclasses.replace(manifest, sources=sources)
+            # CARD
             save(manifest, output)
             shutil.rmtree(work)
     except Exception as error:
@@ -159,20 +180,33 @@ def _agree_on_spec(spec: dict[str, Any], output: Path, work: Path) -> None:
     write_json(work / "spec.json", spec)
 
 
-def _tokenize(
-    found: Sequence[Inspection], spec: dict[str, Any], directory: Path, num_workers: int
-) -> list[Segment]:
-    """Stage 1. The segments of the whole input, or of as much of it as max_tokens needs."""
-    max_tokens = spec["max_tokens"]
-    work: list[SegmentJob | str] = []  # in input order; a str is the error of a whole file
+def _engine_in_words(tokenizer: str, engine: str, verify: str) -> str:
+    if engine != "gigatoken":
+        return f"tokenizer {tokenizer}: text by text, without gigatoken"
+    checked = {"all": "every document", "none": "no document", "sample": "0.1% of the documents"}
+    return f"tokenizer {tokenizer}: by gigatoken; {checked[verify]} checked against the reference"
+
+
+def segment_jobs(
+    found: Sequence[Inspection], spec: dict[str, Any], directory: Path, engine: str, verify: str
+) -> list[SegmentJob | str]:
+    """A job for each unit, in input order; a str is the error of a whole file."""
+    work: list[SegmentJob | str] = []
     for inspection in found:
         identity = tuple(str(value) for value in inspection.identity.values())
         if inspection.error:
             work.append(inspection.error)
         for unit in inspection.units:
             tokenizer = spec["tokenizer"], spec["tokenizer_digest"]
-            job = SegmentJob(unit, identity, *tokenizer, spec["text_column"], str(directory))
-            work.append(job)
+            options = spec["text_column"], str(directory), engine, verify
+            work.append(SegmentJob(unit, identity, *tokenizer, *options))
+    return work
+
+
+def _tokenize(
+    work: Sequence[SegmentJob | str], max_tokens: int | None, workers: Workers, directory: Path
+) -> list[Segment]:
+    """Stage 1. The segments of the whole input, or of as much of it as max_tokens needs."""
     jobs = {job: place for place, job in enumerate(work) if isinstance(job, SegmentJob)}
     results: dict[int, Segment | str] = {
         place: error for place, error in enumerate(work) if isinstance(error, str)
@@ -191,8 +225,7 @@ def _tokenize(
                 return
             yield job
 
-    num_workers = max(1, min(num_workers, len(jobs)))
-    answers = engines.run(tokenize_unit, wanted(), num_workers, progress, directory.parent)
+    answers = workers.run(tokenize_unit, wanted(), progress)
     with contextlib.closing(answers), contextlib.closing(progress):
         for job, result in answers:
             if isinstance(result, inputs.InputError):
@@ -211,12 +244,12 @@ def _tokenize(
         prefix.append(results[len(prefix)])
     failed = {place: text for place, text in enumerate(prefix) if isinstance(text, str)}
     if failed:
-        _give_up(failed, found, directory.parent)
+        _give_up(failed, directory)
     return [segment for segment in prefix if isinstance(segment, Segment)]
 
 
-def _give_up(failed: dict[int, str], found: Sequence[Inspection], work: Path) -> None:
-    paths = [inspection.identity["path"] for inspection in found]
+def _give_up(failed: dict[int, str], work: Path) -> None:
+    paths = [entry["path"] for entry in read_json(work / "spec.json")["inputs"]]
     messages = sorted(set(failed.values()))
     write_json(
         work / "failed.json",
@@ -234,17 +267,17 @@ def _stage_two(job: ShardJob | FingerprintJob, report: Report) -> Any:
     return fingerprint_blocks(job, report)
 
 
-def _write_dataset(
+def write_dataset(
     streams: dict[str, StoredStream],
     spec: dict[str, Any],
     output: Path,
     notes: Path,
-    num_workers: int,
+    workers: Workers,
 ) -> Manifest:
     """Stage 2: every output file but the manifest, and what the manifest says of them."""
-    files = shard_jobs(streams, [*spec["formats"], DOCUMENTS], spec, output, notes)
+    files = shard_jobs(streams, [*spec["formats"], DOCUMENTS, INDEX], spec, output, notes)
     digests = fingerprint_jobs(streams, spec)
-    results = run_all([*digests, *files], num_workers, notes.parent)
+    results = run_all([*digests, *files], workers)
     shards = tuple(results[job] for job in files)
     splits = {}
     for split, stream in streams.items():
@@ -264,12 +297,12 @@ def _write_dataset(
 
 
 def run_all(
-    jobs: Sequence[ShardJob | FingerprintJob], num_workers: int, work: Path
+    jobs: Sequence[ShardJob | FingerprintJob], workers: Workers
 ) -> dict[Any, Any]:
     """Does stage-two jobs and gives their results by job; raises the first failure."""
     num_tokens = sum(piece.stop - piece.start for job in jobs for piece in job.pieces)
     progress = Progress("write", 2 * num_tokens)
-    answers = engines.run(_stage_two, jobs, min(num_workers, len(jobs)), progress, work)
+    answers = workers.run(_stage_two, jobs, progress)
     results = {}
     with contextlib.closing(answers), contextlib.closing(progress):
         for job, result in answers:
@@ -281,7 +314,7 @@ def run_all(
 
 def stream_digest(results: Sequence[tuple[list[bytes], np.ndarray]]) -> tuple[str, float]:
     """Fingerprint and unigram entropy of a stream from its fingerprint jobs' results, in order."""
-    counts_V = sum((counts for _, counts in results), np.zeros(MAX_VOCAB_SIZE, np.int64))
+    counts_V = sum((counts for _, counts in results), np.zeros((), np.int64))
     return fingerprint([d for digests, _ in results for d in digests]), unigram_entropy(counts_V)
 
 
@@ -289,7 +322,8 @@ def write_tfds_metadata(output: Path, shards: Sequence[Shard], spec: dict[str, A
     """Makes the ArrayRecord shards, if there are any, a dataset for TFDS."""
     records = [shard for shard in shards if shard.format == "array_record"]
     if records:
-        for name, value in tfds_metadata(records, spec["record_tokens"]).items():
+        metadata = tfds_metadata(records, spec["record_tokens"], spec["vocab_size"])
+        for name, value in metadata.items():
             write_json(output / name, value)
 
 

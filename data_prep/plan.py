@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from data_prep.fingerprints import BLOCK_TOKENS
+from data_prep.manifest import Manifest
 from data_prep.segments import Segment, documents_path, tokens_path
 from data_prep.shards import FingerprintJob, Piece, ShardJob, shard_name, shard_ranges
 
@@ -36,13 +37,23 @@ class StoredStream:
                 Piece(
                     piece.path,
                     piece.format,
-                    piece.sha256,
+                    piece.digest,
                     start + shift,
                     min(stop, end) + shift,
                 )
             )
             start, index = end, index + 1
         return tuple(out)
+
+
+def dataset_stream(
+    directory: str | Path, manifest: Manifest, split: str, format: str
+) -> StoredStream:
+    """The stream of one split of a prepared dataset, as it lies in the shards of one format."""
+    return StoredStream(
+        Piece(str(Path(directory, shard.name)), format, shard.digest, 0, shard.num_tokens)
+        for shard in manifest.shards_of(split, format)
+    )
 
 
 def cut_splits(
@@ -98,7 +109,7 @@ def segment_streams(
     """The stream of each split that is not empty, as stretches of the segments."""
     num_val, total = cut_splits(segments, directory, options)
     whole = StoredStream(
-        Piece(str(tokens_path(directory, s.name)), "segment", s.sha256, 0, s.num_tokens)
+        Piece(str(tokens_path(directory, s.name)), "segment", s.digest, 0, s.num_tokens)
         for s in segments
     )
     ranges = {"train": (num_val, total), "val": (0, num_val)}
@@ -132,7 +143,9 @@ def shard_jobs(
                         pieces=stream.pieces(start, stop),
                         bin_header=spec["bin_header"],
                         record_tokens=spec["record_tokens"],
+                        record_compression=spec["record_compression"],
                         end_of_text=spec["end_of_text"],
+                        vocab_size=spec["vocab_size"],
                         output_dir=str(output_dir),
                         work_dir=str(work_dir),
                     )
@@ -150,6 +163,7 @@ def fingerprint_jobs(
             start,
             stream.pieces(start, min(start + FINGERPRINT_TOKENS, stream.num_tokens)),
             spec["record_tokens"],
+            spec["vocab_size"],
         )
         for split, stream in streams.items()
         for start in range(0, stream.num_tokens, FINGERPRINT_TOKENS)

@@ -1,11 +1,10 @@
 """Stage 1: one unit of input -> one segment of tokens. Pure and idempotent.
 
-A segment is three files in the work directory: raw uint16 tokens, a table of its documents, and
+A segment is three files in the work directory: raw token ids, a table of its documents, and
 a JSON note that is written last. The note says what the segment was made from and the digests of
 the other two; a segment counts only with a note that matches, whatever a killed run left there.
 """
 
-import hashlib
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,21 +12,24 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from blake3 import blake3
 
-from data_prep.documents import Batch, Unit, read_unit
+from data_prep.encoders import Encoder, Verifier, open_encoder
 from data_prep.engines import Report
-from data_prep.files import is_intact, read_json, sha256_of, whole_file, write_json
+from data_prep.files import digest_of, is_intact, read_json, whole_file, write_json
+from data_prep.token_bin import token_dtype
 from data_prep.tokenizers import Tokenizer, get_tokenizer
+from data_prep.units import PROVENANCE, Batch, Unit, read_unit
 
 GROUP_ROWS = 16384  # documents in one row group of a table
 DOCUMENT_COLUMNS = pa.schema(
     [
         ("start", pa.int64()),  # position of the document's end-of-text token
         ("length", pa.int64()),  # in tokens, with the end-of-text token
-        ("id", pa.string()),
-        ("url", pa.string()),
-        ("dump", pa.string()),
+        ("text_bytes", pa.int64()),  # of the text in UTF-8
+        *((name, pa.string()) for name in PROVENANCE),
         ("source_file", pa.string()),
         ("row", pa.int64()),  # row or line in the source file, from 0
     ]
@@ -42,11 +44,13 @@ class SegmentJob:
     tokenizer_digest: str
     text_column: str
     directory: str
+    engine: str = "tiktoken"  # see encoders.py, as for the next one; neither changes a byte
+    verify: str = "sample"
 
     def source(self) -> dict[str, Any]:
         """All that the segment's bytes depend on."""
         fields = asdict(self) | {"identity": list(self.identity)}
-        del fields["directory"]
+        del fields["directory"], fields["engine"], fields["verify"]
         return fields
 
 
@@ -58,14 +62,14 @@ class Segment:
     num_empty: int  # texts of no tokens: not in the stream
     num_null: int  # rows without a text: not in the stream
     num_text_bytes: int
-    sha256: str  # of the tokens
+    digest: str  # of the tokens
     documents_bytes: int
-    documents_sha256: str
+    documents_digest: str
     reused: bool = False  # an earlier run made it
 
 
 def tokens_path(directory: str | Path, name: str) -> Path:
-    """Raw little-endian uint16 ids of a segment."""
+    """Raw little-endian ids of a segment."""
     return Path(directory, f"{name}.tokens")
 
 
@@ -77,43 +81,53 @@ def documents_path(directory: str | Path, name: str) -> Path:
 def tokenize_unit(job: SegmentJob, report: Report) -> Segment:
     """Makes the job's segment, unless a whole one from the same source is there already.
 
-    Raises InputError where the input cannot be read; OSError where the output cannot be written.
+    Raises:
+      InputError: the input cannot be read.
+      OSError: the output cannot be written.
+      TokenizerMismatch: the fast engine gave other ids than the tokenizer.
     """
     note_path = Path(job.directory, f"{job.unit.name}.json")
     found = _find_segment(job, note_path)
     if found:
         return found
-    tokenizer = _tokenizer(job.tokenizer)
+    tokenizer, encoder = _tokenizer(job.tokenizer), _encoder(job.tokenizer, job.engine)
+    verify = "none" if job.engine == "tiktoken" else job.verify
+    verifier = Verifier(tokenizer, verify)
     num_documents = num_empty = num_null = num_tokens = num_text_bytes = 0
-    digest = hashlib.sha256()
+    digest = blake3()
     tokens_file = tokens_path(job.directory, job.unit.name)
     documents_file = documents_path(job.directory, job.unit.name)
+    # Not durable: a segment counts only after its digests were compared.
     with (
-        whole_file(tokens_file) as partial,
+        whole_file(tokens_file, durable=False) as partial,
         open(partial, "wb") as tokens_out,
-        whole_file(documents_file) as partial_documents,
+        whole_file(documents_file, durable=False) as partial_documents,
         pq.ParquetWriter(partial_documents, DOCUMENT_COLUMNS, compression="zstd") as table_out,
     ):
-        waiting: list[dict[str, Any]] = []
+        waiting: list[pa.Table] = []
+        num_waiting = 0
         for batch in read_unit(job.unit, job.text_column):
-            ids, lengths, batch_bytes = _encode_batch(tokenizer, batch)
-            tokens_out.write(ids.data)
-            digest.update(ids.data)
-            for place, length in enumerate(lengths):
-                if length:
-                    waiting.append(_document(job.unit, batch, place, num_tokens, length))
-                    num_tokens += length
-            if len(waiting) >= GROUP_ROWS:
-                table_out.write_table(pa.Table.from_pylist(waiting, DOCUMENT_COLUMNS))
-                waiting = []
-            num_new = sum(length > 0 for length in lengths)
-            num_null_new = sum(text is None for text in batch.texts)
-            num_documents += num_new
-            num_null += num_null_new
-            num_empty += len(lengths) - num_new - num_null_new
+            texts = batch.texts.fill_null("") if batch.texts.null_count else batch.texts
+            ids, lengths = encoder.encode_batch(texts)
+            ids_of_documents = batch.provenance["id"]
+            verifier.check(texts, ids, lengths, batch.rows, job.unit.path, ids_of_documents)
+            stream, table = _batch_stream(tokenizer, job.unit, batch, texts, ids, lengths)
+            tokens_out.write(stream.data)
+            digest.update(stream.view(np.uint8))
+            starts = pc.add(table["start"], num_tokens)
+            waiting.append(table.set_column(0, "start", starts))
+            num_waiting += table.num_rows
+            if num_waiting >= GROUP_ROWS:
+                table_out.write_table(pa.concat_tables(waiting))
+                waiting, num_waiting = [], 0
+            batch_bytes = pc.sum(table["text_bytes"]).as_py() or 0
+            num_tokens += len(stream)
+            num_documents += table.num_rows
+            num_null += batch.texts.null_count
+            num_empty += len(texts) - table.num_rows - batch.texts.null_count
             num_text_bytes += batch_bytes
-            report(num_new, len(ids), batch_bytes, batch.num_bytes)
-        table_out.write_table(pa.Table.from_pylist(waiting, DOCUMENT_COLUMNS))
+            report(table.num_rows, len(stream), batch_bytes, batch.num_bytes)
+        table_out.write_table(pa.concat_tables([DOCUMENT_COLUMNS.empty_table(), *waiting]))
     segment = Segment(
         name=job.unit.name,
         num_tokens=num_tokens,
@@ -121,11 +135,12 @@ def tokenize_unit(job: SegmentJob, report: Report) -> Segment:
         num_empty=num_empty,
         num_null=num_null,
         num_text_bytes=num_text_bytes,
-        sha256=digest.hexdigest(),
+        digest=digest.hexdigest(),
         documents_bytes=documents_file.stat().st_size,
-        documents_sha256=sha256_of(documents_file),
+        documents_digest=digest_of(documents_file),
     )
-    write_json(note_path, {"source": job.source(), "segment": asdict(segment)})
+    note = {"source": job.source(), "segment": asdict(segment)}
+    write_json(note_path, note, durable=False)
     return segment
 
 
@@ -139,9 +154,10 @@ def _find_segment(job: SegmentJob, note_path: Path) -> Segment | None:
     segment = Segment(**note["segment"] | {"reused": True})
     tokens = tokens_path(job.directory, segment.name)
     documents = documents_path(job.directory, segment.name)
-    if not is_intact(tokens, 2 * segment.num_tokens, segment.sha256):
+    token_bytes = token_dtype(_tokenizer(job.tokenizer).vocab_size).itemsize
+    if not is_intact(tokens, token_bytes * segment.num_tokens, segment.digest):
         return None
-    if not is_intact(documents, segment.documents_bytes, segment.documents_sha256):
+    if not is_intact(documents, segment.documents_bytes, segment.documents_digest):
         return None
     return segment
 
@@ -151,36 +167,38 @@ def _tokenizer(name: str) -> Tokenizer:
     return get_tokenizer(name)
 
 
-def _encode_batch(tokenizer: Tokenizer, batch: Batch) -> tuple[np.ndarray, list[int], int]:
-    """A batch -> ids of its documents one after the other, tokens of each (0: none), bytes."""
-    end_of_text = np.array([tokenizer.end_of_text], "<u2")
-    pieces: list[np.ndarray] = [np.empty(0, "<u2")]
-    lengths: list[int] = []
-    num_bytes = 0
-    for text in batch.texts:
-        text = text or ""
-        ids = np.asarray(tokenizer.encode(text))
-        if not len(ids):
-            lengths.append(0)
-            continue
-        if ids.max() >= tokenizer.vocab_size:  # at most 65,536: so this also keeps it in uint16
-            raise ValueError(
-                f"tokenizer {tokenizer.name} gave the id {ids.max()}, but has vocab_size "
-                f"{tokenizer.vocab_size}: it does not fit"
-            )
-        pieces += [end_of_text, ids]
-        lengths.append(1 + len(ids))
-        num_bytes += len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
-    return np.concatenate(pieces, dtype="<u2", casting="unsafe"), lengths, num_bytes
+@lru_cache(maxsize=1)
+def _encoder(name: str, engine: str) -> Encoder:
+    return open_encoder(_tokenizer(name), engine)
 
 
-def _document(unit: Unit, batch: Batch, place: int, start: int, length: int) -> dict[str, Any]:
-    return {
-        "start": start,
-        "length": length,
-        "id": batch.ids[place],
-        "url": batch.urls[place],
-        "dump": batch.dumps[place],
-        "source_file": unit.path,
-        "row": batch.rows[place],
-    }
+def _batch_stream(
+    tokenizer: Tokenizer,
+    unit: Unit,
+    batch: Batch,
+    texts: pa.LargeStringArray,
+    ids: np.ndarray,
+    lengths: np.ndarray,
+) -> tuple[np.ndarray, pa.Table]:
+    """What the batch adds to the stream, and the rows of its documents' table, `start` from 0."""
+    if len(ids) and not 0 <= ids.min() <= ids.max() < tokenizer.vocab_size:
+        wrong = ids.min() if ids.min() < 0 else ids.max()
+        raise ValueError(
+            f"tokenizer {tokenizer.name} gave the id {wrong}, but has vocab_size "
+            f"{tokenizer.vocab_size}: it does not fit"
+        )
+    filled = lengths > 0
+    lengths_D = lengths[filled]
+    starts_D = np.cumsum(lengths_D) - lengths_D  # in ids; the stream has one more a document
+    dtype = token_dtype(tokenizer.vocab_size)
+    stream = np.insert(ids.astype(dtype), starts_D, dtype.type(tokenizer.end_of_text))
+    mask = pa.array(filled)
+    columns = [
+        starts_D + np.arange(len(starts_D)),
+        lengths_D + 1,
+        pc.cast(pc.binary_length(texts), pa.int64()).filter(mask),
+        *(batch.provenance[name].cast(pa.string()).filter(mask) for name in PROVENANCE),
+        pa.repeat(pa.scalar(unit.path, pa.string()), len(starts_D)),
+        batch.rows[filled],
+    ]
+    return stream, pa.table(columns, schema=DOCUMENT_COLUMNS)

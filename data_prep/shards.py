@@ -14,13 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.engines import Report
-from data_prep.files import is_intact, read_json, sha256_of, whole_file, write_json
+from data_prep.document_index import index_table, write_index
+from data_prep.documents import GROUP_ROWS
+from data_prep.files import digest_of, is_intact, read_json, whole_file, write_json
 from data_prep.fingerprints import BLOCK_TOKENS, block_digests
-from data_prep.manifest import DOCUMENTS, Shard
+from data_prep.manifest import DOCUMENTS, INDEX, Shard
 from data_prep.segments import DOCUMENT_COLUMNS, documents_path
-from data_prep.token_bin import open_tokens, write_tokens
+from data_prep.token_bin import open_tokens, token_dtype, write_tokens
 from data_prep.token_records import open_records, write_records
-from data_prep.tokenizers import MAX_VOCAB_SIZE
 
 DATASET_NAME = "fineweb"  # as TFDS knows it, and the front of every file's name
 CHUNK_TOKENS = 1 << 20  # read at a time
@@ -32,7 +33,7 @@ class Piece:
 
     path: str
     format: str  # "segment", "bin" or "array_record"
-    sha256: str
+    digest: str
     start: int
     stop: int
 
@@ -49,7 +50,9 @@ class ShardJob:
     pieces: tuple[Piece, ...]
     bin_header: str
     record_tokens: int
+    record_compression: str
     end_of_text: int
+    vocab_size: int
     output_dir: str
     work_dir: str
 
@@ -57,7 +60,7 @@ class ShardJob:
         """All that the file's bytes depend on."""
         fields = asdict(self)
         del fields["output_dir"], fields["work_dir"]
-        pieces = [{"sha256": p.sha256, "start": p.start, "stop": p.stop} for p in self.pieces]
+        pieces = [{"digest": p.digest, "start": p.start, "stop": p.stop} for p in self.pieces]
         return fields | {"pieces": pieces}
 
 
@@ -69,6 +72,7 @@ class FingerprintJob:
     start: int
     pieces: tuple[Piece, ...]
     record_tokens: int
+    vocab_size: int
 
 
 def shard_name(format: str, split: str, index: int, num_shards: int) -> str:
@@ -77,6 +81,8 @@ def shard_name(format: str, split: str, index: int, num_shards: int) -> str:
         return f"{DATASET_NAME}_{split}_{index:06d}.bin"
     if format == DOCUMENTS:
         return f"{DOCUMENTS}_{split}_{index:06d}.parquet"
+    if format == INDEX:
+        return f"{DOCUMENTS}_{split}_{index:06d}.index.npy"
     return f"{DATASET_NAME}-{split}.array_record-{index:05d}-of-{num_shards:05d}"
 
 
@@ -99,12 +105,15 @@ def write_shard(job: ShardJob, report: Report) -> Shard:
     num_tokens = job.stop - job.start
     if note and note["source"] == job.source():
         shard = Shard(**note["shard"])
-        if is_intact(path, shard.num_bytes, shard.sha256):
+        if is_intact(path, shard.num_bytes, shard.digest):
             report(0, num_tokens, 0, 2 * num_tokens)
             return shard
     if job.format == "bin":
         num_rows = num_tokens
-        write_tokens(path, _reported(job, report), num_tokens, header=job.bin_header)
+        dtype = token_dtype(job.vocab_size)
+        write_tokens(
+            path, _reported(job, report), num_tokens, dtype=dtype, header=job.bin_header
+        )
     elif job.format == "array_record":
         num_rows = -(-num_tokens // job.record_tokens)
         write_records(
@@ -113,54 +122,62 @@ def write_shard(job: ShardJob, report: Report) -> Shard:
             num_tokens,
             record_tokens=job.record_tokens,
             pad_id=job.end_of_text,
+            dtype=token_dtype(job.vocab_size),
+            compression=job.record_compression,
         )
     else:
-        num_rows = _write_documents(path, job)
+        table = _documents(job)
+        if job.format == INDEX:
+            num_rows = write_index(path, index_table(table))
+        else:
+            num_rows = table.num_rows
+            with whole_file(path) as partial:
+                pq.write_table(table, partial, compression="zstd", row_group_size=GROUP_ROWS)
         report(0, num_tokens, 0, 2 * num_tokens)
-    size, digest = path.stat().st_size, sha256_of(path)
+    size, digest = path.stat().st_size, digest_of(path)
     shard = Shard(job.name, job.format, job.split, num_tokens, num_rows, size, digest)
     write_json(note_path, {"source": job.source(), "shard": asdict(shard)})
     return shard
 
 
 def _reported(job: ShardJob, report: Report) -> Iterator[np.ndarray]:
-    for chunk in read_pieces(job.pieces, job.record_tokens):
+    for chunk in read_pieces(job.pieces, job.record_tokens, token_dtype(job.vocab_size)):
         yield chunk
         report(0, len(chunk), 2 * len(chunk), 2 * len(chunk))
 
 
-def _write_documents(path: Path, job: ShardJob) -> int:
-    """Table of the documents that start in the job's range, with starts counted in the split."""
-    tables = [DOCUMENT_COLUMNS.empty_table()]
+def _documents(job: ShardJob) -> pa.Table:
+    """The documents that start in the job's range, with starts counted in the split."""
+    columns = ["start", "id", "url"] if job.format == INDEX else DOCUMENT_COLUMNS.names
+    tables = [DOCUMENT_COLUMNS.empty_table().select(columns)]
     position = job.start
     for piece in job.pieces:
         source = documents_path(Path(piece.path).parent, Path(piece.path).stem)
-        table = pq.ParquetFile(source).read()
+        table = pq.ParquetFile(source).read(columns)
         starts_D = table["start"].to_numpy()
         first, last = np.searchsorted(starts_D, [piece.start, piece.stop])
         moved = pa.array(starts_D[first:last] + (position - piece.start))
         tables.append(table.slice(first, last - first).set_column(0, "start", moved))
         position += piece.stop - piece.start
-    table = pa.concat_tables(tables).combine_chunks()
-    with whole_file(path) as partial:
-        pq.write_table(table, partial, compression="zstd", row_group_size=16384)
-    return table.num_rows
+    return pa.concat_tables(tables).combine_chunks()
 
 
-def read_pieces(pieces: Sequence[Piece], record_tokens: int) -> Iterator[np.ndarray]:
-    """The pieces' tokens, in chunks of bounded size: uint16."""
+def read_pieces(
+    pieces: Sequence[Piece], record_tokens: int, dtype: np.dtype
+) -> Iterator[np.ndarray]:
+    """The pieces' tokens, in chunks of bounded size, of `dtype`."""
     for piece in pieces:
         if piece.format == "array_record":
-            yield from _read_records(piece, record_tokens)
+            yield from _read_records(piece, record_tokens, dtype)
             continue
         is_bin = piece.format == "bin"
-        tokens = open_tokens(piece.path) if is_bin else np.memmap(piece.path, "<u2", "r")
+        tokens = open_tokens(piece.path) if is_bin else np.memmap(piece.path, dtype, "r")
         for start in range(piece.start, piece.stop, CHUNK_TOKENS):
             yield np.asarray(tokens[start : min(start + CHUNK_TOKENS, piece.stop)])
 
 
-def _read_records(piece: Piece, record_tokens: int) -> Iterator[np.ndarray]:
-    reader = open_records([piece.path], record_tokens)
+def _read_records(piece: Piece, record_tokens: int, dtype: np.dtype) -> Iterator[np.ndarray]:
+    reader = open_records([piece.path], record_tokens, dtype)
     first, last = piece.start // record_tokens, -(-piece.stop // record_tokens)
     step = max(1, CHUNK_TOKENS // record_tokens)
     for index in range(first, last, step):
@@ -170,20 +187,37 @@ def _read_records(piece: Piece, record_tokens: int) -> Iterator[np.ndarray]:
 
 
 def fingerprint_blocks(job: FingerprintJob, report: Report) -> tuple[list[bytes], np.ndarray]:
-    """Digests of the job's blocks, and how often each id occurs there: int64 (65536,)."""
+    """Digests of the job's blocks, and how often each id occurs there: int64 (num_ids,).
+
+    num_ids is what the stored integers can hold (uint16) or the vocabulary and one more for all
+    ids beyond it (uint32).
+    """
     assert job.start % BLOCK_TOKENS == 0
-    counts_V = np.zeros(MAX_VOCAB_SIZE, np.int64)
+    dtype = token_dtype(job.vocab_size)
+    counts_V = np.zeros(num_ids(job.vocab_size), np.int64)
 
     def counted() -> Iterator[np.ndarray]:
-        for chunk in read_pieces(job.pieces, job.record_tokens):
-            counts_V[:] += np.bincount(chunk, minlength=MAX_VOCAB_SIZE)
+        for chunk in read_pieces(job.pieces, job.record_tokens, dtype):
+            counts_V[:] += count_ids(chunk, job.vocab_size)
             yield chunk
             report(0, len(chunk), 2 * len(chunk), 2 * len(chunk))
 
     return list(block_digests(counted())), counts_V
 
 
-def tfds_metadata(shards: Sequence[Shard], record_tokens: int) -> dict[str, Any]:
+def num_ids(vocab_size: int) -> int:
+    """Length of `count_ids`."""
+    return 1 << 16 if token_dtype(vocab_size).itemsize == 2 else vocab_size + 1
+
+
+def count_ids(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
+    """How often each id occurs: int64 (num_ids,); uint32 ids beyond the vocabulary count as one."""
+    if tokens.dtype.itemsize == 4:
+        tokens = np.minimum(tokens, vocab_size)
+    return np.bincount(tokens, minlength=num_ids(vocab_size))
+
+
+def tfds_metadata(shards: Sequence[Shard], record_tokens: int, vocab_size: int) -> dict[str, Any]:
     """The two JSON files that make the ArrayRecord shards a dataset for TFDS, by file name.
 
     `tfds.builder_from_directory(dir).as_data_source("train")` opens it, without TensorFlow.
@@ -194,7 +228,7 @@ def tfds_metadata(shards: Sequence[Shard], record_tokens: int) -> dict[str, Any]
     tensor = {
         "pythonClassName": f"{core}.tensor_feature.Tensor",
         "tensor": {
-            "dtype": "uint16",
+            "dtype": token_dtype(vocab_size).name,
             "encoding": "bytes",
             "shape": {"dimensions": [str(record_tokens)]},
         },

@@ -6,6 +6,7 @@ from typing import Any
 
 from data_prep.manifest import FORMATS
 from data_prep.token_bin import HEADER_BYTES, MAX_TOKENS
+from data_prep.token_records import COMPRESSION
 from data_prep.tokenizers import Tokenizer
 
 
@@ -24,6 +25,7 @@ class Options:
     tokenizer: str = "gpt2"
     shard_tokens: int = 100_000_000
     record_tokens: int = 2048
+    record_compression: str = "none"
     text_column: str = "text"
 
     def __post_init__(self):
@@ -37,6 +39,11 @@ class Options:
         if self.bin_header not in HEADER_BYTES:
             raise ValueError(
                 f"--bin_header={self.bin_header}: expected one of {', '.join(HEADER_BYTES)}"
+            )
+        if self.record_compression not in COMPRESSION:
+            raise ValueError(
+                f"--record_compression={self.record_compression}: expected one of "
+                + ", ".join(COMPRESSION)
             )
         for name, least in [("shard_tokens", 1), ("record_tokens", 1), ("val_tokens", 0)]:
             value = getattr(self, name)
@@ -64,6 +71,7 @@ def make_spec(options: Options, tokenizer: Tokenizer, inputs: Sequence[Any]) -> 
         "bin_header": options.bin_header,
         "shard_tokens": options.shard_tokens,
         "record_tokens": options.record_tokens,
+        "record_compression": options.record_compression,
         "val_tokens": options.val_tokens,
         "max_tokens": options.max_tokens,
     }

@@ -17,17 +17,15 @@ import numpy as np
 from data_prep.files import whole_file
 
 FEATURE = "tokens"
-TOKEN_BYTES = 2
-# One record a group: random access reads what it needs. Uncompressed: reads are twice as fast,
-# for 1.03 instead of 0.72 of the tokens' own size (GPT-2 ids compress badly).
-WRITER_OPTIONS = "group_size:1,uncompressed"
+# One record a group: random access reads what it needs.
+COMPRESSION = {"none": "group_size:1,uncompressed", "zstd": "group_size:1,zstd:3"}
 
 
-def record_prefix(record_tokens: int) -> bytes:
+def record_prefix(record_tokens: int, dtype: np.dtype | type = np.uint16) -> bytes:
     """The bytes before the ids in each record: Example > Features > map entry > BytesList."""
     if record_tokens < 1:
         raise ValueError(f"record_tokens={record_tokens}: a record holds at least one token")
-    size = TOKEN_BYTES * record_tokens
+    size = np.dtype(dtype).itemsize * record_tokens
     prefix = b""
     # From the inside out: each level is (key, length of everything inside); all the fields
     # have number 1 but the map entry's value, which has 2 and follows the map entry's key.
@@ -48,10 +46,10 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-def check_record(record: bytes, record_tokens: int) -> None:
+def check_record(record: bytes, record_tokens: int, dtype: np.dtype | type = np.uint16) -> None:
     """ValueError unless `record` has the layout that the fixed offset relies on."""
-    prefix = record_prefix(record_tokens)
-    expected_bytes = len(prefix) + TOKEN_BYTES * record_tokens
+    prefix = record_prefix(record_tokens, dtype)
+    expected_bytes = len(prefix) + np.dtype(dtype).itemsize * record_tokens
     if len(record) != expected_bytes:
         raise ValueError(
             f"record of {len(record)} bytes, expected {expected_bytes} "
@@ -60,7 +58,7 @@ def check_record(record: bytes, record_tokens: int) -> None:
     if not record.startswith(prefix):
         raise ValueError(
             f"record starts with {record[: len(prefix)].hex()}, expected {prefix.hex()}: not a "
-            f"tf.train.Example of {record_tokens} uint16 ids named {FEATURE!r}"
+            f"tf.train.Example of {record_tokens} {np.dtype(dtype).name} ids named {FEATURE!r}"
         )
 
 
@@ -71,20 +69,22 @@ def write_records(
     *,
     record_tokens: int,
     pad_id: int = 0,
+    dtype: np.dtype | type = np.uint16,
+    compression: str = "none",
 ) -> None:
-    """Writes `chunks` of uint16 ids, `num_tokens` in all, as records of `record_tokens` ids.
+    """Writes `chunks` of ids of `dtype`, `num_tokens` in all, as records of `record_tokens` ids.
 
     Chunks may have any length; what is missing from the last record is filled with `pad_id`.
     """
     from array_record.python import array_record_module  # pyright: ignore
 
-    prefix = record_prefix(record_tokens)
+    prefix, stored = record_prefix(record_tokens, dtype), np.dtype(dtype).newbyteorder("<")
     num_read = 0
     with whole_file(path) as partial:
-        writer = array_record_module.ArrayRecordWriter(str(partial), WRITER_OPTIONS)
-        rest = np.empty(0, "<u2")
+        writer = array_record_module.ArrayRecordWriter(str(partial), COMPRESSION[compression])
+        rest = np.empty(0, stored)
         for chunk in chunks:
-            assert chunk.dtype == np.uint16, chunk.dtype
+            assert chunk.dtype == dtype, chunk.dtype
             num_read += len(chunk)
             chunk = np.concatenate([rest, chunk]) if len(rest) else chunk
             num_whole = len(chunk) // record_tokens * record_tokens
@@ -92,7 +92,7 @@ def write_records(
                 writer.write(prefix + chunk[start : start + record_tokens].tobytes())
             rest = chunk[num_whole:]
         if len(rest):
-            padding = np.full(record_tokens - len(rest), pad_id, "<u2")
+            padding = np.full(record_tokens - len(rest), pad_id, stored)
             writer.write(prefix + rest.tobytes() + padding.tobytes())
         writer.close()
         assert num_read == num_tokens, (num_read, num_tokens)
@@ -110,14 +110,20 @@ class _WholeFile(NamedTuple):
 class RecordReader:
     """Records of several files, in order, as one array of rows. Picklable; files open lazily."""
 
-    def __init__(self, paths: Sequence[str | os.PathLike], record_tokens: int):
+    def __init__(
+        self,
+        paths: Sequence[str | os.PathLike],
+        record_tokens: int,
+        dtype: np.dtype | type = np.uint16,
+    ):
         from array_record.python import array_record_data_source
 
         if not paths:
             raise ValueError("no ArrayRecord files were given")
         self.paths = [os.fspath(path) for path in paths]
         self.record_tokens = record_tokens
-        self._prefix = np.frombuffer(record_prefix(record_tokens), np.uint8)
+        self.dtype = np.dtype(dtype)
+        self._prefix = np.frombuffer(record_prefix(record_tokens, dtype), np.uint8)
         counts = [num_records(path) for path in self.paths]
         self._ends = np.cumsum(counts)
         files: Any = [_WholeFile(p, 0, n, n) for p, n in zip(self.paths, counts, strict=True)]
@@ -128,7 +134,7 @@ class RecordReader:
         return int(self._ends[-1])
 
     def read(self, record_indices: np.ndarray | Sequence[int]) -> np.ndarray:
-        """Records by index, in the order asked for: uint16 (n, record_tokens).
+        """Records by index, in the order asked for: (n, record_tokens) of `dtype`.
 
         Raises:
           IndexError: an index outside [0, len(self)).
@@ -136,7 +142,7 @@ class RecordReader:
         """
         indices = np.asarray(record_indices, np.int64)
         if len(indices) == 0:
-            return np.empty((0, self.record_tokens), np.uint16)
+            return np.empty((0, self.record_tokens), self.dtype)
         if indices.min() < 0 or indices.max() >= len(self):
             raise IndexError(f"record indices must be in [0, {len(self)})")
         try:
@@ -144,18 +150,18 @@ class RecordReader:
         except Exception as error:  # the C++ reader raises many types
             names = ", ".join(sorted({self._place(int(i))[0] for i in indices}))
             raise ValueError(f"{names}: cannot read a record: {error}") from error
-        num_bytes = len(self._prefix) + TOKEN_BYTES * self.record_tokens
+        num_bytes = len(self._prefix) + self.dtype.itemsize * self.record_tokens
         if all(len(record) == num_bytes for record in records):
             bytes_NB = np.frombuffer(b"".join(records), np.uint8).reshape(len(records), num_bytes)
             offset = len(self._prefix)
             if (bytes_NB[:, :offset] == self._prefix).all():
-                return np.ascontiguousarray(bytes_NB[:, offset:]).view("<u2")
+                return np.ascontiguousarray(bytes_NB[:, offset:]).view(self.dtype)
         raise self._first_bad(indices, records)
 
     def _first_bad(self, indices: np.ndarray, records: Sequence[bytes]) -> ValueError:
         for index, record in zip(indices, records, strict=True):
             try:
-                check_record(record, self.record_tokens)
+                check_record(record, self.record_tokens, self.dtype)
             except ValueError as error:
                 path, place = self._place(int(index))
                 return ValueError(f"{path}: record {place}: {error}")
@@ -167,7 +173,11 @@ class RecordReader:
         return self.paths[file], index - (int(self._ends[file - 1]) if file else 0)
 
 
-def open_records(paths: Sequence[str | os.PathLike], record_tokens: int) -> RecordReader:
+def open_records(
+    paths: Sequence[str | os.PathLike],
+    record_tokens: int,
+    dtype: np.dtype | type = np.uint16,
+) -> RecordReader:
     """A reader over the records of `paths`, in order.
 
     >>> open_records(paths, 2048).read([0, 7])  # uint16 (2, 2048)
@@ -176,7 +186,7 @@ def open_records(paths: Sequence[str | os.PathLike], record_tokens: int) -> Reco
       FileNotFoundError: a file is missing.
       ValueError: a file is not a whole ArrayRecord file, or `paths` is empty.
     """
-    return RecordReader(paths, record_tokens)
+    return RecordReader(paths, record_tokens, dtype)
 
 
 def num_records(path: str | os.PathLike) -> int:

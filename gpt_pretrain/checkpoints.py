@@ -2,7 +2,7 @@
 
     save_dir/checkpoints/<step>/state/         parameters, optimizer state, step (Orbax)
     save_dir/checkpoints/<step>/run/metadata   position, identity of the run, gin config (JSON)
-    save_dir/checkpoints/<step>/digests.json   sha256 of every file above
+    save_dir/checkpoints/<step>/digests.json   BLAKE3 of every file above
 
 Orbax writes into a temporary directory and renames it at the end. The digests are written just before
 that rename, so a checkpoint with its final name always has them, and one that fails its digests was
@@ -25,7 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from data_prep.files import sha256_of, write_json
+from data_prep.files import digest_of, write_json
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ def find_damage(checkpoint: Path) -> str | None:
         if name not in found:
             return f"{name} is missing"
         if name in expected and found[name] != expected[name]:
-            return f"{name} has sha256 {found[name]}, expected {expected[name]}"
+            return f"{name} has digest {found[name]}, expected {expected[name]}"
     return None
 
 
@@ -204,7 +204,7 @@ def _digests(checkpoint: Path) -> dict[str, str]:
     # Orbax itself goes on writing these two marks while it commits; they carry no training state.
     files = [path for path in files if path.name not in (_DIGESTS, "commit_success.txt", "_CHECKPOINT_METADATA")]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:  # hashing releases the interpreter lock
-        return dict(zip([str(path.relative_to(checkpoint)) for path in files], pool.map(sha256_of, files), strict=True))
+        return dict(zip([str(path.relative_to(checkpoint)) for path in files], pool.map(digest_of, files), strict=True))
 
 
 def _move_aside(checkpoint: Path, problem: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from data_prep import manifest as manifest_lib
 from data_prep import token_bin, token_records
-from data_prep.files import sha256_of
+from data_prep.files import digest_of
 
 Format = Literal["auto", "bin", "array_record"]
 Verify = Literal["auto", "size", "digest"]
@@ -205,8 +205,8 @@ def _verify(path: str, shard: manifest_lib.Shard, digests: bool) -> None:
         raise ValueError(f"{path}: missing, but the manifest lists it. {advice}")
     if os.path.getsize(path) != shard.num_bytes:
         raise ValueError(f"{path}: holds {os.path.getsize(path)} bytes, the manifest says {shard.num_bytes}. {advice}")
-    if digests and (found := sha256_of(path)) != shard.sha256:
-        raise ValueError(f"{path}: sha256 is {found}, the manifest says {shard.sha256}. {advice}")
+    if digests and (found := digest_of(path)) != shard.digest:
+        raise ValueError(f"{path}: digest is {found}, the manifest says {shard.digest}. {advice}")
 
 
 def _open_bare(directory, paths, format) -> TokenDataset:
