@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from data_prep.fingerprints import BLOCK_TOKENS
 from data_prep.manifest import Manifest
-from data_prep.segments import Segment, documents_path, tokens_path
+from data_prep.segments import Segment, read_documents, tokens_path
 from data_prep.shards import FingerprintJob, Piece, ShardJob, shard_name, shard_ranges
 
 FINGERPRINT_TOKENS = 32 * BLOCK_TOKENS  # in one job
@@ -94,8 +93,7 @@ def _document_end(
     offset = 0
     for segment in segments:
         if offset + segment.num_tokens >= limit:
-            table = pq.ParquetFile(documents_path(directory, segment.name)).read(["start"])
-            starts = table["start"].to_numpy()
+            starts = read_documents(directory, segment.name, ["start"])["start"].to_numpy()
             ends = offset + np.append(starts, segment.num_tokens)  # also the end of the one before
             index = np.searchsorted(ends, limit, side="left" if at_least else "right")
             return int(ends[index] if at_least else ends[index - 1])

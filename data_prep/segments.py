@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from blake3 import blake3
 
 from data_prep.encoders import Encoder, Verifier, open_encoder
@@ -23,7 +22,6 @@ from data_prep.token_bin import token_dtype
 from data_prep.tokenizers import Tokenizer, get_tokenizer
 from data_prep.units import PROVENANCE, Batch, Unit, read_unit
 
-GROUP_ROWS = 16384  # documents in one row group of a table
 DOCUMENT_COLUMNS = pa.schema(
     [
         ("start", pa.int64()),  # position of the document's end-of-text token
@@ -75,7 +73,13 @@ def tokens_path(directory: str | Path, name: str) -> Path:
 
 def documents_path(directory: str | Path, name: str) -> Path:
     """Table of a segment's documents; `start` counts from the segment's first token."""
-    return Path(directory, f"{name}.parquet")
+    return Path(directory, f"{name}.arrow")
+
+
+def read_documents(directory: str | Path, name: str, columns: list[str]) -> pa.Table:
+    """Those columns of that table, mapped, not loaded."""
+    with pa.memory_map(str(documents_path(directory, name))) as file:
+        return pa.ipc.open_file(file).read_all().select(columns)
 
 
 def tokenize_unit(job: SegmentJob, report: Report) -> Segment:
@@ -102,10 +106,8 @@ def tokenize_unit(job: SegmentJob, report: Report) -> Segment:
         whole_file(tokens_file, durable=False) as partial,
         open(partial, "wb") as tokens_out,
         whole_file(documents_file, durable=False) as partial_documents,
-        pq.ParquetWriter(partial_documents, DOCUMENT_COLUMNS, compression="zstd") as table_out,
+        pa.ipc.new_file(str(partial_documents), DOCUMENT_COLUMNS) as table_out,
     ):
-        waiting: list[pa.Table] = []
-        num_waiting = 0
         for batch in read_unit(job.unit, job.text_column):
             texts = batch.texts.fill_null("") if batch.texts.null_count else batch.texts
             ids, lengths = encoder.encode_batch(texts)
@@ -115,11 +117,7 @@ def tokenize_unit(job: SegmentJob, report: Report) -> Segment:
             tokens_out.write(stream.data)
             digest.update(stream.view(np.uint8))
             starts = pc.add(table["start"], num_tokens)
-            waiting.append(table.set_column(0, "start", starts))
-            num_waiting += table.num_rows
-            if num_waiting >= GROUP_ROWS:
-                table_out.write_table(pa.concat_tables(waiting))
-                waiting, num_waiting = [], 0
+            table_out.write_table(table.set_column(0, "start", starts))
             batch_bytes = pc.sum(table["text_bytes"]).as_py() or 0
             num_tokens += len(stream)
             num_documents += table.num_rows
@@ -127,7 +125,6 @@ def tokenize_unit(job: SegmentJob, report: Report) -> Segment:
             num_empty += len(texts) - table.num_rows - batch.texts.null_count
             num_text_bytes += batch_bytes
             report(table.num_rows, len(stream), batch_bytes, batch.num_bytes)
-        table_out.write_table(pa.concat_tables([DOCUMENT_COLUMNS.empty_table(), *waiting]))
     segment = Segment(
         name=job.unit.name,
         num_tokens=num_tokens,

@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.engines import Report
 from data_prep.document_index import index_table, write_index
 from data_prep.documents import GROUP_ROWS
+from data_prep.engines import Report
 from data_prep.files import digest_of, is_intact, read_json, whole_file, write_json
 from data_prep.fingerprints import BLOCK_TOKENS, block_digests
 from data_prep.manifest import DOCUMENTS, INDEX, Shard
-from data_prep.segments import DOCUMENT_COLUMNS, documents_path
+from data_prep.segments import DOCUMENT_COLUMNS, read_documents
 from data_prep.token_bin import open_tokens, token_dtype, write_tokens
 from data_prep.token_records import open_records, write_records
 
@@ -152,8 +152,7 @@ def _documents(job: ShardJob) -> pa.Table:
     tables = [DOCUMENT_COLUMNS.empty_table().select(columns)]
     position = job.start
     for piece in job.pieces:
-        source = documents_path(Path(piece.path).parent, Path(piece.path).stem)
-        table = pq.ParquetFile(source).read(columns)
+        table = read_documents(Path(piece.path).parent, Path(piece.path).stem, columns)
         starts_D = table["start"].to_numpy()
         first, last = np.searchsorted(starts_D, [piece.start, piece.stop])
         moved = pa.array(starts_D[first:last] + (position - piece.start))
