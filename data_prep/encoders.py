@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from data_prep.tokenizers import Tokenizer
+from data_prep.units import text_bytes
 
 ENGINES = ("auto", "gigatoken", "tiktoken")
 VERIFY = ("sample", "all", "none")
@@ -121,7 +121,7 @@ class Verifier:
         """Raises TokenizerMismatch, naming the document, where the tokenizer gives other ids."""
         if self.which == "none":
             return
-        filled = np.asarray(pc.greater(pc.binary_length(texts), 0))
+        filled = text_bytes(texts) > 0
         chosen = np.flatnonzero(filled & ((_scatter(rows) % SAMPLE_ONE_IN == 0) | self._all()))
         if not self.num_verified and not len(chosen):
             chosen = np.flatnonzero(filled)[:1]

@@ -56,6 +56,13 @@ def locked(directory: Path) -> Iterator[None]:
         yield
 
 
+def all_cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class Workers:
     """Processes that do jobs; started when they are first needed and kept until the end.
 

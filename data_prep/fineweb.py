@@ -1,7 +1,6 @@
 """`python -m data_prep.fineweb`: FineWeb, or any parquet, JSONL or text -> a prepared dataset."""
 
 import argparse
-import os
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -123,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done or already complete, 1 an error the user can remove, 130 Ctrl-C."""
     args = make_parser().parse_args(argv)
     # Only now: --help must not wait for pyarrow.
-    from data_prep.engines import WorkerDied
+    from data_prep.engines import WorkerDied, all_cores
     from data_prep.inputs import find_preset
     from data_prep.pipeline import prepare
     from data_prep.spec import Options
@@ -136,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(
                 f"--input={args.input} is no preset, so say where to: --output_dir=..."
             )
-        num_workers = _all_cores() if args.num_workers is None else args.num_workers
+        num_workers = all_cores() if args.num_workers is None else args.num_workers
         if num_workers < 1:
             raise ValueError(f"--num_workers={num_workers}: expected at least 1")
         val_tokens = args.val_tokens
@@ -197,12 +196,6 @@ def _summary(outcome: "Outcome", source: str, output_dir: str, seconds: float) -
         + (f"; skipped {' and '.join(skipped)}" if skipped else "")
         + f". Next: {command}"
     )
-
-
-def _all_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def block_digests(chunks: Iterable[np.ndarray]) -> Iterator[bytes]:
         chunk = np.ascontiguousarray(chunk)
         while len(chunk):
             piece, chunk = np.split(chunk, [min(len(chunk), BLOCK_TOKENS - num_tokens)])
-            digest.update(piece.view(np.uint8))
+            digest.update(piece.data.cast("B"))
             num_tokens += len(piece)
             if num_tokens == BLOCK_TOKENS:
                 yield digest.digest()

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from blake3 import blake3
 
 from data_prep.encoders import Encoder, Verifier, open_encoder
@@ -20,7 +19,7 @@ from data_prep.engines import Report
 from data_prep.files import digest_of, is_intact, read_json, whole_file, write_json
 from data_prep.token_bin import token_dtype
 from data_prep.tokenizers import Tokenizer, get_tokenizer
-from data_prep.units import PROVENANCE, Batch, Unit, read_unit
+from data_prep.units import PROVENANCE, Batch, Unit, read_unit, text_bytes
 
 DOCUMENT_COLUMNS = pa.schema(
     [
@@ -113,12 +112,13 @@ def tokenize_unit(job: SegmentJob, report: Report) -> Segment:
             ids, lengths = encoder.encode_batch(texts)
             ids_of_documents = batch.provenance["id"]
             verifier.check(texts, ids, lengths, batch.rows, job.unit.path, ids_of_documents)
-            stream, table = _batch_stream(tokenizer, job.unit, batch, texts, ids, lengths)
+            stream, table = _batch_stream(
+                tokenizer, job.unit, batch, texts, ids, lengths, num_tokens
+            )
             tokens_out.write(stream.data)
-            digest.update(stream.view(np.uint8))
-            starts = pc.add(table["start"], num_tokens)
-            table_out.write_table(table.set_column(0, "start", starts))
-            batch_bytes = pc.sum(table["text_bytes"]).as_py() or 0
+            digest.update(stream.data.cast("B"))
+            table_out.write_table(table)
+            batch_bytes = int(table["text_bytes"].to_numpy().sum())
             num_tokens += len(stream)
             num_documents += table.num_rows
             num_null += batch.texts.null_count
@@ -176,8 +176,9 @@ def _batch_stream(
     texts: pa.LargeStringArray,
     ids: np.ndarray,
     lengths: np.ndarray,
+    start: int,
 ) -> tuple[np.ndarray, pa.Table]:
-    """What the batch adds to the stream, and the rows of its documents' table, `start` from 0."""
+    """What the batch adds to the segment from token `start` on, and its documents' rows."""
     if len(ids) and not 0 <= ids.min() <= ids.max() < tokenizer.vocab_size:
         wrong = ids.min() if ids.min() < 0 else ids.max()
         raise ValueError(
@@ -191,9 +192,9 @@ def _batch_stream(
     stream = np.insert(ids.astype(dtype), starts_D, dtype.type(tokenizer.end_of_text))
     mask = pa.array(filled)
     columns = [
-        starts_D + np.arange(len(starts_D)),
+        start + starts_D + np.arange(len(starts_D)),
         lengths_D + 1,
-        pc.cast(pc.binary_length(texts), pa.int64()).filter(mask),
+        text_bytes(texts)[filled],
         *(batch.provenance[name].cast(pa.string()).filter(mask) for name in PROVENANCE),
         pa.repeat(pa.scalar(unit.path, pa.string()), len(starts_D)),
         batch.rows[filled],

@@ -8,12 +8,13 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.inputs import InputError, describe, file_info, file_name, open_file
@@ -56,6 +57,11 @@ class Batch(NamedTuple):
     provenance: dict[str, pa.Array]  # strings or nulls, for each name in PROVENANCE
     rows: np.ndarray  # row or line (from 0) in the input file: int64
     num_bytes: int  # share of the unit's num_bytes
+
+
+def text_bytes(texts: pa.LargeStringArray) -> np.ndarray:
+    """Length of each text in bytes of UTF-8; texts without nulls -> int64 (n,)."""
+    return pc.call_function("binary_length", [texts]).to_numpy()
 
 
 def inspect(path: str, index: int, text_column: str) -> Inspection:
@@ -141,7 +147,7 @@ def read_unit(unit: Unit, text_column: str) -> Iterator[Batch]:
 
 def make_batch(
     texts: Sequence[str | None],
-    provenance: dict[str, Sequence[str | None]],
+    provenance: Mapping[str, Sequence[str | None]],
     rows: Sequence[int],
     num_bytes: int,
 ) -> Batch:

@@ -1,6 +1,6 @@
 """Microbatches -> gradients -> update -> metrics: pure functions on pytrees.
 
-`batch` is uint16 (num_microbatches, microbatch, seq_len + 1): the token windows of one global batch, rows
+`batch` is uint16 or uint32 (num_microbatches, microbatch, seq_len + 1): the token windows of one global batch, rows
 in their global order. Inputs are all but the last token of a window, targets all but the first.
 """
 

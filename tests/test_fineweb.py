@@ -21,9 +21,12 @@ def failing(tmp_path, capsys, monkeypatch):
     def fail(*options: str) -> str:
         assert fineweb.main(list(options)) == 1
         captured = capsys.readouterr()
-        assert captured.err.startswith("error: ") and "Traceback" not in captured.err
+        lines = captured.err.splitlines(keepends=True)
+        if lines[0].startswith("tokenizer "):  # the engine that was chosen
+            del lines[0]
+        assert lines[0].startswith("error: ") and "Traceback" not in captured.err
         assert not captured.out
-        return captured.err.removeprefix("error: ")
+        return "".join(lines).removeprefix("error: ")
 
     return fail
 
@@ -64,8 +67,6 @@ def test_no_text_column_lists_the_columns(failing, tmp_path):
 
 def test_token_ids_that_do_not_fit(failing, tmp_path):
     (tmp_path / "a.txt").write_text("hello")
-    message = failing("--input=a.txt", "--output_dir=o", "--tokenizer=test_tokenizers:Large")
-    assert "100,000 ids" in message and "uint16" in message
     message = failing("--input=a.txt", "--output_dir=o", f"--tokenizer={__name__}:Lying")
     assert "gave the id 70000, but has vocab_size 10" in message
 

@@ -22,7 +22,7 @@ class Batches:
     position `start + k * batch_size`.
 
     An element is a dict of
-      tokens: uint16 (num_microbatches, local rows, seq_len + 1)
+      tokens: uint16 or uint32, as stored (num_microbatches, local rows, seq_len + 1)
       windows: int64 (num_microbatches, local rows), which windows those are
       position: int, where the global batch begins
     """

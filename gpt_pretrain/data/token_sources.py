@@ -55,7 +55,7 @@ class TokenSource(Protocol):
     num_tokens: int
 
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """Tokens `[start, start + length)` for each start: uint16 (n, length)."""
+        """Tokens `[start, start + length)` for each start: (n, length), uint16 or uint32 as they are stored."""
         ...
 
 
@@ -67,10 +67,14 @@ class BinSource:
         self._shards = [np.asarray(token_bin.open_tokens(path)) for path in paths]
         self._first = np.cumsum([0] + [len(shard) for shard in self._shards])
         self.num_tokens = int(self._first[-1])
+        self.dtype = self._shards[0].dtype
+        for path, shard in zip(paths, self._shards, strict=True):
+            if shard.dtype != self.dtype:
+                raise ValueError(f"{path}: holds {shard.dtype.name} ids, but {paths[0]} holds {self.dtype.name}")
 
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
         _check_range(starts, length, self.num_tokens)
-        out = np.empty((len(starts), length), np.uint16)
+        out = np.empty((len(starts), length), self.dtype)
         shards = np.searchsorted(self._first, starts, side="right") - 1
         begins = np.asarray(starts) - self._first[shards]
         for row, (shard, begin) in enumerate(zip(shards.tolist(), begins.tolist(), strict=True)):
@@ -88,8 +92,8 @@ class BinSource:
 class RecordSource:
     """The stream as ArrayRecord: record `k` holds tokens `[k * record_tokens, (k + 1) * record_tokens)`."""
 
-    def __init__(self, paths: Sequence[str | os.PathLike], record_tokens: int, num_tokens: int):
-        self._records = token_records.open_records(paths, record_tokens)
+    def __init__(self, paths: Sequence[str | os.PathLike], record_tokens: int, num_tokens: int, dtype=np.uint16):
+        self._records = token_records.open_records(paths, record_tokens, dtype)
         self._record_tokens = record_tokens
         self.num_tokens = num_tokens
         expected = -(-num_tokens // record_tokens)
@@ -179,10 +183,11 @@ def _open_prepared(directory, format, verify) -> TokenDataset:
         for path, shard in zip(paths, shards, strict=True):
             _verify(path, shard, digests)
         num_tokens = manifest.splits[split].num_tokens
+        dtype = token_bin.token_dtype(manifest.spec["vocab_size"])
         if format == "bin":
             splits[split] = BinSource(paths)
         else:
-            splits[split] = RecordSource(paths, manifest.spec["record_tokens"], num_tokens)
+            splits[split] = RecordSource(paths, manifest.spec["record_tokens"], num_tokens, dtype)
         if splits[split].num_tokens != num_tokens:
             raise ValueError(
                 f"{directory}: the {split} shards hold {splits[split].num_tokens} tokens, the manifest says "
@@ -219,6 +224,12 @@ def _open_bare(directory, paths, format) -> TokenDataset:
     }
     if not named["train"]:
         raise ValueError(f"{directory}: every .bin file has 'val' in its name; none is left to train on")
+    sources = {split: BinSource(files) for split, files in named.items() if files}
+    if sources["train"].dtype.itemsize > 2:
+        raise ValueError(
+            f"{directory}: uint32 ids without a manifest, so their vocabulary is not known. Convert them, naming their "
+            f"tokenizer: `python -m data_prep.convert {directory} OUT --tokenizer=...`."
+        )
     logging.getLogger(__name__).warning(
         "%s: no manifest, so only the headers and sizes of its %d .bin files can be checked: not their content, "
         "their completeness, or the tokenizer (taken to be GPT-2's).",
@@ -229,7 +240,7 @@ def _open_bare(directory, paths, format) -> TokenDataset:
         directory=directory,
         format="bin",
         fingerprint=_bare_fingerprint(paths),
-        splits={split: BinSource(files) for split, files in named.items() if files},
+        splits=sources,
         vocab_size=_GPT2_VOCAB_SIZE,
         tokenizer=None,
         unigram_entropy=None,
