@@ -82,7 +82,7 @@ def shard_name(format: str, split: str, index: int, num_shards: int) -> str:
     if format == DOCUMENTS:
         return f"{DOCUMENTS}_{split}_{index:06d}.parquet"
     if format == INDEX:
-        return f"{DOCUMENTS}_{split}_{index:06d}.index.npy"
+        return f"{DOCUMENTS}_{split}_{index:06d}.index"
     return f"{DATASET_NAME}-{split}.array_record-{index:05d}-of-{num_shards:05d}"
 
 

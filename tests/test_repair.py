@@ -12,7 +12,7 @@ from data_prep import check, manifest
 DAMAGE = {
     "bin": ["fineweb_train_000001.bin"],
     "array_record": ["fineweb-train.array_record-00000-of-00003"],
-    "tables": ["documents_train_000000.parquet", "documents_train_000001.index.npy"],
+    "tables": ["documents_train_000000.parquet", "documents_train_000001.index"],
     "both formats": ["fineweb_train_000000.bin", "fineweb-train.array_record-00000-of-00003"],
     "val": ["fineweb_val_000000.bin", "fineweb-val.array_record-00000-of-00001"],
 }
