@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from data_prep import engines, inputs
+from data_prep.card import write_card
 from data_prep.encoders import choose_engine
 from data_prep.engines import Report, Workers
 from data_prep.files import read_json, write_json
@@ -112,8 +113,8 @@ def prepare(
             manifest = write_dataset(streams, spec, output, work / "shards", workers)
             sources = tuple(Source(s.name, s.num_tokens, s.digest) for s in segments)
             manifest = dataclasses.replace(manifest, sources=sources)
-            # CARD
             save(manifest, output)
+            try_card(output, num_workers)
             shutil.rmtree(work)
     except Exception as error:
         if not is_disk_full(error):
@@ -136,7 +137,9 @@ def _already_complete(options: Options, patterns: str, output: Path) -> Outcome:
     lines = differences(manifest.spec, asked, but_inputs=None if entries is None else ())
     if lines:
         raise _refusal(output, "holds a dataset", lines)
-    shutil.rmtree(output / WORK_DIR, ignore_errors=True)  # a kill between the last two steps
+    if (output / WORK_DIR).exists():  # a kill after the manifest was written
+        try_card(output, 1)
+        shutil.rmtree(output / WORK_DIR)
     return Outcome(manifest, True)
 
 
@@ -316,6 +319,14 @@ def stream_digest(results: Sequence[tuple[list[bytes], np.ndarray]]) -> tuple[st
     """Fingerprint and unigram entropy of a stream from its fingerprint jobs' results, in order."""
     counts_V = sum((counts for _, counts in results), np.zeros((), np.int64))
     return fingerprint([d for digests, _ in results for d in digests]), unigram_entropy(counts_V)
+
+
+def try_card(output: Path, num_workers: int) -> None:
+    """Writes the dataset card; the dataset is complete without it, so a failure is only said."""
+    try:
+        write_card(output, num_workers)
+    except ValueError as error:
+        print(f"no dataset card: {error}", file=sys.stderr)
 
 
 def write_tfds_metadata(output: Path, shards: Sequence[Shard], spec: dict[str, Any]) -> None:

@@ -15,10 +15,12 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from data_prep import card, card_summary, documents
-from data_prep.card_samples import read_excerpts
-from data_prep.card_sections import shown_path
-from data_prep.card_summary import NOTHING, SummaryJob, summarize, summarize_splits
+from data_prep import card, documents
+from data_prep.card import __main__ as card_main
+from data_prep.card import summary as card_summary
+from data_prep.card.samples import read_excerpts
+from data_prep.card.sections import shown_path
+from data_prep.card.summary import NOTHING, SummaryJob, summarize, summarize_splits
 from data_prep.engines import Workers
 from data_prep.manifest import FORMAT_VERSION, Manifest, Shard, Split, load, save
 from data_prep.segments import DOCUMENT_COLUMNS
@@ -314,18 +316,18 @@ def test_paths_are_shown_without_home_and_secrets(path, shown):
 
 def test_it_refuses_a_damaged_dataset_and_a_readme_of_someone_else(dataset, capsys):
     (dataset / "README.md").write_text("# Mine\n")
-    assert card.main([str(dataset)]) == 1
+    assert card_main.main([str(dataset)]) == 1
     assert "README.md: is not a card" in capsys.readouterr().err
     assert (dataset / "README.md").read_text() == "# Mine\n"
     (dataset / "README.md").unlink()
     path = dataset / "documents_train_000002.parquet"
     content = path.read_bytes()
     pq.write_table(pq.read_table(path).slice(1), path)
-    assert card.main([str(dataset)]) == 1
+    assert card_main.main([str(dataset)]) == 1
     assert "4 documents" in capsys.readouterr().err
     path.write_bytes(content[:-100])
-    assert card.main([str(dataset)]) == 1
+    assert card_main.main([str(dataset)]) == 1
     assert f"{path}: cannot be read as parquet" in capsys.readouterr().err
     path.unlink()
-    assert card.main([str(dataset)]) == 1
+    assert card_main.main([str(dataset)]) == 1
     assert f"{path}: missing" in capsys.readouterr().err

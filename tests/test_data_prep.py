@@ -132,6 +132,8 @@ def test_embedded_sample_by_its_numbers(tmp_path, capsys):
         "manifest.json",
         "dataset_info.json",
         "features.json",
+        "README.md",
+        "card.html",
         *(shard.name for shard in loaded.shards),
     }
     last = capsys.readouterr().out.splitlines()[-1]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from test_data_prep import byte_options, run, tree, words, write_parquet
+from test_data_prep import byte_options, run, words, write_parquet
 
 from data_prep import check, manifest
 from data_prep.check import find_problems

@@ -4,17 +4,14 @@ What is in the dataset, in numbers, drawings and a few samples. Equal datasets h
 date, no name of a directory. The two files are no part of the dataset; nothing reads them.
 """
 
-import argparse
 import os
-import sys
 from pathlib import Path
 
-from data_prep.card_html import render_html
-from data_prep.card_pages import render_markdown
-from data_prep.card_samples import read_excerpts
-from data_prep.card_sections import KIND, make_page
-from data_prep.card_summary import summarize_splits
-from data_prep.engines import WorkerDied
+from data_prep.card.html import render_html
+from data_prep.card.pages import render_markdown
+from data_prep.card.samples import read_excerpts
+from data_prep.card.sections import KIND, make_page
+from data_prep.card.summary import summarize_splits
 from data_prep.files import whole_file
 from data_prep.manifest import load
 
@@ -43,24 +40,3 @@ def write_card(directory: str | os.PathLike, num_workers: int = 1) -> None:
     for name, text in texts.items():
         with whole_file(directory / name) as partial:
             partial.write_text(text, encoding="utf-8", newline="\n")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Exit status 1 for an error that the user can remove."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.card", description=__doc__, allow_abbrev=False
-    )
-    parser.add_argument("directory", metavar="DIR", help="a prepared dataset")
-    parser.add_argument("--num_workers", type=int, default=1, help="processes (default: 1)")
-    args = parser.parse_args(argv)
-    try:
-        write_card(args.directory, args.num_workers)
-    except (ValueError, OSError, WorkerDied) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{args.directory}: wrote {README_NAME} and {HTML_NAME}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""A page as plain data, and how it looks as Markdown; `card_html.py` is how it looks as HTML.
+"""A page as plain data, and how it looks as Markdown; `html.py` is how it looks as HTML.
 
 Whoever fills in a page hands over text as it is: the renderers escape it, so that no text from a
 corpus can become markup.
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from data_prep.card_summary import Bin
+from data_prep.card.summary import Bin
 
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 MARKDOWN_SYNTAX = re.compile(r"([\\`*_\[\]|~#$@])")

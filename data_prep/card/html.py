@@ -4,7 +4,7 @@ import html
 import math
 from collections.abc import Sequence
 
-from data_prep.card_pages import (
+from data_prep.card.pages import (
     Block,
     Cell,
     Chart,
@@ -18,7 +18,7 @@ from data_prep.card_pages import (
     printable,
     short,
 )
-from data_prep.card_summary import Bin
+from data_prep.card.summary import Bin
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#59636e;--line:#d9dee4;--page:#fff;--box:#f5f7f9;

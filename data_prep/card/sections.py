@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from data_prep.card_pages import (
+from data_prep.card.pages import (
     Block,
     Cell,
     Chart,
@@ -19,8 +19,8 @@ from data_prep.card_pages import (
     Table,
     short,
 )
-from data_prep.card_samples import Excerpt
-from data_prep.card_summary import (
+from data_prep.card.samples import Excerpt
+from data_prep.card.summary import (
     BATCH_ROWS,
     EXACT_BELOW,
     MAX_VALUES,

@@ -1,0 +1,28 @@
+"""`python -m data_prep.card DIR`."""
+
+import argparse
+import sys
+
+from data_prep.card import HTML_NAME, README_NAME, __doc__, write_card
+from data_prep.engines import WorkerDied
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status 1 for an error that the user can remove."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.card", description=__doc__, allow_abbrev=False
+    )
+    parser.add_argument("directory", metavar="DIR", help="a prepared dataset")
+    parser.add_argument("--num_workers", type=int, default=1, help="processes (default: 1)")
+    args = parser.parse_args(argv)
+    try:
+        write_card(args.directory, args.num_workers)
+    except (ValueError, OSError, WorkerDied) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{args.directory}: wrote {README_NAME} and {HTML_NAME}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
