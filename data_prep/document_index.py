@@ -9,8 +9,6 @@ by reading them.
 import math
 import os
 import zlib
-from collections.abc import Iterable
-from itertools import repeat
 
 import numpy as np
 import pyarrow as pa
@@ -20,18 +18,13 @@ from data_prep.files import whole_file
 KEYS = ("id", "url")
 
 
-def _checksums(column: str, values: list[bytes]) -> Iterable[int]:
-    # Begun with the column's number, so that an id that is some url's text is not taken for it.
-    return map(zlib.crc32, values, repeat(KEYS.index(column) + 1))
-
-
 def index_table(table: pa.Table) -> np.ndarray:
     """The sorted entries of a table's ids and urls: uint64 (n,). Nulls are left out."""
     parts = [np.empty(0, np.uint64)]
     for column in KEYS:
         values = table[column].cast(pa.binary())
         rows = np.flatnonzero(np.asarray(values.is_valid())).astype(np.uint64)
-        checksums = _checksums(column, values.drop_null().to_pylist())
+        checksums = map(zlib.crc32, values.drop_null().to_pylist())
         parts.append(np.fromiter(checksums, np.uint64, len(rows)) << np.uint64(32) | rows)
     return np.sort(np.concatenate(parts))
 
@@ -43,9 +36,9 @@ def write_index(path: str | os.PathLike, entries: np.ndarray) -> int:
     return len(entries)
 
 
-def find_rows(path: str | os.PathLike, column: str, value: str) -> list[int]:
-    """Rows that may hold the value; the caller compares the values themselves."""
-    (checksum,) = _checksums(column, [value.encode()])
+def find_rows(path: str | os.PathLike, value: str) -> list[int]:
+    """Rows that may have the value as id or url; the caller compares the values themselves."""
+    checksum = zlib.crc32(value.encode())
     with open(path, "rb", buffering=0) as file:
         num_entries = os.fstat(file.fileno()).st_size // 8
         # Five standard deviations of the place of a checksum among num_entries even ones, and more.

@@ -90,7 +90,7 @@ class DocumentTables:
         """The documents whose `column`, "id" or "url", is `value`; empty if there are none."""
         found = []
         for table, name in enumerate(self._indexes):
-            for row in find_rows(self._directory / name, column, value):
+            for row in find_rows(self._directory / name, value):
                 group, offset = divmod(row, GROUP_ROWS)
                 document = self._document(self._group(table, group), offset)
                 if getattr(document, column) == value:

@@ -154,7 +154,8 @@ def test_tfds_opens_the_directory_and_gives_the_ids(corpus, tmp_path):
     assert "tensorflow" not in sys.modules
 
 
-def test_documents_tables_lead_from_token_to_source(corpus, tmp_path):
+def test_documents_tables_lead_from_token_to_source(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("data_prep.units.BATCH_ROWS", 16)  # several batches a unit
     assert run(*byte_options(corpus, tmp_path / "out")) == 0
     loaded = manifest.load(tmp_path / "out")
     tokens = stream(tmp_path / "out", splits=("train",))
@@ -574,6 +575,7 @@ def test_a_unit_that_kills_every_worker_is_named_and_the_rest_is_kept(tmp_path, 
     assert run(*options, f"--tokenizer={__name__}:Deadly", "--num_workers=2") == 1
     message = capsys.readouterr().err
     assert "3 times at the same piece of work" in message and f"{tmp_path}/b.txt" in message
+    assert message.count("its piece of work is done again") == 2
     kept = (tmp_path / "out" / ".work" / "segments").glob("*.json")
     assert {path.name for path in kept} >= {"00000-000000.json"}
 

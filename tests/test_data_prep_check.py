@@ -122,6 +122,15 @@ def test_a_documents_table_with_a_gap_is_found(dataset):
     assert any("end-of-text is not exactly where" in problem for problem in found)
 
 
+def test_an_index_of_other_documents_is_found(dataset):
+    path = dataset / "documents_train_000001.index"
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.write_bytes(content)
+    bless(dataset, path.name)
+    assert problems(dataset) == [f"{path}: is not the index of documents_train_000001.parquet"]
+
+
 @pytest.mark.parametrize(
     "edit, message",
     [

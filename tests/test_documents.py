@@ -2,11 +2,13 @@
 
 import json
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from test_data_prep import byte_options, run, words, write_parquet
 
 from data_prep import documents, manifest
+from data_prep.document_index import find_rows, index_table, write_index
 from data_prep.documents import DocumentTables
 
 
@@ -60,6 +62,17 @@ def test_ids_and_urls_are_found_by_the_index(dataset, tables):
         assert row["start"] in [d.start for d in tables.find("url", row["url"])]
     assert tables.find("id", "https://example.org/3") == []  # a url is no id
     assert tables.find("url", "<a:3>") == []
+
+
+def test_values_that_crowd_the_index_are_all_found(tmp_path):
+    """9,000 rows of one url stand far from where an even spread would have them."""
+    urls = [f"https://example.org/{i}" for i in range(1000)] + ["https://example.org/"] * 9000
+    table = pa.table({"id": pa.array([None] * 10_000, pa.string()), "url": urls})
+    write_index(tmp_path / "a.index", index_table(table))
+    assert find_rows(tmp_path / "a.index", "https://example.org/") == list(range(1000, 10_000))
+    for row in range(1000):
+        assert row in find_rows(tmp_path / "a.index", urls[row])
+    assert find_rows(tmp_path / "a.index", "nobody") == []
 
 
 def test_a_look_up_reads_one_row_group(dataset, tables, monkeypatch):
