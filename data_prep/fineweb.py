@@ -75,24 +75,24 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add(
         "--shard_tokens",
-        type=_count,
+        type=count,
         default=100_000_000,
         help="tokens in one output file (default: %(default)s)",
     )
     add(
         "--val_tokens",
-        type=_count,
+        type=count,
         help="take whole documents from the front of the stream for the validation split until "
         f"it has this many tokens (default: {DEFAULT_VAL_TOKENS}; 100000 for --input=sample)",
     )
     add(
         "--max_tokens",
-        type=_count,
+        type=count,
         help="stop the stream, validation included, at this many tokens (default: no limit)",
     )
     add(
         "--record_tokens",
-        type=_count,
+        type=count,
         default=2048,
         help="tokens in one ArrayRecord record (default: %(default)s)",
     )
@@ -102,12 +102,12 @@ def make_parser() -> argparse.ArgumentParser:
         choices=["none", "zstd"],
         help="of ArrayRecord; zstd: 0.7 of the size, read at half the speed (default: %(default)s)",
     )
-    add("--num_workers", type=_count, help="processes (default: all cores)")
+    add("--num_workers", type=count, help="processes (default: all cores)")
     add("--text_column", default="text", help="column or key of the text (default: %(default)s)")
     return parser
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
     """100000, 100_000 or 1e5."""
     try:
         value = int(text)
@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
             "\ninterrupted; what is complete is kept, the same command continues.", file=sys.stderr
         )
         return 130
-    print(_summary(outcome, args.input, output_dir, time.monotonic() - start))
+    print(summary(outcome, args.input, output_dir, time.monotonic() - start))
     return 0
 
 
@@ -178,7 +178,7 @@ def _fail(message: str) -> int:
     return 1
 
 
-def _summary(outcome: "Outcome", source: str, output_dir: str, seconds: float) -> str:
+def summary(outcome: "Outcome", source: str, output_dir: str, seconds: float) -> str:
     """The one line that a run ends with."""
     from data_prep.progress import duration
 

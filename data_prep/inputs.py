@@ -11,6 +11,7 @@ import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from data_prep.tokenizers import ASSETS
@@ -19,6 +20,10 @@ EMBEDDED = "embedded://"
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
 PRESET = re.compile(r"(edu-)?(?:sample-(\d+BT)|(CC-MAIN-\d{4}-\d{2}))")
 SAMPLE_SIZES = ("10BT", "100BT", "350BT")
+PRESETS = (
+    "sample, sample-10BT, sample-100BT, sample-350BT, CC-MAIN-YYYY-WW, and the last four with "
+    "edu- in front"
+)
 NETWORK_TIMEOUT_SECS = 10
 
 
@@ -57,10 +62,16 @@ def find_preset(name: str) -> Preset | None:
     )
 
 
-def expand(patterns: str) -> list[str]:
+def expand(
+    patterns: str, suffixes: tuple[str, ...] = SUFFIXES, presets: str = PRESETS
+) -> list[str]:
     """Comma-separated paths, globs and URLs -> the files, in the order of the stream.
 
     A glob's files come sorted by name.
+
+    Args:
+      suffixes: how the names of the files may end.
+      presets: what to suggest for a name that is no file.
 
     Raises InputError: nothing matches, a kind of file that cannot be read, a file named twice.
     """
@@ -68,18 +79,18 @@ def expand(patterns: str) -> list[str]:
     for pattern in (piece.strip() for piece in patterns.split(",")):
         if not pattern:
             raise InputError(f"--input={patterns!r}: an empty name between commas")
-        paths += _expand_one(pattern)
+        paths += _expand_one(pattern, presets)
     for path in paths:
-        if not file_name(path).endswith(SUFFIXES):
+        if not file_name(path).endswith(suffixes):
             raise InputError(
-                f"{path}: unknown kind of file; expected a name ending in {', '.join(SUFFIXES)}"
+                f"{path}: unknown kind of file; expected a name ending in {', '.join(suffixes)}"
             )
     if repeated := {path for path in paths if paths.count(path) > 1}:
         raise InputError(f"{min(repeated)}: named more than once in --input={patterns!r}")
     return paths
 
 
-def _expand_one(pattern: str) -> list[str]:
+def _expand_one(pattern: str, presets: str) -> list[str]:
     if pattern.startswith(EMBEDDED):
         return [pattern]
     if not is_remote(pattern):
@@ -90,7 +101,7 @@ def _expand_one(pattern: str) -> list[str]:
         found = sorted(p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p))
         if not found:
             problem = "no file matches" if glob.has_magic(pattern) else "no such file"
-            raise InputError(f"{pattern}: {problem}{_did_you_mean_preset(pattern)}")
+            raise InputError(f"{pattern}: {problem}{_did_you_mean_preset(pattern, presets)}")
         return found
     check_reachable(pattern)
     if "*" not in pattern:  # `?` and `[` are ordinary in a URL
@@ -105,13 +116,8 @@ def _expand_one(pattern: str) -> list[str]:
     return [file_system.unstrip_protocol(path) for path in found]
 
 
-def _did_you_mean_preset(pattern: str) -> str:
-    if re.search(r"[./*]", pattern):
-        return ""
-    return (
-        ". The presets are sample, sample-10BT, sample-100BT, sample-350BT, CC-MAIN-YYYY-WW, and "
-        "the last four with edu- in front"
-    )
+def _did_you_mean_preset(pattern: str, presets: str) -> str:
+    return "" if re.search(r"[./*]", pattern) else f". The presets are {presets}"
 
 
 def check_reachable(path: str) -> None:
@@ -129,12 +135,14 @@ def check_reachable(path: str) -> None:
         pass  # it answered
     except (OSError, ValueError) as error:
         dataset = "/".join(path.removeprefix("hf://datasets/").split("/")[:2])
-        folder = os.path.dirname(path.removeprefix(f"hf://datasets/{dataset}/"))
+        folder, name = os.path.split(path.removeprefix(f"hf://datasets/{dataset}/"))
+        inside = f"{folder}/" if folder else ""
+        suffix = os.path.splitext(name)[1]
         raise InputError(
             f"{path}: no network ({endpoint} cannot be reached: {describe(error)}). On a machine "
             f"with network, download it by `hf download {dataset} --repo-type=dataset "
-            f"--include='{folder}/*' --local-dir=fineweb`, then here use "
-            f"--input='fineweb/{folder}/*.parquet' --output_dir=..."
+            f"--include='{inside}*' --local-dir=fineweb`, then here use "
+            f"--input='fineweb/{inside}*{suffix}'."
         ) from None
 
 
@@ -183,6 +191,26 @@ def open_file(path: str) -> BinaryIO:
             whole.seek(0)
             return cast(BinaryIO, whole)
     return file
+
+
+def download(path: str, target: str | os.PathLike, received: Callable[[int], None]) -> None:
+    """Copies a remote file, and says how many more bytes are there as they come.
+
+    Raises InputError: the file is not there, or does not arrive to its end.
+    """
+    import fsspec
+
+    class Received(fsspec.Callback):
+        def relative_update(self, inc: int = 1) -> None:
+            received(inc)
+
+    try:
+        file_system, inner = _file_system(path)
+        file_system.get_file(inner, os.fspath(target), callback=Received())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except Exception as error:  # each file system raises its own types
+        raise InputError(f"{path}: cannot be downloaded: {describe(error)}") from error
 
 
 def _file_system(path: str) -> tuple[Any, str]:
