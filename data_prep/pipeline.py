@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,14 +94,14 @@ def prepare(
     if (output / MANIFEST_NAME).exists():
         return _already_complete(options, patterns, output)
     paths = inputs.expand(patterns)
-    found = _inspect(paths, options.text_column)
+    found = inspect_all(paths, options.text_column)
     spec = make_spec(options, tokenizer, [inspection.identity for inspection in found])
     print(_engine_in_words(tokenizer.name, engine, verify), file=sys.stderr)
     if not (work / "spec.json").exists():
-        _refuse_strays(output)
+        refuse_strays(output)
     try:
         with engines.locked(work), Workers(num_workers, work) as workers:
-            _agree_on_spec(spec, output, work)
+            agree_on_spec(spec, output, work)
             jobs = segment_jobs(found, spec, work / "segments", engine, verify)
             segments = _tokenize(jobs, spec["max_tokens"], workers, work)
             try:
@@ -113,28 +113,45 @@ def prepare(
             manifest = write_dataset(streams, spec, output, work / "shards", workers)
             sources = tuple(Source(s.name, s.num_tokens, s.digest) for s in segments)
             manifest = dataclasses.replace(manifest, sources=sources)
-            save(manifest, output)
-            try_card(output, num_workers)
-            shutil.rmtree(work)
+            publish(manifest, output, num_workers)
     except Exception as error:
         if not is_disk_full(error):
             raise
-        raise _disk_full(output, error) from error
+        raise disk_full(output, error, _num_tokens_ahead(work)) from error
     num_empty, num_null = sum(s.num_empty for s in segments), sum(s.num_null for s in segments)
     return Outcome(manifest, False, num_empty, num_null)
 
 
 def _already_complete(options: Options, patterns: str, output: Path) -> Outcome:
     """Compares the command with the complete dataset in `output`, and does nothing."""
-    manifest = load(output)
     entries: list[Any] | None = None
     if not inputs.is_remote(patterns):
         # The inputs may be gone by now, and need not be there; if they are, they must agree.
         with contextlib.suppress(inputs.InputError):
-            found = _inspect(inputs.expand(patterns), options.text_column)
+            found = inspect_all(inputs.expand(patterns), options.text_column)
             entries = [inspection.identity for inspection in found]
     asked = make_spec(options, get_tokenizer(options.tokenizer), entries or [])
-    lines = differences(manifest.spec, asked, but_inputs=None if entries is None else ())
+    return confirm_complete(output, asked, None if entries is None else ())
+
+
+def confirm_complete(
+    output: Path,
+    spec: dict[str, Any],
+    but_inputs: Sequence[str] | None = (),
+    fingerprint: str | None = None,
+) -> Outcome:
+    """The complete dataset in `output`, if it is the one that was asked for.
+
+    Args:
+      but_inputs: as for `differences`.
+      fingerprint: what it has to be, where that is known.
+
+    Raises ValueError with the differences.
+    """
+    manifest = load(output)
+    lines = differences(manifest.spec, spec, but_inputs=but_inputs)
+    if fingerprint not in (None, manifest.fingerprint):
+        lines.append(f"fingerprint: {manifest.fingerprint} there, {fingerprint} asked for")
     if lines:
         raise _refusal(output, "holds a dataset", lines)
     if (output / WORK_DIR).exists():  # a kill after the manifest was written
@@ -143,31 +160,39 @@ def _already_complete(options: Options, patterns: str, output: Path) -> Outcome:
     return Outcome(manifest, True)
 
 
+def publish(manifest: Manifest, output: Path, num_workers: int) -> None:
+    """The last steps, after which the dataset is complete."""
+    save(manifest, output)
+    try_card(output, num_workers)
+    shutil.rmtree(output / WORK_DIR)
+
+
 def _refusal(output: Path, holds: str, lines: Sequence[str]) -> ValueError:
     return ValueError(
         f"{output}: {holds} of another spec:\n  "
         + "\n  ".join(lines)
-        + "\nUse the same options, another --output_dir, or delete that directory."
+        + "\nUse the same options, another output directory, or delete that one."
     )
 
 
-def _inspect(paths: Sequence[str], text_column: str) -> list[Inspection]:
+def inspect_all(paths: Sequence[str], text_column: str) -> list[Inspection]:
+    """What can be known of the input files before reading them, in their order."""
     with ThreadPoolExecutor(INSPECTION_THREADS) as threads:
         columns = [text_column] * len(paths)
         return list(threads.map(inspect, paths, range(len(paths)), columns))
 
 
-def _refuse_strays(output: Path) -> None:
+def refuse_strays(output: Path) -> None:
     """Files of an unknown preparation must not end up among ours."""
     stray = sorted(path.name for pattern in OWN_FILES for path in output.glob(pattern))
     if stray:
         raise ValueError(
             f"{output}: holds {stray[0]}, but neither a manifest nor an unfinished preparation "
-            "that could be continued. Use another --output_dir, or delete that directory."
+            "that could be continued. Use another output directory, or delete that one."
         )
 
 
-def _agree_on_spec(spec: dict[str, Any], output: Path, work: Path) -> None:
+def agree_on_spec(spec: dict[str, Any], output: Path, work: Path) -> None:
     """Continues an unfinished preparation of the same spec, refuses any other."""
     try:
         there = read_json(work / "spec.json")
@@ -276,17 +301,27 @@ def write_dataset(
     output: Path,
     notes: Path,
     workers: Workers,
+    tables: dict[str, StoredStream] | None = None,
 ) -> Manifest:
-    """Stage 2: every output file but the manifest, and what the manifest says of them."""
-    files = shard_jobs(streams, [*spec["formats"], DOCUMENTS, INDEX], spec, output, notes)
+    """Stage 2: every output file but the manifest, and what the manifest says of them.
+
+    Args:
+      notes: a directory for what a continued run has to know of the files that are there.
+      tables: the splits' documents, where the files with their tokens don't list them.
+    """
+    files = []
+    for split in streams:
+        tokens, listed = streams[split], (tables or streams)[split]
+        files += shard_jobs({split: tokens}, spec["formats"], spec, output, notes)
+        files += shard_jobs({split: listed}, [DOCUMENTS, INDEX], spec, output, notes)
     digests = fingerprint_jobs(streams, spec)
     results = run_all([*digests, *files], workers)
     shards = tuple(results[job] for job in files)
     splits = {}
     for split, stream in streams.items():
         digest, entropy = stream_digest([results[j] for j in digests if j.split == split])
-        tables = (s for s in shards if (s.split, s.format) == (split, DOCUMENTS))
-        num_documents = sum(table.num_rows for table in tables)
+        found = (s for s in shards if (s.split, s.format) == (split, DOCUMENTS))
+        num_documents = sum(shard.num_rows for shard in found)
         splits[split] = Split(stream.num_tokens, num_documents, digest, entropy)
     write_tfds_metadata(output, shards, spec)
     return Manifest(
@@ -297,6 +332,30 @@ def write_dataset(
         shards=shards,
         fingerprint=dataset_fingerprint(splits, spec["tokenizer_digest"]),
     )
+
+
+def run_to_the_end(
+    function: Callable[[Any, Report], Any],
+    jobs: Sequence[Any],
+    workers: Workers,
+    progress: Progress,
+) -> list[Any]:
+    """Results of the jobs, in their order.
+
+    Raises ValueError with the messages of all jobs that failed by one, after the others are done.
+    """
+    results, problems = {}, []
+    answers = workers.run(function, jobs, progress)
+    with contextlib.closing(answers), contextlib.closing(progress):
+        for job, result in answers:
+            if isinstance(result, ValueError):
+                problems.append(str(result))
+            elif isinstance(result, Exception):
+                raise result
+            results[job] = result
+    if problems:
+        raise ValueError("\n".join(sorted(problems)))
+    return [results[job] for job in jobs]
 
 
 def run_all(
@@ -345,16 +404,21 @@ def is_disk_full(error: BaseException) -> bool:
     return os.strerror(errno.ENOSPC) in str(error) or os.strerror(errno.EFBIG) in str(error)
 
 
-def _disk_full(output: Path, error: BaseException) -> PreparationError:
-    """Free space, and a rough estimate of what is still needed, in words."""
-    work = output / WORK_DIR
-    spec = read_json(work / "spec.json") or {"formats": (), "inputs": (), "max_tokens": None}
+def _num_tokens_ahead(work: Path) -> int:
+    """A rough estimate of how many tokens the stream will have."""
+    spec = read_json(work / "spec.json") or {"inputs": (), "max_tokens": None}
     done = [read_json(path)["segment"] for path in (work / "segments").glob("*.json")]
-    there = sum(p.stat().st_size for p in output.rglob("*") if p.is_file())
-    # A token is four bytes of text, roughly, and takes two in each copy; parquet is packed 2:1.
+    # A token is four bytes of text, roughly; parquet is packed 2:1.
     num_tokens = sum(entry["size"] or 0 for entry in spec["inputs"]) // 2
     num_tokens = min(num_tokens, spec["max_tokens"] or num_tokens)
-    num_tokens = max(num_tokens, sum(segment["num_tokens"] for segment in done))
+    return max(num_tokens, sum(segment["num_tokens"] for segment in done))
+
+
+def disk_full(output: Path, error: BaseException, num_tokens: int) -> PreparationError:
+    """Free space, and a rough estimate of what is still needed, in words."""
+    spec = read_json(output / WORK_DIR / "spec.json") or {"formats": ()}
+    there = sum(p.stat().st_size for p in output.rglob("*") if p.is_file())
+    # Two bytes in each copy, of which one is in the work directory.
     needed = max(0, int(2.2 * num_tokens * (1 + len(spec["formats"]))) - there)
     free = shutil.disk_usage(output).free
     return PreparationError(

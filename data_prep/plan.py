@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.fingerprints import BLOCK_TOKENS
-from data_prep.manifest import Manifest
+from data_prep.manifest import DOCUMENTS, Manifest
 from data_prep.segments import Segment, read_documents, tokens_path
 from data_prep.shards import FingerprintJob, Piece, ShardJob, shard_name, shard_ranges
 
@@ -32,15 +33,7 @@ class StoredStream:
         while start < stop:
             piece, end = self._pieces[index], self._ends[index]
             shift = piece.stop - end  # place in the stream -> place in the file
-            out.append(
-                Piece(
-                    piece.path,
-                    piece.format,
-                    piece.digest,
-                    start + shift,
-                    min(stop, end) + shift,
-                )
-            )
+            out.append(replace(piece, start=start + shift, stop=min(stop, end) + shift))
             start, index = end, index + 1
         return tuple(out)
 
@@ -48,11 +41,18 @@ class StoredStream:
 def dataset_stream(
     directory: str | Path, manifest: Manifest, split: str, format: str
 ) -> StoredStream:
-    """The stream of one split of a prepared dataset, as it lies in the shards of one format."""
-    return StoredStream(
-        Piece(str(Path(directory, shard.name)), format, shard.digest, 0, shard.num_tokens)
-        for shard in manifest.shards_of(split, format)
-    )
+    """The stream of one split of a prepared dataset, as it lies in the files of one format.
+
+    Of "documents": as its tables of documents list it, which count from the split's first token.
+    """
+    record_tokens = manifest.spec["record_tokens"] if format == "array_record" else None
+    pieces, first = [], 0
+    for shard in manifest.shards_of(split, format):
+        path, start = str(Path(directory, shard.name)), first if format == DOCUMENTS else 0
+        stop = start + shard.num_tokens
+        pieces.append(Piece(path, format, shard.digest, start, stop, record_tokens))
+        first += shard.num_tokens
+    return StoredStream(pieces)
 
 
 def cut_splits(

@@ -1,7 +1,7 @@
 """Stage 2: segments -> output files. Each file is one pure, idempotent job.
 
 A job says which pieces of which stored tokens make up its range of a split's stream, so it can
-be done by any process at any time, and `convert.py` can use shards as the source of other shards.
+be done by any process at any time, and shards can be the source of other shards.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,13 +29,17 @@ CHUNK_TOKENS = 1 << 20  # read at a time
 
 @dataclass(frozen=True)
 class Piece:
-    """Tokens [start, stop) of one stored file, which are a stretch of a stream."""
+    """Tokens [start, stop) of one stored file, which are a stretch of a stream.
+
+    A piece of a table of documents stands for those that start there, as the table counts.
+    """
 
     path: str
-    format: str  # "segment", "bin" or "array_record"
+    format: str  # "segment" (tokens and documents), "bin", "array_record" or "documents"
     digest: str
     start: int
     stop: int
+    record_tokens: int | None = None  # of an ArrayRecord file, where it is not the job's
 
 
 @dataclass(frozen=True)
@@ -131,8 +135,7 @@ def write_shard(job: ShardJob, report: Report) -> Shard:
             num_rows = write_index(path, index_table(table))
         else:
             num_rows = table.num_rows
-            with whole_file(path) as partial:
-                pq.write_table(table, partial, compression="zstd", row_group_size=GROUP_ROWS)
+            write_documents(path, table)
         report(0, num_tokens, 0, 2 * num_tokens)
     size, digest = path.stat().st_size, digest_of(path)
     shard = Shard(job.name, job.format, job.split, num_tokens, num_rows, size, digest)
@@ -152,7 +155,10 @@ def _documents(job: ShardJob) -> pa.Table:
     tables = [DOCUMENT_COLUMNS.empty_table().select(columns)]
     position = job.start
     for piece in job.pieces:
-        table = read_documents(Path(piece.path).parent, Path(piece.path).stem, columns)
+        if piece.format == DOCUMENTS:
+            table = _read_groups(piece, columns)
+        else:
+            table = read_documents(Path(piece.path).parent, Path(piece.path).stem, columns)
         starts_D = table["start"].to_numpy()
         first, last = np.searchsorted(starts_D, [piece.start, piece.stop])
         moved = pa.array(starts_D[first:last] + (position - piece.start))
@@ -161,18 +167,37 @@ def _documents(job: ShardJob) -> pa.Table:
     return pa.concat_tables(tables).combine_chunks()
 
 
+def write_documents(path: str | Path, table: pa.Table) -> None:
+    """Writes a table of documents so that a look-up reads one of its row groups."""
+    with whole_file(path) as partial:
+        pq.write_table(table, partial, compression="zstd", row_group_size=GROUP_ROWS)
+
+
+def _read_groups(piece: Piece, columns: list[str]) -> pa.Table:
+    """Those row groups of a table of documents that the piece may need."""
+    with pq.ParquetFile(piece.path) as file:
+        groups = []
+        for index in range(file.num_row_groups):
+            group = file.metadata.row_group(index)
+            starts = group.column(0).statistics
+            if group.num_rows and starts.max >= piece.start and starts.min < piece.stop:
+                groups.append(index)
+        return file.read_row_groups(groups, columns, use_threads=False).select(columns)
+
+
 def read_pieces(
     pieces: Sequence[Piece], record_tokens: int, dtype: np.dtype
 ) -> Iterator[np.ndarray]:
-    """The pieces' tokens, in chunks of bounded size, of `dtype`."""
+    """The pieces' tokens, in chunks of bounded size, as `dtype`, which must hold them."""
     for piece in pieces:
         if piece.format == "array_record":
-            yield from _read_records(piece, record_tokens, dtype)
+            yield from _read_records(piece, piece.record_tokens or record_tokens, dtype)
             continue
         is_bin = piece.format == "bin"
         tokens = open_tokens(piece.path) if is_bin else np.memmap(piece.path, dtype, "r")
         for start in range(piece.start, piece.stop, CHUNK_TOKENS):
-            yield np.asarray(tokens[start : min(start + CHUNK_TOKENS, piece.stop)])
+            chunk = np.asarray(tokens[start : min(start + CHUNK_TOKENS, piece.stop)])
+            yield chunk.astype(dtype, copy=False)
 
 
 def _read_records(piece: Piece, record_tokens: int, dtype: np.dtype) -> Iterator[np.ndarray]:
