@@ -1,0 +1,111 @@
+"""A prepared dataset -> what convert needs of it, after looking at every byte."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data_prep.engines import Report, Workers
+from data_prep.files import digest_of
+from data_prep.manifest import DOCUMENTS, Manifest, load
+from data_prep.pipeline import Outcome, confirm_complete, run_to_the_end
+from data_prep.plan import StoredStream, dataset_stream
+from data_prep.progress import Progress
+from data_prep.spec import Options
+
+CHANGEABLE = ("formats", "bin_header", "shard_tokens", "record_tokens", "record_compression")
+
+
+class PreparedDataset:
+    """A prepared dataset, as something to convert.
+
+    Args:
+      changes: the values of CHANGEABLE that OUT shall have; the others stay what they are.
+    """
+
+    def __init__(self, directory: str, changes: dict[str, Any]):
+        self._directory, self._manifest = directory, load(directory)
+        spec = self._manifest.spec
+        kept = {name: spec[name] for name in CHANGEABLE}
+        options = Options(source=spec["source"], val_tokens=0, **(kept | changes))
+        new = {name: getattr(options, name) for name in CHANGEABLE}
+        self._spec = spec | new | {"formats": list(options.formats)}
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all splits."""
+        return sum(split.num_tokens for split in self._manifest.splits.values())
+
+    def confirm(self, output: Path) -> Outcome:
+        """The complete dataset in `output`; ValueError where it is another one."""
+        return confirm_complete(output, self._spec, (), self._manifest.fingerprint)
+
+    def spec(self, output: Path) -> dict[str, Any]:
+        """The spec of the dataset in `output`: this one's, with the changes."""
+        return self._spec
+
+    def read(
+        self, work: Path, workers: Workers
+    ) -> tuple[dict[str, StoredStream], dict[str, StoredStream]]:
+        """Of each split the tokens, and its documents: see `write_dataset`.
+
+        Raises ValueError: a file is not what the manifest says. Names all of them.
+        """
+        format = self._manifest.spec["formats"][0]
+        jobs = [
+            FileJob(os.path.join(self._directory, shard.name), shard.num_bytes, shard.digest)
+            for shard in self._manifest.shards
+            if shard.format in (format, DOCUMENTS)
+        ]
+        progress = Progress("verify", sum(job.num_bytes for job in jobs))
+        try:
+            run_to_the_end(verify, jobs, workers, progress)
+        except ValueError as error:
+            raise ValueError(f"{error}\n{self._advice()}") from error
+        tokens, tables = (
+            {
+                split: dataset_stream(self._directory, self._manifest, split, kind)
+                for split in self._manifest.splits
+            }
+            for kind in (format, DOCUMENTS)
+        )
+        return tokens, tables
+
+    def finish(self, manifest: Manifest) -> Manifest:
+        """The manifest with its sources, as the stream was made from the same text.
+
+        Raises ValueError: what was read is not the stream that this dataset's manifest describes.
+        """
+        for name, expected in self._manifest.splits.items():
+            if manifest.splits[name] != expected:
+                raise ValueError(
+                    f"{self._directory}: split {name} is {manifest.splits[name]}, expected "
+                    f"{expected}.\n{self._advice()}"
+                )
+        return replace(manifest, sources=self._manifest.sources)
+
+    def _advice(self) -> str:
+        return (
+            f"Restore what is damaged (`python -m data_prep.check {self._directory}` looks at all "
+            "of it), then run the same command again."
+        )
+
+
+@dataclass(frozen=True)
+class FileJob:
+    path: str
+    num_bytes: int
+    digest: str
+
+
+def verify(job: FileJob, report: Report) -> None:
+    """ValueError unless the file is what the manifest says."""
+    if not os.path.isfile(job.path):
+        raise ValueError(f"{job.path}: missing, but the manifest names it")
+    size = os.path.getsize(job.path)
+    if size != job.num_bytes:
+        raise ValueError(f"{job.path}: holds {size} bytes, the manifest says {job.num_bytes}")
+    digest = digest_of(job.path)
+    if digest != job.digest:
+        raise ValueError(f"{job.path}: digest is {digest}, the manifest says {job.digest}")
+    report(0, 0, size, size)
