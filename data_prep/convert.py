@@ -107,7 +107,7 @@ def convert(
                 # The notes call files whole that came of something else than they say.
                 shutil.rmtree(work / "shards")
                 raise
-            publish(manifest, output)
+            publish(manifest, output, num_workers)
     except Exception as error:
         if not is_disk_full(error):
             raise

@@ -217,12 +217,14 @@ def _source_blocks(spec: Mapping[str, Any]) -> tuple[Block, ...]:
         rows += [(f"{len(others):,} more", _total_size(others)), ("all", _total_size(inputs))]
     pieces = [shown_path(piece.strip()) for piece in spec["source"].split(",")]
     more = f" and {len(pieces) - MAX_INPUTS:,} more" if len(pieces) > MAX_INPUTS else ""
+    column = spec["text_column"]  # None where the stream was not made from text
+    what = (", texts in the column ", Name(column)) if column else (" of tokens",)
     return (
         _paragraph(
             "Asked for as ",
             Name(", ".join(pieces[:MAX_INPUTS])),
-            f"{more}: {plural(len(inputs), 'input file')}, texts in the column ",
-            Name(spec["text_column"]),
+            f"{more}: {plural(len(inputs), 'input file')}",
+            *what,
             ". This card claims no licence: the terms of the sources apply.",
         ),
         Table(
