@@ -49,7 +49,7 @@ def open_origin(
     source: str, changes: dict[str, Any], tokenizer: str | None, num_shards: int | None
 ) -> PreparedDataset | BareShards:
     """What IN is. Raises ValueError for options that it cannot have."""
-    if not any(Path(source, name).exists() for name in (MANIFEST_NAME, WORK_DIR)):
+    if not any(os.path.exists(os.path.join(source, n)) for n in (MANIFEST_NAME, WORK_DIR)):
         options = Options(source, 0, tokenizer=tokenizer or "gpt2", **changes)
         return BareShards(options, num_shards)
     if num_shards is not None:

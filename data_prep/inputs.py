@@ -25,6 +25,7 @@ PRESETS = (
     "edu- in front"
 )
 NETWORK_TIMEOUT_SECS = 10
+SILENCE_SECS = 60  # after which a download is given up
 
 
 class InputError(ValueError):
@@ -204,9 +205,19 @@ def download(path: str, target: str | os.PathLike, received: Callable[[int], Non
         def relative_update(self, inc: int = 1) -> None:
             received(inc)
 
+    options: dict[str, Any] = {"callback": Received()}
+    if path.startswith("hf://"):
+        options = {}  # with a callback it reads the file block by block, which is slow
+    elif path.startswith(("http://", "https://")):
+        import aiohttp
+
+        # By itself it ends any download after five minutes, however well it goes.
+        options["timeout"] = aiohttp.ClientTimeout(total=None, sock_read=SILENCE_SECS)
     try:
         file_system, inner = _file_system(path)
-        file_system.get_file(inner, os.fspath(target), callback=Received())
+        file_system.get_file(inner, os.fspath(target), **options)
+        if not options:
+            received(os.path.getsize(target))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:  # each file system raises its own types

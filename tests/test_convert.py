@@ -353,6 +353,15 @@ def test_bad_files_and_bad_choices_of_files_are_refused(elsewhere, tmp_path, fai
     assert not out.exists()
 
 
+def test_files_are_sorted_by_name_wherever_they_are(elsewhere, tmp_path):
+    (tmp_path / "b").mkdir()
+    for name in ("x_train_000002.bin", "x_val_000000.bin"):
+        (elsewhere / name).rename(tmp_path / "b" / name)
+    found = bare_shards.find_files(f"{tmp_path}/b,{elsewhere}/*.bin", 3)
+    assert [Path(path).name for path in found["train"]] == [f"x_train_00000{i}.bin" for i in (0, 1, 2)]
+    assert found["val"] == [f"{tmp_path}/b/x_val_000000.bin"]
+
+
 def test_a_changed_shard_is_another_spec(elsewhere, tmp_path, failing, capsys):
     out = tmp_path / "out"
     assert converted(elsewhere, out, formats="bin") == 0
