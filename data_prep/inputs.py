@@ -25,7 +25,7 @@ PRESETS = (
     "edu- in front"
 )
 NETWORK_TIMEOUT_SECS = 10
-SILENCE_SECS = 60  # after which a download is given up
+SILENCE_SECS = 60  # of a server, after which it is given up
 
 
 class InputError(ValueError):
@@ -205,19 +205,14 @@ def download(path: str, target: str | os.PathLike, received: Callable[[int], Non
         def relative_update(self, inc: int = 1) -> None:
             received(inc)
 
-    options: dict[str, Any] = {"callback": Received()}
-    if path.startswith("hf://"):
-        options = {}  # with a callback it reads the file block by block, which is slow
-    elif path.startswith(("http://", "https://")):
-        import aiohttp
-
-        # By itself it ends any download after five minutes, however well it goes.
-        options["timeout"] = aiohttp.ClientTimeout(total=None, sock_read=SILENCE_SECS)
     try:
         file_system, inner = _file_system(path)
-        file_system.get_file(inner, os.fspath(target), **options)
-        if not options:
+        if path.startswith("hf://"):
+            # With a callback it would read the file block by block, which is slow.
+            file_system.get_file(inner, os.fspath(target))
             received(os.path.getsize(target))
+        else:
+            file_system.get_file(inner, os.fspath(target), callback=Received())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:  # each file system raises its own types
@@ -229,7 +224,13 @@ def _file_system(path: str) -> tuple[Any, str]:
 
     if path.startswith(EMBEDDED):
         path = str(ASSETS / path.removeprefix(EMBEDDED))
-    return fsspec.core.url_to_fs(path)
+    if not path.startswith(("http://", "https://")):
+        return fsspec.core.url_to_fs(path)
+    import aiohttp
+
+    # By itself it ends every transfer after five minutes, however well it goes.
+    timeout = aiohttp.ClientTimeout(total=None, sock_read=SILENCE_SECS)
+    return fsspec.core.url_to_fs(path, client_kwargs={"timeout": timeout})
 
 
 def describe(error: BaseException) -> str:

@@ -2,7 +2,9 @@
 
 import functools
 import shutil
+import socket
 import threading
+import time
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -456,6 +458,21 @@ def test_a_download_that_is_not_what_was_listed_is_refused(
     monkeypatch.setattr(inputs, "download", lambda path, target, received: target.write_bytes(b""))
     message = failing(f"{url}/*.bin", tmp_path / "out")
     assert f"{url}/x_train_000001.bin: 0 bytes arrived, expected 1040" in message
+
+
+def test_a_server_that_falls_silent_is_given_up_and_a_slow_one_is_not(
+    elsewhere, server, tmp_path, monkeypatch
+):
+    url, _ = server
+    monkeypatch.setattr(inputs, "SILENCE_SECS", 0.5)
+    file_system, _ = inputs._file_system(url)
+    assert file_system.client_kwargs["timeout"].total is None
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes a connection, and no more
+        silent_url = f"http://127.0.0.1:{silent.getsockname()[1]}/a.bin"
+        with pytest.raises(inputs.InputError, match=r"a\.bin: cannot be downloaded: .*[Tt]imeout"):
+            start = time.monotonic()
+            inputs.download(silent_url, tmp_path / "a.bin", lambda num_bytes: None)
+        assert time.monotonic() - start < 5
 
 
 def test_presets_and_no_network(tmp_path, monkeypatch, failing):
