@@ -29,13 +29,18 @@ from data_prep.segments import DOCUMENT_COLUMNS
 SHARD_TOKENS, NUM_ROWS = 100_000_000, 150_000
 
 
+def uuid_of(index: int, row: int) -> str:
+    """The id of a row of a table."""
+    return f"<urn:uuid:{uuid.UUID(int=index * NUM_ROWS + row << 64 | row * 7919)}>"
+
+
 def write_table(folder: str, index: int, rng: np.random.Generator) -> list[Shard]:
     """One table and its index; fills its range of the stream exactly."""
     lengths = np.maximum(2, rng.lognormal(6, 1, NUM_ROWS)).astype(np.int64)
     lengths = np.maximum(2, lengths * SHARD_TOKENS // lengths.sum())
     lengths[-1] += SHARD_TOKENS - lengths.sum()
     starts = index * SHARD_TOKENS + np.cumsum(lengths) - lengths
-    ids = [f"<urn:uuid:{uuid.UUID(int=index * NUM_ROWS + row << 64 | row * 7919)}>" for row in range(NUM_ROWS)]
+    ids = [uuid_of(index, row) for row in range(NUM_ROWS)]
     urls = [f"https://example.org/{index}/{row}/some-page-of-a-site" for row in range(NUM_ROWS)]
     constant = [["CC-MAIN-2024-10"] * NUM_ROWS, ["en"] * NUM_ROWS, [f"sample/10BT/{index:03d}.parquet"] * NUM_ROWS]
     columns = [starts, lengths, lengths * 4, ids, urls, *constant, np.arange(NUM_ROWS)]
@@ -73,7 +78,7 @@ def main() -> int:
                 if what == "token":
                     tables.at(int(rng.integers(tables.num_tokens)))
                 elif what == "id":
-                    (found,) = tables.find("id", f"<urn:uuid:{uuid.UUID(int=index * NUM_ROWS + row << 64 | row * 7919)}>")
+                    (found,) = tables.find("id", uuid_of(index, row))
                     assert found.row == row
                 else:
                     (found,) = tables.find("url", f"https://example.org/{index}/{row}/some-page-of-a-site")

@@ -33,13 +33,16 @@ def main() -> int:
     tokens = read_tokens(args.data_dir, manifest, "train", 0, num_tokens)
     dtype = token_dtype(manifest.spec["vocab_size"])
     rng = np.random.default_rng(0)
-    found: dict[str, dict[str, list[float]]] = {name: {"write MB/s": [], "size": [], "records/s": []} for name in COMPRESSION}
+    found: dict[str, dict[str, list[float]]]
+    found = {name: {"write MB/s": [], "size": [], "records/s": []} for name in COMPRESSION}
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(args.turns):
             for name in COMPRESSION:
                 path = f"{folder}/{name}-{turn}"
                 start = time.perf_counter()
-                write_records(path, [tokens], num_tokens, record_tokens=args.record_tokens, dtype=dtype, compression=name)
+                write_records(
+                    path, [tokens], num_tokens, record_tokens=args.record_tokens, dtype=dtype, compression=name
+                )
                 found[name]["write MB/s"].append(tokens.nbytes / 1e6 / (time.perf_counter() - start))
                 found[name]["size"].append(os.path.getsize(path) / tokens.nbytes)
                 reader = open_records([path], args.record_tokens, dtype)
@@ -48,7 +51,9 @@ def main() -> int:
                 for _ in range(20):
                     reader.read(rng.integers(0, len(reader), 1024))
                 found[name]["records/s"].append(20 * 1024 / (time.perf_counter() - start))
-    medians = {name: {what: round(statistics.median(v), 3) for what, v in values.items()} for name, values in found.items()}
+    medians = {
+        name: {what: round(statistics.median(v), 3) for what, v in values.items()} for name, values in found.items()
+    }
     ratios = {what: round(medians["zstd"][what] / medians["none"][what], 2) for what in medians["none"]}
     print(json.dumps({"record_tokens": args.record_tokens, **medians, "zstd / none": ratios}))
     return 0

@@ -384,7 +384,7 @@ def try_card(output: Path, num_workers: int) -> None:
     """Writes the dataset card; the dataset is complete without it, so a failure is only said."""
     try:
         write_card(output, num_workers)
-    except ValueError as error:
+    except Exception as error:  # the tokenizer may be a user's, and raise anything
         print(f"no dataset card: {error}", file=sys.stderr)
 
 
