@@ -20,6 +20,7 @@ examples:
   python -m data_prep.fineweb --input=sample                        the small embedded sample
   python -m data_prep.fineweb --input=CC-MAIN-2024-10 --max_tokens=1000000000
   python -m data_prep.fineweb --input='texts/*.jsonl.zst' --output_dir=data/mine
+  python -m data_prep.fineweb --input=tfds:lm1b --output_dir=data/lm1b
   python -m data_prep.check data/sample                             verify every digest
 """
 DEFAULT_VAL_TOKENS = 10_485_760
@@ -40,7 +41,9 @@ def make_parser() -> argparse.ArgumentParser:
         default="sample-10BT",
         help="a preset (sample, sample-10BT, sample-100BT, sample-350BT, a crawl such as "
         "CC-MAIN-2024-10; edu-... for FineWeb-Edu), or comma-separated paths, globs and URLs "
-        "(https:// hf:// gs:// s3://) of .parquet, .jsonl[.gz|.zst] or .txt (default: %(default)s)",
+        "(https:// hf:// gs:// s3://) of .parquet, .jsonl[.gz|.zst] or .txt, and "
+        "tfds:NAME[/CONFIG][:VERSION][@SPLIT] or tfds:DIRECTORY[@SPLIT] for a dataset of "
+        "TensorFlow Datasets that is prepared as array_record (default: %(default)s)",
     )
     add("--output_dir", help="where to write (default for presets: data/<name>)")
     add(
@@ -103,7 +106,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="of ArrayRecord; zstd: 0.7 of the size, read at half the speed (default: %(default)s)",
     )
     add("--num_workers", type=count, help="processes (default: all cores)")
-    add("--text_column", default="text", help="column or key of the text (default: %(default)s)")
+    add(
+        "--text_column",
+        default="text",
+        help="column, key or feature of the text (default: %(default)s)",
+    )
     return parser
 
 

@@ -2,6 +2,7 @@
 
 Everything goes through fsspec: local paths, https://, hf://, gs://, s3://. Files that ship with
 the package are spelled `embedded://name`, so that they have the same path on every machine.
+Datasets of TFDS, `tfds:name`, are left to `tfds_input.py`.
 """
 
 import glob
@@ -17,6 +18,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 from data_prep.tokenizers import ASSETS
 
 EMBEDDED = "embedded://"
+TFDS = "tfds:"
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
 PRESET = re.compile(r"(edu-)?(?:sample-(\d+BT)|(CC-MAIN-\d{4}-\d{2}))")
 SAMPLE_SIZES = ("10BT", "100BT", "350BT")
@@ -82,6 +84,8 @@ def expand(
             raise InputError(f"--input={patterns!r}: an empty name between commas")
         paths += _expand_one(pattern, presets)
     for path in paths:
+        if path.startswith(TFDS) and suffixes == SUFFIXES:
+            continue
         if not file_name(path).endswith(suffixes):
             raise InputError(
                 f"{path}: unknown kind of file; expected a name ending in {', '.join(suffixes)}"
@@ -92,7 +96,7 @@ def expand(
 
 
 def _expand_one(pattern: str, presets: str) -> list[str]:
-    if pattern.startswith(EMBEDDED):
+    if pattern.startswith((EMBEDDED, TFDS)):
         return [pattern]
     if not is_remote(pattern):
         if os.path.isdir(pattern):

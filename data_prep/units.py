@@ -1,11 +1,13 @@
 """Units of input, and the documents in them.
 
-A *unit* is a run of row groups of one parquet file, or one JSONL or text file. It is the piece
-of input that is tokenized on its own, and what a unit holds depends on its file only.
+A *unit* is a run of row groups of one parquet file, a run of examples of one TFDS split, or one
+JSONL or text file. It is the piece of input that is tokenized on its own, and what a unit holds
+depends on its file only.
 """
 
 import hashlib
 import io
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,10 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_prep.inputs import InputError, describe, file_info, file_name, open_file
+from data_prep.inputs import TFDS, InputError, describe, file_info, file_name, open_file
+from data_prep.tfds_input import TFDSSplit
 from data_prep.tokenizers import without_surrogates
 
-UNIT_BYTES = 32 << 20  # uncompressed text in one unit of a parquet file, roughly
+UNIT_BYTES = 32 << 20  # uncompressed text in one unit of a parquet file or TFDS split, roughly
 BATCH_BYTES = 4 << 20  # text in memory at a time, roughly
 BATCH_ROWS = 4096  # at most
 TAIL_BYTES = 64 << 10
@@ -31,10 +34,11 @@ PROVENANCE = ("id", "url", "dump", "language")  # columns that are kept where th
 class Unit:
     path: str
     index: int  # of the file among the inputs
-    first_group: int = 0  # parquet only, as are the next two
+    first_group: int = 0  # row groups of a parquet file; in a TFDS split each unit is a group
     num_groups: int = 0
-    first_row: int = 0
-    num_bytes: int = 0  # how much work it is: text (parquet) or file (others) bytes
+    first_row: int = 0  # parquet and TFDS only
+    num_rows: int = 0  # TFDS only
+    num_bytes: int = 0  # how much work it is: text (parquet, TFDS) or file (others) bytes
 
     @property
     def name(self) -> str:
@@ -45,7 +49,7 @@ class Unit:
 class Inspection:
     """What can be known of an input file before reading it."""
 
-    identity: dict[str, Any]  # path, size, digest of its tail, version
+    identity: dict[str, Any]  # path, size, and what changes with its content, as far as is known
     units: tuple[Unit, ...] = ()
     error: str = ""  # why it cannot be read at all: the other files still can
 
@@ -69,6 +73,10 @@ def inspect(path: str, index: int, text_column: str) -> Inspection:
 
     Raises InputError where no work should start: the file is absent, or has no text column.
     """
+    if path.startswith(TFDS):
+        split = TFDSSplit(path, text_column, PROVENANCE)
+        identity, num_bytes = split.inspect()
+        return Inspection(identity, tuple(_tfds_units(split, index, num_bytes)))
     info = file_info(path)
     lfs = info.get("lfs")  # the Hugging Face Hub knows every file's digest
     version = lfs.get("sha256", "") if isinstance(lfs, dict) else info.get("blob_id", "")
@@ -116,8 +124,18 @@ def _parquet_units(path: str, index: int, metadata: Any, text_column: str) -> It
         )
         if num_bytes >= UNIT_BYTES or group == metadata.num_row_groups - 1:
             num_groups = group + 1 - first_group
-            yield Unit(path, index, first_group, num_groups, first_row, num_bytes)
+            yield Unit(path, index, first_group, num_groups, first_row, num_bytes=num_bytes)
             first_group, first_row, num_rows, num_bytes = group + 1, first_row + num_rows, 0, 0
+
+
+def _tfds_units(split: TFDSSplit, index: int, num_bytes: int) -> Iterator[Unit]:
+    """Equal ranges of examples, of about UNIT_BYTES of text each."""
+    num_rows = split.num_examples
+    num_units = min(num_rows, max(1, num_bytes // UNIT_BYTES))
+    ends = [num_rows * group // num_units for group in range(num_units + 1)] if num_units else []
+    for group, (start, stop) in enumerate(itertools.pairwise(ends)):
+        share = num_bytes * (stop - start) // num_rows
+        yield Unit(split.path, index, group, 1, start, stop - start, share)
 
 
 def read_unit(unit: Unit, text_column: str) -> Iterator[Batch]:
@@ -127,6 +145,9 @@ def read_unit(unit: Unit, text_column: str) -> Iterator[Batch]:
     """
     name = file_name(unit.path)
     try:
+        if unit.path.startswith(TFDS):
+            yield from _read_tfds(unit, text_column)
+            return
         with open_file(unit.path) as file:
             if name.endswith(".parquet"):
                 yield from _read_parquet(file, unit, text_column)
@@ -194,6 +215,17 @@ def _read_parquet(file: BinaryIO, unit: Unit, text_column: str) -> Iterator[Batc
             share,
         )
         row, rows_left, bytes_left = row + num_rows, rows_left - num_rows, bytes_left - share
+
+
+def _read_tfds(unit: Unit, text_column: str) -> Iterator[Batch]:
+    split = TFDSSplit(unit.path, text_column, PROVENANCE)
+    stop, bytes_left = unit.first_row + unit.num_rows, unit.num_bytes
+    batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES * unit.num_rows // max(1, unit.num_bytes)))
+    for row in range(unit.first_row, stop, batch_rows):
+        rows = np.arange(row, min(row + batch_rows, stop))
+        share = bytes_left * len(rows) // (stop - row)
+        yield Batch(*split.read(rows), rows, share)
+        bytes_left -= share
 
 
 def _strings(column: pa.Array) -> pa.Array:
