@@ -4,7 +4,9 @@ Both give the ids that `tokenizers.py` defines. gigatoken's are not taken on tru
 every unit is encoded again by the tokenizer itself, and a difference stops the preparation.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -57,7 +59,7 @@ class Gigatoken:
 
     def __init__(self, tokenizer: Any):
         self._open = tokenizer.open_gigatoken
-        self._engine = self._open()
+        self._engine = _without_panic(self._open)
         self._num_bytes = 0
 
     def encode_batch(self, texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
@@ -65,10 +67,24 @@ class Gigatoken:
 
         self._num_bytes += texts.nbytes
         if self._num_bytes > RENEW_BYTES:
-            self._engine, self._num_bytes = self._open(), 0
+            self._engine, self._num_bytes = _without_panic(self._open), 0
         # One thread each: workers are processes, one a core.
-        rows = self._engine.encode_batch(awkward.from_arrow(texts), parallel=False)
+        encode = partial(self._engine.encode_batch, awkward.from_arrow(texts), parallel=False)
+        rows = _without_panic(encode)
         return awkward.to_numpy(awkward.flatten(rows)), awkward.to_numpy(awkward.num(rows))
+
+
+def _without_panic(function: Callable[[], Any]) -> Any:
+    """Its result. A Rust panic, which Python takes for no Exception, becomes a ValueError."""
+    try:
+        return function()
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        text = " ".join(str(error).split())
+        raise ValueError(
+            f"gigatoken broke down ({text}). Use --tokenizer_engine=tiktoken."
+        ) from None
 
 
 def choose_engine(tokenizer: Tokenizer, asked: str = "auto") -> str:
@@ -78,15 +94,22 @@ def choose_engine(tokenizer: Tokenizer, asked: str = "auto") -> str:
     """
     if asked not in ENGINES:
         raise ValueError(f"--tokenizer_engine={asked}: expected one of {', '.join(ENGINES)}")
-    if asked == "tiktoken" or (asked == "auto" and not hasattr(tokenizer, "open_gigatoken")):
+    known = hasattr(tokenizer, "open_gigatoken")
+    if asked == "tiktoken" or (asked == "auto" and not known):
         return "tiktoken"
+    if not known:
+        raise ValueError(
+            f"--tokenizer_engine=gigatoken cannot run the tokenizer {tokenizer.name}, only "
+            "byte-pair encodings. Use --tokenizer_engine=auto."
+        )
     try:
         Gigatoken(tokenizer)
     except Exception as error:  # not installed, or a kind of tokenizer that it does not know
         if asked == "auto":
             return "tiktoken"
         raise ValueError(
-            f"--tokenizer_engine=gigatoken cannot run the tokenizer {tokenizer.name}: {error!r}"
+            f"--tokenizer_engine=gigatoken cannot run the tokenizer {tokenizer.name}: {error}. "
+            "Use --tokenizer_engine=auto."
         ) from None
     return "gigatoken"
 
@@ -122,9 +145,10 @@ class Verifier:
         if self.which == "none":
             return
         filled = text_bytes(texts) > 0
-        chosen = np.flatnonzero(filled & ((_scatter(rows) % SAMPLE_ONE_IN == 0) | self._all()))
-        if not self.num_verified and not len(chosen):
-            chosen = np.flatnonzero(filled)[:1]
+        wanted = (_scatter(rows) % SAMPLE_ONE_IN == 0) | (self.which == "all")
+        if not self.num_verified:
+            wanted |= np.cumsum(filled) == 1  # and empty ones after it, which filled removes
+        chosen = np.flatnonzero(filled & wanted)
         ends = np.cumsum(lengths)
         for place in chosen.tolist():
             found = ids[ends[place] - lengths[place] : ends[place]]
@@ -140,9 +164,6 @@ class Verifier:
                     "Use --tokenizer_engine=tiktoken, and report this text to gigatoken."
                 )
         self.num_verified += len(chosen)
-
-    def _all(self) -> bool:
-        return self.which == "all"
 
 
 def _scatter(rows: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import importlib
 import json
+import re
 import tempfile
 from functools import cached_property
 from pathlib import Path
@@ -28,10 +29,15 @@ RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")  # in tokenizer.json files
 
 
+SPACE = r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"  # tiktoken's \s
+LONG_SPACE = 100_000  # tiktoken's regular expressions give up at ten times as much
+
+
 class Scheme(NamedTuple):
     """How a family of byte-pair encodings cuts text before it merges bytes."""
 
     pattern: str  # in the possessive spelling, which tiktoken runs fastest
+    space: str  # of what white space a run, but for its last character, is one piece
     gigatoken: str  # its name there
     num_ranks: int  # of the published encoding
     end_of_text: int  # of the published encoding
@@ -40,6 +46,7 @@ class Scheme(NamedTuple):
 SCHEMES = {
     "gpt2": Scheme(
         r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
+        SPACE,
         "gpt2",
         50256,
         50256,
@@ -47,6 +54,7 @@ SCHEMES = {
     "cl100k_base": Scheme(
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+"
         r"| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
+        rf"(?![\r\n]){SPACE}",
         "cl100k",
         100256,
         100257,
@@ -56,7 +64,8 @@ SCHEMES = {
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
         r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-        r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s++$|\s+(?!\S)|\s",
+        rf"(?![\r\n]){SPACE}",
         "o200k",
         199998,
         199999,
@@ -99,11 +108,10 @@ def get_tokenizer(name: str) -> Tokenizer:
 
     Raises ValueError for what is not there or cannot be used.
     """
-    path, _, choice = name.partition("@")
-    if path.endswith(".tiktoken"):
-        return load_tiktoken_file(Path(path), choice, name)
-    if path.endswith(".json"):
-        return HuggingFaceTokenizer(Path(path), choice, name)
+    if match := re.fullmatch(r"(.+?\.(tiktoken|json))(?:@(.*))?", name):
+        path, suffix, choice = match.groups("")
+        load = load_tiktoken_file if suffix == "tiktoken" else HuggingFaceTokenizer
+        return load(Path(path), choice, name)
     target = name if ":" in name else TOKENIZERS.get(name)
     if target is None:
         raise ValueError(
@@ -151,7 +159,23 @@ class BytePairTokenizer:
         try:
             return self._encoding.encode_to_numpy(text, disallowed_special=())
         except UnicodeEncodeError:
-            return self._encoding.encode_to_numpy(without_surrogates(text), disallowed_special=())
+            return self.encode(without_surrogates(text))
+        except ValueError:  # a million characters of white space: too much for `\s+(?!\S)`
+            return self._encode_long_space(text)
+
+    def _encode_long_space(self, text: str) -> np.ndarray:
+        """The same ids, with long runs of white space cut out by hand."""
+        ids: list[np.ndarray] = []
+        start = 0
+        for run in re.finditer(f"(?:{self._scheme.space}){{{LONG_SPACE},}}+", text):
+            if text[run.end() : run.end() + 1] in ("", "\r", "\n"):
+                continue  # other parts of the pattern take it, in one go
+            before, piece = text[start : run.start()], text[run.start() : run.end() - 1]
+            ids.append(self._encoding.encode_to_numpy(before, disallowed_special=()))
+            ids.append(np.array(self._encoding._encode_single_piece(piece), ids[-1].dtype))
+            start = run.end() - 1
+        ids.append(self._encoding.encode_to_numpy(text[start:], disallowed_special=()))
+        return np.concatenate(ids)
 
     def decode(self, ids: np.ndarray) -> str:
         return self._encoding.decode(list(map(int, ids)))
@@ -195,14 +219,14 @@ class _PublishedTokenizer(BytePairTokenizer):
 
 
 class CL100kTokenizer(_PublishedTokenizer):
-    """GPT-4's: 100,277 ids, stored as uint32."""
+    """GPT-4's: ids to 100,257, stored as uint32."""
 
     def __init__(self):
         super().__init__("cl100k_base")
 
 
 class O200kTokenizer(_PublishedTokenizer):
-    """GPT-4o's: 200,019 ids, stored as uint32."""
+    """GPT-4o's: ids to 199,999, stored as uint32."""
 
     def __init__(self):
         super().__init__("o200k_base")
@@ -221,8 +245,15 @@ def load_tiktoken_file(path: Path, choice: str, name: str) -> BytePairTokenizer:
         raise ValueError(
             f"{path}: not a .tiktoken file (base64 and rank a line): {error}"
         ) from None
-    if sorted(ranks.values()) != list(range(len(ranks))) or not ranks:
+    if sorted(ranks.values()) != list(range(len(ranks))):
         raise ValueError(f"{path}: expected the ranks 0, 1, 2, ... without a gap")
+    if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
+        raise ValueError(
+            f"{path}: has no rank for the byte {missing[0]:#04x}; expected all 256, so that every "
+            "text has ids"
+        )
+    if choice and choice not in SCHEMES:
+        raise ValueError(f"{path}@{choice}: expected @ and one of {', '.join(SCHEMES)}")
     published = {s.num_ranks: key for key, s in SCHEMES.items()}.get(len(ranks), "")
     key = choice or published
     if key not in SCHEMES:
@@ -258,7 +289,7 @@ class HuggingFaceTokenizer:
         if not candidates or candidates[0] not in added:
             raise ValueError(
                 f"{path}: which token ends a text? Say it: --tokenizer={path}@TOKEN with one of "
-                + ", ".join(added)
+                + (", ".join(added) or "its added tokens, of which it has none")
             )
         self.end_of_text = int(added[candidates[0]]["id"])
         kept = [token for token in fields["added_tokens"] if not token.get("special")]

@@ -1,6 +1,10 @@
 """Tokenizers: tiktoken's own ids, whatever the text, without a network."""
 
+import base64
+import functools
+import json
 import random
+import time
 import unicodedata
 
 import numpy as np
@@ -24,6 +28,71 @@ NASTY = {
 }
 
 
+OPENAI_PATTERNS = {  # as tiktoken_ext.openai_public spells them
+    "cl100k_base": r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+"""
+    r"""| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s""",
+    "o200k_base": r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*"""
+    r"""[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"""
+    r"""|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"""
+    r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+"""
+    r"""|\s+(?!\S)|\s+""",
+}
+SCHEMES = ["gpt2", "cl100k_base", "o200k_base"]
+TIGHT = (
+    " \n\r\t'sStTlLvVeE1239aAzZ.,/!\u00a0\u3000éÀ\u0301ſK\u200b\x1c\x85"  # what the patterns cut at
+)
+
+
+@functools.cache
+def large_ranks() -> bytes:
+    """A .tiktoken file of 70,256 ranks: GPT-2's, and joined pairs of them."""
+    ranks = tokenizers.parse_ranks(tokenizers.RANKS.read_bytes())
+    encode = get_tokenizer("gpt2")._encoding._encode_single_piece
+    base, rng = list(ranks), random.Random(1)
+    while len(ranks) < 70_256:
+        pair = rng.choice(base), rng.choice(base)
+        token = b"".join(pair)
+        # One that the merges before it lead to, as in a real vocabulary.
+        if token not in ranks and encode(token) == [ranks[part] for part in pair]:
+            ranks[token] = len(ranks)
+    return tokenizers.format_ranks(ranks)
+
+
+def large_texts() -> list[str]:
+    """Texts that have ids of `large_ranks` above 65,535."""
+    pieces, rng = list(tokenizers.parse_ranks(large_ranks()))[50_256:], random.Random(2)
+    return [b"".join(rng.choices(pieces, k=40)).decode("utf-8", "replace") for _ in range(100)]
+
+
+def random_texts(num_texts: int, seed: int) -> list[str]:
+    """Short texts of characters from all of Unicode, and of those that patterns cut at."""
+    rng = random.Random(seed)
+    assigned = [chr(c) for c in range(1, 0x20000) if unicodedata.category(chr(c))[0] != "C"]
+    pools = [assigned, assigned[:2000], TIGHT, TIGHT]
+    return ["".join(rng.choices(rng.choice(pools), k=rng.randrange(40))) for _ in range(num_texts)]
+
+
+def train_tokenizer_json(path, specials=("<|endoftext|>", "<pad>")) -> str:
+    """A small byte-level tokenizer.json that puts end-of-text in front of what it encodes."""
+    hf = pytest.importorskip("tokenizers")
+    tokenizer = hf.Tokenizer(hf.models.BPE())
+    tokenizer.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = hf.decoders.ByteLevel()
+    trainer = hf.trainers.BpeTrainer(
+        vocab_size=400,
+        initial_alphabet=hf.pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=list(specials),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the cat sat on a mat, and the end of text came"] * 9, trainer)
+    if specials:
+        tokenizer.post_processor = hf.processors.TemplateProcessing(
+            single=f"{specials[0]} $A", special_tokens=[(specials[0], 0)]
+        )
+    tokenizer.save(str(path))
+    return str(path)
+
+
 def encode_ordinary(text: str) -> list[int]:
     """tiktoken's own, over the same ranks but with OpenAI's spelling of the pattern."""
     import tiktoken
@@ -34,7 +103,7 @@ def encode_ordinary(text: str) -> list[int]:
         _reference = tiktoken.Encoding(
             "reference",
             pat_str=pattern,
-            mergeable_ranks=tokenizers.load_ranks(tokenizers.RANKS),
+            mergeable_ranks=tokenizers.parse_ranks(tokenizers.RANKS.read_bytes()),
             special_tokens={"<|endoftext|>": 50256},
         )
     return _reference.encode_ordinary(text)
@@ -47,7 +116,7 @@ _reference = None
 def test_gpt2_equals_encode_ordinary(kind):
     tokenizer = get_tokenizer("gpt2")
     ids = tokenizer.encode(NASTY[kind])
-    assert ids.dtype == np.uint16
+    assert ids.dtype == np.uint32
     assert ids.tolist() == encode_ordinary(NASTY[kind])
     assert tokenizer.end_of_text not in ids
 
@@ -88,16 +157,139 @@ def test_damaged_ranks_are_refused(tmp_path, monkeypatch):
         get_tokenizer("gpt2")
 
 
-class Large:
-    """A tokenizer that a user could write: too large for uint16."""
+@pytest.mark.parametrize("scheme", OPENAI_PATTERNS)
+def test_a_tiktoken_file_of_a_scheme_is_cut_as_openai_cuts(tmp_path, scheme):
+    import tiktoken
 
-    name, vocab_size, end_of_text, digest = "large", 100_000, 99_999, "0"
+    (tmp_path / "mine.tiktoken").write_bytes(large_ranks())
+    tokenizer = get_tokenizer(f"{tmp_path}/mine.tiktoken@{scheme}")
+    assert (tokenizer.vocab_size, tokenizer.end_of_text) == (70_257, 70_256)
+    reference = tiktoken.Encoding(
+        "reference",
+        pat_str=OPENAI_PATTERNS[scheme],
+        mergeable_ranks=tokenizers.parse_ranks(large_ranks()),
+        special_tokens={},
+    )
+    largest = 0
+    for text in [*large_texts(), *random_texts(2000, seed=3)]:
+        ids = tokenizer.encode(text)
+        assert ids.tolist() == reference.encode_ordinary(text), text
+        largest = max([largest, *ids])
+    assert largest > 65_535
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_runs_of_white_space_too_long_for_tiktoken_are_cut_by_hand(tmp_path, scheme, monkeypatch):
+    (tmp_path / "mine.tiktoken").write_bytes(large_ranks())
+    tokenizer = get_tokenizer(f"{tmp_path}/mine.tiktoken@{scheme}")
+    text = "x" + " " * 1_500_000 + "x"
+    with pytest.raises(ValueError, match="Max stack size exceeded"):
+        tokenizer._encoding.encode_to_numpy(text)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    # Where tiktoken can do it, both ways give the same.
+    monkeypatch.setattr(tokenizers, "LONG_SPACE", 2)
+    rng = random.Random(4)
+    for _ in range(3000):
+        text = "".join(rng.choices("   \n\r\t\u3000\x85\x1caA1!/'", k=rng.randrange(12)))
+        assert tokenizer._encode_long_space(text).tolist() == tokenizer.encode(text).tolist(), text
+
+
+def test_the_published_number_of_ranks_tells_scheme_and_end_of_text(tmp_path):
+    (tmp_path / "r50k_base.tiktoken").write_bytes(tokenizers.RANKS.read_bytes())
+    (tmp_path / "a@b").mkdir()
+    (tmp_path / "a@b" / "mine.tiktoken").write_bytes(tokenizers.RANKS.read_bytes())
+    gpt2 = get_tokenizer("gpt2")
+    for name in ("r50k_base.tiktoken", "r50k_base.tiktoken@gpt2", "a@b/mine.tiktoken"):
+        assert get_tokenizer(f"{tmp_path}/{name}").digest == gpt2.digest
+    other = get_tokenizer(f"{tmp_path}/r50k_base.tiktoken@o200k_base")
+    assert other.end_of_text == 50_256 and other.digest != gpt2.digest
+
+
+def _lines(ranks: dict[bytes, int]) -> bytes:
+    return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items())
+
+
+BYTES = {bytes([i]): i for i in range(256)}
+
+
+@pytest.mark.parametrize(
+    "content, choice, message",
+    [
+        (None, "", "no such file"),
+        (b"\x00\x01", "", r"not a \.tiktoken file \(base64 and rank a line\)"),
+        (b"!!!! 0\n", "@gpt2", r"not a \.tiktoken file"),
+        (b"", "@gpt2", "no rank for the byte 0x00"),
+        (_lines(BYTES | {b"ab": 257}), "@gpt2", "without a gap"),
+        (_lines(BYTES) + b"YQ== 256\n", "@gpt2", "without a gap"),  # "a" twice
+        (_lines(dict(list(BYTES.items())[:-1])), "@gpt2", "no rank for the byte 0xff"),
+        (_lines(BYTES), "", r"256 ranks are no published .*tiktoken@SCHEME with gpt2 or cl100k_b"),
+        (_lines(BYTES), "@gpt4", r"tiktoken@gpt4: expected @ and one of gpt2, cl100k_base, o200k"),
+    ],
+)
+def test_a_bad_tiktoken_file_is_named(tmp_path, content, choice, message):
+    path = tmp_path / "mine.tiktoken"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        get_tokenizer(f"{path}{choice}")
+    assert str(error.value).startswith(str(path))
+
+
+def test_special_tokens_in_a_text_are_ordinary_text_for_tokenizer_json(tmp_path):
+    tokenizer = get_tokenizer(train_tokenizer_json(tmp_path / "tokenizer.json"))
+    assert (tokenizer.end_of_text, tokenizer.vocab_size) == (0, tokenizer._decoder.get_vocab_size())
+    text = "the <|endoftext|> and <pad>"
+    ids = tokenizer.encode(text)
+    assert not {0, 1} & set(ids.tolist()) and tokenizer.decode(ids) == text
+    assert tokenizer.decode(np.array([0, *ids])) == f"<|endoftext|>{text}"
+    for kind, nasty in NASTY.items():
+        if "surrogate" not in kind:
+            assert tokenizer.decode(tokenizer.encode(nasty)) == nasty
+    assert tokenizer.decode(tokenizer.encode("a\ud800b")) == "a\ufffdb"
+
+
+def test_the_end_of_text_of_tokenizer_json_can_be_chosen(tmp_path):
+    path = train_tokenizer_json(tmp_path / "tokenizer.json", ["<unk>", "[SEP]", "[CLS]"])
+    with pytest.raises(
+        ValueError, match=r"which token ends a text\? .*@TOKEN with one of <unk>, \["
+    ):
+        get_tokenizer(path)
+    with pytest.raises(ValueError, match=r"one of <unk>, \[SEP\], \[CLS\]"):
+        get_tokenizer(f"{path}@[PAD]")
+    chosen = [get_tokenizer(f"{path}@{token}") for token in ("[SEP]", "[CLS]")]
+    assert [tokenizer.end_of_text for tokenizer in chosen] == [1, 2]
+    assert chosen[0].digest != chosen[1].digest
+    with pytest.raises(ValueError, match="of which it has none"):
+        get_tokenizer(train_tokenizer_json(tmp_path / "none.json", []))
+
+
+def test_a_bad_tokenizer_json_is_named(tmp_path):
+    pytest.importorskip("tokenizers")
+    path = tmp_path / "tokenizer.json"
+    token = {"id": 0, "content": "</s>", "special": True}
+    for content in (None, "{", "[]", "{}", json.dumps({"added_tokens": [token]})):
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises(ValueError, match=rf"^{path}: not a tokenizer\.json: "):
+            get_tokenizer(str(path))
+
+
+def test_published_ranks_without_a_network_are_refused_soon_with_the_way_around(
+    tmp_path, monkeypatch
+):
+    import tiktoken.registry
+
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # also where there is a network
+    monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"cl100k_base: tiktoken could not .*TIKTOKEN_CACHE_DIR"):
+        get_tokenizer("cl100k_base")
+    assert time.monotonic() - start < 10
 
 
 def test_what_cannot_be_used_is_refused_in_words():
-    with pytest.raises(ValueError, match=r"100,000 ids.*uint16: at most 65,536"):
-        get_tokenizer(f"{__name__}:Large")
-    with pytest.raises(ValueError, match="'gtp2': expected one of gpt2, byte"):
+    with pytest.raises(ValueError, match=r"'gtp2': expected one of gpt2, byte, cl100k_base, o200k"):
         get_tokenizer("gtp2")
     with pytest.raises(ValueError, match="cannot be loaded: No module named 'no_such_module'"):
         get_tokenizer("no_such_module:Tokenizer")
