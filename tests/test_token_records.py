@@ -11,19 +11,34 @@ from data_prep.token_records import open_records, record_prefix, write_records
 RNG_SEED = 3
 
 
-def _tokens(num_tokens: int) -> np.ndarray:
-    return np.random.default_rng(RNG_SEED).integers(0, 65536, num_tokens).astype(np.uint16)
+def _tokens(num_tokens: int, dtype: type = np.uint16) -> np.ndarray:
+    rng = np.random.default_rng(RNG_SEED)
+    return rng.integers(0, np.iinfo(dtype).max, num_tokens, dtype, endpoint=True)
 
 
-@pytest.mark.parametrize("record_tokens", [1, 5, 57, 63, 64, 100, 2048, 8191, 70_000])
-def test_records_are_what_tfds_would_serialize(record_tokens):
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+@pytest.mark.parametrize("record_tokens", [1, 5, 28, 57, 63, 64, 100, 2048, 8191, 70_000])
+def test_records_are_what_tfds_would_serialize(record_tokens, dtype):
     tfds = pytest.importorskip("tensorflow_datasets")
-    tensor = tfds.features.Tensor(shape=(record_tokens,), dtype=np.uint16, encoding="bytes")
+    tensor = tfds.features.Tensor(shape=(record_tokens,), dtype=dtype, encoding="bytes")
     features = tfds.features.FeaturesDict({"tokens": tensor})
-    ids = _tokens(record_tokens)
+    ids = _tokens(record_tokens, dtype)
     expected = features.serialize_example({"tokens": ids})
-    assert record_prefix(record_tokens) + ids.tobytes() == expected
-    token_records.check_record(expected, record_tokens)
+    assert record_prefix(record_tokens, dtype) + ids.tobytes() == expected
+    token_records.check_record(expected, record_tokens, dtype)
+
+
+def test_uint32_records_come_back_and_are_not_taken_for_uint16(tmp_path):
+    ids = _tokens(100, np.uint32)
+    write_records(tmp_path / "a", [ids[:30], ids[30:]], 100, record_tokens=8, dtype=np.uint32)
+    reader = pickle.loads(pickle.dumps(open_records([tmp_path / "a"], 8, np.uint32)))
+    found = reader.read(range(13))
+    assert found.dtype == np.uint32 and found.shape == (13, 8)
+    np.testing.assert_array_equal(found.reshape(-1)[:100], ids)
+    with pytest.raises(ValueError, match=r"a: record 0: record of 50 bytes, expected 34"):
+        open_records([tmp_path / "a"], 8).read([0])
+    with pytest.raises(AssertionError, match="uint32"):
+        write_records(tmp_path / "b", [ids], 100, record_tokens=8)
 
 
 def test_chunks_leave_no_trace_and_the_last_record_is_padded(tmp_path):

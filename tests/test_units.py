@@ -13,32 +13,35 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from data_prep import documents, inputs
-from data_prep.documents import inspect, read_unit
+from data_prep import inputs, units
 from data_prep.inputs import InputError, expand, find_preset
+from data_prep.units import PROVENANCE, inspect, make_batch, read_unit
 
 TEXTS = ["one", None, "", "two\n<|endoftext|>", "漢字 👩‍👩‍👧"]
 ROWS = [
-    {"text": text, "id": f"<{i}>", "url": f"https://example.org/{i}", "dump": None}
+    {"text": text, "id": f"<{i}>", "url": f"https://example.org/{i}", "dump": None, "language": "x"}
     for i, text in enumerate(TEXTS)
 ]
 
 
 def read_all(path: str, text_column: str = "text") -> list[tuple]:
-    """(text, id, url, dump, row) of every document of a file, through its units."""
+    """(text, id, url, dump, language, row) of every document of a file, through its units."""
     found = inspect(path, 0, text_column)
     assert not found.error, found.error
     return [
-        (text, *fields)
+        row
         for unit in found.units
         for batch in read_unit(unit, text_column)
-        for text, *fields in zip(
-            batch.texts, batch.ids, batch.urls, batch.dumps, batch.rows, strict=True
+        for row in zip(
+            batch.texts.to_pylist(),
+            *(batch.provenance[name].to_pylist() for name in PROVENANCE),
+            batch.rows.tolist(),
+            strict=True,
         )
     ]
 
 
-EXPECTED = [(row["text"], row["id"], row["url"], None, i) for i, row in enumerate(ROWS)]
+EXPECTED = [(row["text"], row["id"], row["url"], None, "x", i) for i, row in enumerate(ROWS)]
 
 
 def jsonl(rows=ROWS) -> bytes:
@@ -49,7 +52,7 @@ def jsonl(rows=ROWS) -> bytes:
 def write(path, kind: str, rows=ROWS) -> str:
     """Writes rows in the format that the kind of file has."""
     if kind == "parquet":
-        schema = pa.schema([(name, pa.string()) for name in ("text", "id", "url", "dump")])
+        schema = pa.schema([(name, pa.string()) for name in ("text", *PROVENANCE)])
         pq.write_table(pa.Table.from_pylist(rows, schema), path, row_group_size=2)
     elif kind == "jsonl.gz":
         path.write_bytes(gzip.compress(jsonl(rows[:2])) + gzip.compress(jsonl(rows[2:])))
@@ -71,20 +74,20 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path, kind):
 
 def test_a_text_file_is_one_document(tmp_path):
     (tmp_path / "a.txt").write_text("one\n\ntwo\n", encoding="utf-8")
-    assert read_all(str(tmp_path / "a.txt")) == [("one\n\ntwo\n", None, None, None, 0)]
+    assert read_all(str(tmp_path / "a.txt")) == [("one\n\ntwo\n", None, None, None, None, 0)]
 
 
 def test_blank_lines_are_no_documents_but_count_as_lines(tmp_path):
     (tmp_path / "a.jsonl").write_text('\n{"text": "x"}\n\n{"text": "y"}')
-    assert [(row[0], row[4]) for row in read_all(str(tmp_path / "a.jsonl"))] == [("x", 1), ("y", 3)]
+    assert [(row[0], row[5]) for row in read_all(str(tmp_path / "a.jsonl"))] == [("x", 1), ("y", 3)]
 
 
 def test_units_cut_a_file_at_row_groups_and_keep_row_numbers(tmp_path, monkeypatch):
     path = write(tmp_path / "a.parquet", "parquet")
     assert len(inspect(path, 0, "text").units) == 1
-    monkeypatch.setattr(documents, "UNIT_BYTES", 1)
-    units = inspect(path, 0, "text").units
-    assert [(u.first_group, u.num_groups, u.first_row) for u in units] == [
+    monkeypatch.setattr(units, "UNIT_BYTES", 1)
+    found = inspect(path, 0, "text").units
+    assert [(u.first_group, u.num_groups, u.first_row) for u in found] == [
         (0, 1, 0),
         (1, 1, 2),
         (2, 1, 4),
@@ -94,7 +97,7 @@ def test_units_cut_a_file_at_row_groups_and_keep_row_numbers(tmp_path, monkeypat
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_are_bounded_and_account_for_all_the_work(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(documents, "BATCH_ROWS", 2)
+    monkeypatch.setattr(units, "BATCH_ROWS", 2)
     path = write(tmp_path / f"a.{kind}", kind)
     (unit,) = inspect(path, 0, "text").units
     batches = list(read_unit(unit, "text"))
@@ -170,6 +173,36 @@ def test_a_text_column_that_is_not_there_or_not_text_lists_the_columns(tmp_path)
     with pytest.raises(InputError, match=r"'n' holds int64, not text; .*body \(string\)"):
         inspect(str(path), 0, "n")
     assert [row[0] for row in read_all(str(path), "body")] == ["x"]
+
+
+def test_text_in_parquet_that_is_not_utf8_is_an_error_and_never_other_text(tmp_path):
+    # Parquet calls it a string and nobody looks.
+    text = pa.StringArray.from_buffers(2, *pa.array([b"fine", b"\xff\xfe"]).buffers()[1:])
+    pq.write_table(pa.table({"text": text}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=rf"^{tmp_path}/a\.parquet: .*[Ii]nvalid UTF-?8"):
+        read_all(str(tmp_path / "a.parquet"))
+
+
+def test_provenance_of_any_type_is_kept_as_text(tmp_path):
+    table = pa.table({"text": ["x", "y"], "id": [7, None], "url": [["a"], []], "dump": [b"z", b""]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    row = {"text": "x", "id": 7, "url": ["a"], "dump": {"k": 1}, "language": "\ud800"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    assert read_all(str(tmp_path / "a.parquet")) == [
+        ("x", "7", "['a']", "z", None, 0),
+        ("y", None, "[]", "", None, 1),
+    ]
+    expected = ("x", "7", "['a']", "{'k': 1}", "?", 0)
+    assert read_all(str(tmp_path / "a.jsonl")) == [expected]
+    # What is the text is not provenance too.
+    assert read_all(str(tmp_path / "a.jsonl"), "language") == [("\ufffd", *expected[1:4], None, 0)]
+
+
+def test_lone_surrogates_become_what_tiktoken_makes_of_them():
+    batch = make_batch(["a\ud800b", None, "\ud83d\ude00"], {}, [0, 1, 2], 9)
+    assert batch.texts.to_pylist() == ["a\ufffdb", None, "😀"]
+    assert batch.provenance.keys() == set(PROVENANCE)
+    assert all(column.null_count == 3 for column in batch.provenance.values())
 
 
 def test_patterns_give_files_in_a_fixed_order(tmp_path, monkeypatch):
