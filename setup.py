@@ -13,9 +13,12 @@ setup(
         "absl-py",
         "aiohttp",  # https:// inputs
         "array_record",
+        "awkward",  # what gigatoken takes texts and gives ids in
+        "blake3",
         "clu",
         "flax",
         "fsspec",
+        "gigatoken",
         "gin-config",
         "grain",
         "huggingface_hub",  # hf:// inputs
@@ -35,7 +38,8 @@ setup(
         "tpu": ["jax[tpu]"],
         "s3": ["s3fs"],
         "gcs": ["gcsfs"],
+        "hf": ["tokenizers"],  # --tokenizer=PATH/tokenizer.json
         "view": ["tensorboard"],
-        "test": ["pyright", "pytest", "pytest-xdist", "ruff", "tensorboard", "zstandard"],
+        "test": ["pyright", "pytest", "pytest-xdist", "ruff", "tensorboard", "tokenizers", "zstandard"],
     },
 )
