@@ -124,6 +124,7 @@ def test_every_spelling_means_the_dataset_that_tfds_would_take(data_dir, tmp_pat
     text_dataset(data_dir / "mine" / "1.0.0", ["old"])
     text_dataset(data_dir / "mine" / "1.2.0", ["a", "b", "c", "d"], splits=[("train", 1), ("t", 3)])
     text_dataset(data_dir / "multi" / "20230601.en" / "1.0.0", ["en"])
+    text_dataset(tmp_path / "a@b" / "1.0.0", ["at"])
     monkeypatch.chdir(tmp_path)
     for spelling, path, texts in [
         ("mine", "mine:1.2.0@train", "abcd"),
@@ -133,6 +134,7 @@ def test_every_spelling_means_the_dataset_that_tfds_would_take(data_dir, tmp_pat
         ("mine@t[-1:]+train[:25%]", "mine:1.2.0@t[-1:]+train[:25%]", "da"),
         ("multi/20230601.en", "multi/20230601.en:1.0.0@train", ["en"]),
         (f"{data_dir}/mine/1.0.0", f"{data_dir}/mine/1.0.0@train", ["old"]),
+        ("./a@b/1.0.0", "./a@b/1.0.0@train", ["at"]),
         ("./tfds/mine/1.2.0@t", "./tfds/mine/1.2.0@t", "abcd"),
     ]:
         assert [row[0] for row in read_all(f"tfds:{spelling}")] == list(texts)
