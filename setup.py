@@ -40,6 +40,16 @@ setup(
         "gcs": ["gcsfs"],
         "hf": ["tokenizers"],  # --tokenizer=PATH/tokenizer.json
         "view": ["tensorboard"],
-        "test": ["pyright", "pytest", "pytest-xdist", "ruff", "tensorboard", "tokenizers", "zstandard"],
+        "test": [
+            "markdown-it-py",
+            "pyright",
+            "pytest",
+            "pytest-xdist",
+            "PyYAML",
+            "ruff",
+            "tensorboard",
+            "tokenizers",
+            "zstandard",
+        ],
     },
 )

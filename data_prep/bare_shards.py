@@ -20,7 +20,7 @@ from data_prep.engines import Report, Workers
 from data_prep.files import digest_of, whole_file
 from data_prep.inputs import InputError, is_remote
 from data_prep.manifest import DOCUMENTS, Manifest
-from data_prep.pipeline import Outcome, confirm_complete, inspect_all, run_to_the_end
+from data_prep.pipeline import Outcome, confirm_complete, inspect_all
 from data_prep.plan import StoredStream
 from data_prep.progress import Progress
 from data_prep.segments import DOCUMENT_COLUMNS
@@ -28,6 +28,7 @@ from data_prep.shards import CHUNK_TOKENS, Piece, write_documents
 from data_prep.spec import Options, make_spec
 from data_prep.token_bin import open_tokens, read_header
 from data_prep.tokenizers import get_tokenizer
+from data_prep.writing import run_to_the_end
 
 PRESETS = {
     name: f"hf://datasets/kjj0/{name}/*.bin" for name in ("fineweb100B-gpt2", "fineweb10B-gpt2")

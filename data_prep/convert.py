@@ -12,17 +12,10 @@ from data_prep.bare_shards import PRESETS, BareShards
 from data_prep.engines import WorkerDied, Workers, all_cores, locked
 from data_prep.fineweb import count, summary
 from data_prep.manifest import MANIFEST_NAME, WORK_DIR
-from data_prep.pipeline import (
-    Outcome,
-    agree_on_spec,
-    disk_full,
-    is_disk_full,
-    publish,
-    refuse_strays,
-    write_dataset,
-)
+from data_prep.pipeline import Outcome, agree_on_spec, disk_full, is_disk_full, refuse_strays
 from data_prep.prepared_dataset import CHANGEABLE, PreparedDataset
 from data_prep.spec import Options
+from data_prep.writing import publish, write_dataset
 
 DESCRIPTION = """\
 Writes a prepared dataset from the shards of another one, or from .bin shards made elsewhere: .bin

@@ -8,10 +8,11 @@ from typing import Any
 from data_prep.engines import Report, Workers
 from data_prep.files import digest_of
 from data_prep.manifest import DOCUMENTS, Manifest, load
-from data_prep.pipeline import Outcome, confirm_complete, run_to_the_end
+from data_prep.pipeline import Outcome, confirm_complete
 from data_prep.plan import StoredStream, dataset_stream
 from data_prep.progress import Progress
 from data_prep.spec import Options
+from data_prep.writing import run_to_the_end
 
 CHANGEABLE = ("formats", "bin_header", "shard_tokens", "record_tokens", "record_compression")
 

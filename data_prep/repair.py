@@ -15,13 +15,14 @@ from data_prep.encoders import choose_engine
 from data_prep.engines import Workers, locked
 from data_prep.inputs import InputError
 from data_prep.manifest import DOCUMENTS, FORMATS, INDEX, WORK_DIR, Manifest, Shard, load
-from data_prep.pipeline import run_all, segment_jobs, write_tfds_metadata
+from data_prep.pipeline import segment_jobs
 from data_prep.plan import StoredStream, dataset_stream, shard_jobs
 from data_prep.progress import Progress
 from data_prep.segments import Segment, SegmentJob, tokenize_unit, tokens_path
 from data_prep.shards import Piece, ShardJob
 from data_prep.tokenizers import get_tokenizer
 from data_prep.units import inspect
+from data_prep.writing import run_all, write_tfds_metadata
 
 
 class RepairError(ValueError):

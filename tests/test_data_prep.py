@@ -417,7 +417,7 @@ def test_a_damaged_segment_or_shard_is_made_again(corpus, tmp_path, monkeypatch)
     reference = tmp_path / "reference"
     assert run(*byte_options(corpus, reference)) == 0
     options = byte_options(corpus, tmp_path / "out")
-    monkeypatch.setattr("data_prep.pipeline.save", _raise(KeyboardInterrupt()))
+    monkeypatch.setattr("data_prep.writing.save", _raise(KeyboardInterrupt()))
     assert run(*options) == 130
     monkeypatch.undo()
     for name in (".work/segments/00002-000000.tokens", "fineweb_train_000001.bin"):

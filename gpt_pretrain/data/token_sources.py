@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from data_prep import manifest as manifest_lib
 from data_prep import token_bin, token_records
@@ -92,8 +93,14 @@ class BinSource:
 class RecordSource:
     """The stream as ArrayRecord: record `k` holds tokens `[k * record_tokens, (k + 1) * record_tokens)`."""
 
-    def __init__(self, paths: Sequence[str | os.PathLike], record_tokens: int, num_tokens: int, dtype=np.uint16):
-        self._records = token_records.open_records(paths, record_tokens, dtype)
+    def __init__(
+        self,
+        paths: Sequence[str | os.PathLike],
+        record_tokens: int,
+        num_tokens: int,
+        dtype: DTypeLike = np.uint16,
+    ):
+        self._records = token_records.open_records(paths, record_tokens, np.dtype(dtype))
         self._record_tokens = record_tokens
         self.num_tokens = num_tokens
         expected = -(-num_tokens // record_tokens)
@@ -224,8 +231,8 @@ def _open_bare(directory, paths, format) -> TokenDataset:
     }
     if not named["train"]:
         raise ValueError(f"{directory}: every .bin file has 'val' in its name; none is left to train on")
-    sources = {split: BinSource(files) for split, files in named.items() if files}
-    if sources["train"].dtype.itemsize > 2:
+    sources: dict[str, TokenSource] = {split: BinSource(files) for split, files in named.items() if files}
+    if token_bin.read_header(named["train"][0]).dtype.itemsize > 2:
         raise ValueError(
             f"{directory}: uint32 ids without a manifest, so their vocabulary is not known. Convert them, naming their "
             f"tokenizer: `python -m data_prep.convert {directory} OUT --tokenizer=...`."
