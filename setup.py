@@ -32,6 +32,7 @@ setup(
         "tiktoken",
         "tqdm",
         "wandb",
+        "xxhash",
     ],
     extras_require={
         "cuda": ["jax[cuda13]"],

@@ -1,54 +1,119 @@
-"""The order of training, as a function that can be asked both ways.
+"""The order of one token stream's windows, as a function that can be asked both ways.
 
-Position `p` of a run (how many examples came before it) lies in epoch `p // num_windows`; inside an
-epoch the windows are shuffled by a keyed permutation. Nothing is stored and nothing is drawn from a
-stateful generator, so "which window is at position p" and "at which position is window w" both cost
-O(1) and need only (num_windows, seed).
+The windows of a stream are met in an endless sequence, epoch after epoch; inside an epoch they are
+shuffled by a keyed permutation. Nothing is stored and nothing is drawn from a stateful generator, so
+"which window has index i" and "which index has window w in epoch e" both cost O(1) and need only the
+fields of `WindowOrder`.
 
-The permutation is a Feistel network over the smallest even-bit domain that holds `num_windows`
-indices; an index that leaves the range is encrypted again until it comes back ("cycle walking",
+The permutation is a Feistel network over the smallest even-bit domain that holds the number of things
+to permute; a value that leaves the range is encrypted again until it comes back ("cycle walking",
 Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). The domain is less than four times
-`num_windows`, so that takes fewer than four rounds on average.
+as large, so that takes fewer than four rounds on average. docs/data-order.md has it in full, with
+test vectors.
 """
 
+import dataclasses
+import functools
 import hashlib
+from typing import Literal
 
 import numpy as np
 
+Shuffle = Literal["global", "block", "none"]
+SHUFFLES = ("global", "block", "none")
 _NUM_ROUNDS = 6  # Luby-Rackoff needs 4 with ideal round functions; ours is a 64-bit hash finalizer.
 
 
-def window_at(positions, *, num_windows: int, seed: int) -> np.ndarray:
-    """Positions in the run -> the windows that are trained on there.
+@dataclasses.dataclass(frozen=True)
+class WindowOrder:
+    """The endless sequence in which a stream's windows are met.
 
-    Args:
-      positions: integers >= 0, any shape.
-      num_windows: how many windows the split holds.
+    Attributes:
+      num_windows: how many windows the stream holds.
       seed: of the order; every epoch of every seed has its own permutation.
-
-    Returns:
-      int64 window indices in [0, num_windows), of the shape of `positions`.
+      stream: the stream's name in a mixture, so that two streams of one length are shuffled apart; "" for one alone.
+      shuffle: "global" permutes all windows. "block" permutes blocks of `block_windows` consecutive windows,
+        then the windows within each group of `group_blocks` blocks: reads stay within a group's blocks for
+        a while, which suits disks and object stores. "none" keeps the stream's own order.
     """
-    positions = np.asarray(positions, np.int64)
-    if positions.size and positions.min() < 0:
-        raise ValueError(f"position {positions.min()} is negative; positions count from 0")
-    epochs, offsets = np.divmod(positions, num_windows)
-    windows = np.empty_like(offsets)
-    for epoch in np.unique(epochs):
-        chosen = epochs == epoch
-        windows[chosen] = permute(offsets[chosen], num_windows, key(seed, int(epoch)))
-    return windows
+
+    num_windows: int
+    seed: int = 0
+    stream: str = ""
+    shuffle: Shuffle = "global"
+    block_windows: int = 1024
+    group_blocks: int = 32
+
+    def windows_at(self, indices) -> np.ndarray:
+        """Indices of the endless sequence (>= 0, any shape) -> windows in [0, num_windows), int64."""
+        indices = np.asarray(indices, np.int64)
+        if indices.size and indices.min() < 0:
+            raise ValueError(f"index {indices.min()} is negative; the sequence counts from 0")
+        epochs, offsets = np.divmod(indices, self.num_windows)
+        windows = np.empty_like(offsets)
+        for epoch in np.unique(epochs):
+            chosen = epochs == epoch
+            windows[chosen] = self._shuffled(offsets[chosen], int(epoch))
+        return windows
+
+    def indices_of(self, windows, epoch: int) -> np.ndarray:
+        """Windows -> their indices in `epoch`: the inverse of `windows_at`. int64."""
+        windows = np.asarray(windows, np.int64)
+        if windows.size and not (windows.min() >= 0 and windows.max() < self.num_windows):
+            raise ValueError(
+                f"window out of range: found [{windows.min()}, {windows.max()}], expected [0, {self.num_windows})"
+            )
+        return epoch * self.num_windows + self._unshuffled(windows, epoch)
+
+    def _key(self, epoch: int, part: str = "") -> np.ndarray:
+        return key(self.seed, epoch, "/".join(filter(None, (self.stream, part))))
+
+    def _shuffled(self, offsets: np.ndarray, epoch: int) -> np.ndarray:
+        if self.shuffle == "none":
+            return offsets
+        if self.shuffle == "global" or self._num_blocks < 2:
+            return permute(offsets, self.num_windows, self._key(epoch))
+        # A block's slot is its place among the permuted blocks. What is left of the stream after the last
+        # whole block is a short block of its own, always in the last slot.
+        inner = self._in_groups(offsets, epoch, permute)
+        slots, within = np.divmod(inner, self.block_windows)
+        blocks, whole = slots.copy(), slots < self._num_blocks
+        blocks[whole] = permute(slots[whole], self._num_blocks, self._key(epoch, "blocks"))
+        return blocks * self.block_windows + within
+
+    def _unshuffled(self, windows: np.ndarray, epoch: int) -> np.ndarray:
+        if self.shuffle == "none":
+            return windows
+        if self.shuffle == "global" or self._num_blocks < 2:
+            return unpermute(windows, self.num_windows, self._key(epoch))
+        blocks, within = np.divmod(windows, self.block_windows)
+        slots, whole = blocks.copy(), blocks < self._num_blocks
+        slots[whole] = unpermute(blocks[whole], self._num_blocks, self._key(epoch, "blocks"))
+        return self._in_groups(slots * self.block_windows + within, epoch, unpermute)
+
+    @property
+    def _num_blocks(self) -> int:
+        return self.num_windows // self.block_windows
+
+    def _in_groups(self, offsets: np.ndarray, epoch: int, function) -> np.ndarray:
+        """Permutes offsets within their groups of slots; the last group takes what is left."""
+        size = self.block_windows * self.group_blocks
+        num_groups = max(1, self.num_windows // size)
+        groups = np.minimum(offsets // size, num_groups - 1)
+        out = np.empty_like(offsets)
+        for group in np.unique(groups).tolist():
+            chosen, first = groups == group, group * size
+            group_size = size if group < num_groups - 1 else self.num_windows - first
+            round_keys = self._key(epoch, f"group{group}")
+            out[chosen] = first + function(offsets[chosen] - first, group_size, round_keys)
+        return out
 
 
-def position_of(windows, epoch: int, *, num_windows: int, seed: int) -> np.ndarray:
-    """Windows -> the positions at which a run meets them in `epoch`: the inverse of `window_at`."""
-    offsets = unpermute(windows, num_windows, key(seed, epoch))
-    return epoch * num_windows + offsets
-
-
-def key(seed: int, epoch: int) -> np.ndarray:
-    """The round keys, uint64 (rounds,), of one epoch of one seed."""
-    digest = hashlib.blake2b(f"order/{seed}/{epoch}".encode(), digest_size=8 * _NUM_ROUNDS).digest()
+@functools.lru_cache(maxsize=256)
+def key(seed: int, epoch: int, part: str = "") -> np.ndarray:
+    """The round keys, uint64 (rounds,), of one epoch of one seed; `part` separates several permutations there."""
+    text = f"order/{seed}/{epoch}" + (f"/{part}" if part else "")
+    digest = hashlib.blake2b(text.encode(), digest_size=8 * _NUM_ROUNDS).digest()
     return np.frombuffer(digest, "<u8")
 
 

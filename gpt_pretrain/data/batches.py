@@ -1,0 +1,138 @@
+"""Step -> this process's rows of the global batch: tokens, where they come from, and their digest.
+
+An element depends on its step alone, so starting at any step costs nothing. Nothing here knows of JAX: the
+trainer, `replay` and `inspect` read the same batches.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypedDict
+
+import numpy as np
+import xxhash
+
+from gpt_pretrain.data.plan import Plan, Segment
+from gpt_pretrain.data.token_sources import TokenSource
+
+_CHUNK_EXAMPLES = 1 << 14  # looked up at once: an order is cheap by the thousand, not by the batch
+# Odd 64-bit constants (of splitmix64 and xxHash): they spread a row's place over the bits of its seed.
+_SPREAD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)
+
+
+class Element(TypedDict):
+    """One step's part of this process."""
+
+    step: int
+    position: int  # of the global batch
+    tokens: np.ndarray  # as stored, uint16 or uint32 (num_microbatches, local rows, seq_len + 1)
+    streams: np.ndarray  # int64 (num_microbatches, local rows)
+    windows: np.ndarray  # int64 (num_microbatches, local rows)
+    digest: int  # of these rows; those of all processes add up to the batch's, modulo 2**64
+
+
+class Batches:
+    """Random access to the batches of a plan: a Grain data source whose element `k` is the batch of step
+    `first_step + k`.
+
+    Args:
+      sources: by name of the plan's streams.
+      rows_of: batch size -> the rows of the global batch that this process holds, int64 (num_microbatches,
+        local rows); the default is all of them as one microbatch.
+      vocab_size: ids must be below it.
+    """
+
+    def __init__(
+        self,
+        sources: dict[str, TokenSource],
+        plan: Plan,
+        *,
+        vocab_size: int,
+        first_step: int = 0,
+        num_steps: int,
+        rows_of: Callable[[int], np.ndarray] = lambda batch_size: np.arange(batch_size)[None],
+    ):
+        self._sources = sources
+        self._plan = plan
+        self._vocab_size = vocab_size
+        self._first_step = first_step
+        self._num_steps = num_steps
+        self._rows_of = rows_of
+        self._chunk: tuple[int, int, np.ndarray, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return self._num_steps
+
+    def __getitem__(self, index: int) -> Element:
+        step = self._first_step + int(index)
+        segment = self._plan.segment_at(step)
+        rows = self._rows_of(segment.batch_size(step))
+        position = segment.position(step)
+        streams, windows = self._examples(segment, step, rows)
+        tokens = read_windows(self._sources, segment, streams.reshape(-1), windows.reshape(-1))
+        if tokens.size and tokens.max() >= self._vocab_size:
+            raise self._bad_token(segment, streams.reshape(-1), windows.reshape(-1), tokens)
+        digest = digest_of_rows(tokens, (position + rows).reshape(-1), streams.reshape(-1), windows.reshape(-1))
+        return {
+            "step": step, "position": position, "tokens": tokens.reshape(*rows.shape, -1), "streams": streams,
+            "windows": windows, "digest": digest,
+        }  # fmt: skip
+
+    def _examples(self, segment: Segment, step: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(streams, windows) of the rows of one step, from a look-up of many steps."""
+        chunk = self._chunk
+        if chunk is None or not chunk[0] <= step < chunk[1]:
+            batch_size = segment.batch_size(step)
+            last = step + 1
+            while (
+                last < step + max(1, _CHUNK_EXAMPLES // max(1, rows.size))
+                and self._plan.segment_at(last) is segment
+                and segment.batch_size(last) == batch_size
+            ):
+                last += 1
+            firsts = segment.position(step) + batch_size * np.arange(last - step)
+            chunk = step, last, *segment.examples_at(firsts[:, None, None] + rows)
+            self._chunk = chunk  # one assignment: another thread sees the old chunk or the new one
+        return chunk[2][step - chunk[0]], chunk[3][step - chunk[0]]
+
+    def _bad_token(self, segment: Segment, streams, windows, tokens) -> ValueError:
+        row = int(np.flatnonzero((tokens >= self._vocab_size).any(1))[0])
+        window, name = int(windows[row]), segment.streams[int(streams[row])].name
+        first = window * segment.seq_len
+        return ValueError(
+            f"{name + ': ' if name else ''}window {window} (tokens {first} to {first + segment.seq_len} of the stream) "
+            f"holds token id {tokens[row].max()}, expected ids below {self._vocab_size}. The shard is damaged or was "
+            "made with another tokenizer; run `python -m data_prep.check` on it."
+        )
+
+
+def read_windows(
+    sources: dict[str, TokenSource], segment: Segment, streams: np.ndarray, windows: np.ndarray
+) -> np.ndarray:
+    """Tokens of windows, one a row: (n, seq_len + 1)."""
+    starts, length = windows * segment.seq_len, segment.seq_len + 1
+    if len(segment.streams) == 1:
+        return sources[segment.streams[0].name].read(starts, length)
+    out: np.ndarray | None = None
+    for index, stream in enumerate(segment.streams):
+        chosen = np.flatnonzero(streams == index)
+        if len(chosen):
+            tokens = sources[stream.name].read(starts[chosen], length)
+            out = np.empty((len(windows), length), tokens.dtype) if out is None else out
+            out[chosen] = tokens
+    return np.empty((0, length), np.uint16) if out is None else out
+
+
+def digest_of_rows(tokens: np.ndarray, positions: np.ndarray, streams: np.ndarray, windows: np.ndarray) -> int:
+    """64-bit digest of examples that does not depend on the order in which they are listed.
+
+    The sum, modulo 2**64, of each row's xxh3_64 of its tokens' bytes, seeded by its position, stream and window:
+    so every process can digest the rows that it holds.
+    """
+    places = np.stack([positions, windows, streams], axis=1).astype(np.uint64)
+    seeds = (places * _SPREAD).sum(axis=1, dtype=np.uint64).tolist()
+    digest = xxhash.xxh3_64_intdigest
+    return sum(map(digest, tokens, seeds)) & 0xFFFFFFFFFFFFFFFF
+
+
+def digests_of(batches: Batches, steps: Sequence[int]) -> list[int]:
+    """Digests of whole or partial batches, by reading them again."""
+    return [batches[step - batches._first_step]["digest"] for step in steps]

@@ -1,0 +1,391 @@
+"""The data plan of a run: what every batch holds, past and to come, from a few numbers.
+
+A plan is a list of segments, and is only ever added to: when a run goes on with another batch size, mixture,
+sequence length or list of exclusions, the new order begins a segment where the old one stopped. Any batch of
+any step, and every step at which a window was or will be met, follow from the plan alone.
+
+Steps count updates from 0 here: the batch of step 0 is the one that update number 1 consumes.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpt_pretrain.data.mixture import Mixture
+from gpt_pretrain.data.order import Shuffle, WindowOrder
+
+VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """One token stream within a segment.
+
+    Attributes:
+      name: in a mixture; "" for one alone.
+      fingerprint: of the dataset.
+      num_tokens: of its training split.
+      count: how many examples of each block of the mixture are from it.
+      start: index in its endless sequence (see `WindowOrder`) at which the segment begins.
+      excluded: windows that are left out, ascending.
+    """
+
+    name: str
+    fingerprint: str
+    num_tokens: int
+    count: int = 1
+    start: int = 0
+    excluded: tuple[int, ...] = ()
+
+
+class Batch(NamedTuple):
+    """The examples of one step, in the order of the rows of the global batch."""
+
+    step: int
+    position: int  # of row 0
+    streams: np.ndarray  # int64 (batch_size,): index into the segment's streams
+    windows: np.ndarray  # int64 (batch_size,)
+
+
+class Sighting(NamedTuple):
+    """One place of the run at which a window is met."""
+
+    step: int
+    row: int  # of the global batch
+    position: int
+    window: int
+    epoch: int  # of its stream, from 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """A stretch of a run in which the order's parameters do not change.
+
+    Attributes:
+      from_step, from_position: updates made and examples met before it.
+      batch_sizes: (step, size) pairs, ascending: from that step on batches have that size.
+      change: what was changed at its beginning, in words.
+    """
+
+    seed: int
+    seq_len: int
+    batch_sizes: tuple[tuple[int, int], ...]
+    streams: tuple[Stream, ...]
+    shuffle: Shuffle = "global"
+    block_windows: int = 1024
+    group_blocks: int = 32
+    from_step: int = 0
+    from_position: int = 0
+    change: str = "start"
+
+    def num_windows(self, stream: int) -> int:
+        """Windows of one stream; each has `seq_len` inputs and one more token, shared with the next."""
+        return (self.streams[stream].num_tokens - 1) // self.seq_len
+
+    def batch_size(self, step: int) -> int:
+        """Of the batch of `step`."""
+        return [size for first, size in self.batch_sizes if first <= max(step, self.batch_sizes[0][0])][-1]
+
+    def position(self, step: int) -> int:
+        """How many examples came before `step`, which is not before the segment."""
+        position = self.from_position
+        for first, last, size in self._stretches():
+            position += size * (min(step, last) - first if step > first else 0)
+        return position
+
+    def steps_at(self, positions) -> np.ndarray:
+        """The step whose batch each position is in."""
+        positions = np.asarray(positions, np.int64)
+        steps = np.full_like(positions, self.from_step)
+        begin = self.from_position
+        for first, last, size in self._stretches():
+            later = positions >= begin
+            steps[later] = first + (positions[later] - begin) // size
+            begin += size * (last - first)
+        return steps
+
+    def _stretches(self) -> list[tuple[int, int, int]]:
+        """(first step, step after the last, batch size) of each stretch of one batch size."""
+        firsts = [max(first, self.from_step) for first, _ in self.batch_sizes]
+        lasts = [*firsts[1:], 1 << 62]
+        sizes = [size for _, size in self.batch_sizes]
+        return [part for part in zip(firsts, lasts, sizes, strict=True) if part[0] < part[1]]
+
+    def examples_at(self, positions) -> tuple[np.ndarray, np.ndarray]:
+        """Positions within the segment (any shape) -> (stream indices, windows), int64 each."""
+        streams, draws = self._mixture.at(np.asarray(positions, np.int64) - self.from_position)
+        windows = np.empty_like(draws)
+        for index in np.unique(streams).tolist():
+            chosen = streams == index
+            windows[chosen] = self._passage(index).windows_at(draws[chosen])
+        return streams, windows
+
+    def sightings(self, stream: int, windows, stop: int) -> list[Sighting]:
+        """Every time that one of the windows of a stream is met in the segment before position `stop`."""
+        stop_offset = stop - self.from_position
+        num_draws = self._mixture.draws_before(stop_offset)[stream]
+        draws, windows, epochs = self._passage(stream).draws_of(windows, num_draws)
+        positions = self.from_position + self._mixture.offsets_of(stream, draws)
+        steps = self.steps_at(positions)
+        found = [
+            Sighting(int(step), int(position - self.position(int(step))), int(position), int(window), int(epoch))
+            for step, position, window, epoch in zip(steps, positions, windows, epochs, strict=True)
+        ]
+        return sorted(found)
+
+    def index_after(self, stream: int, position: int) -> int:
+        """Index in a stream's endless sequence of the next window of it that is met at `position` or later."""
+        draws = self._mixture.draws_before(position - self.from_position)[stream]
+        return int(self._passage(stream).indices_at(np.array([draws]))[0])
+
+    @functools.cached_property
+    def _mixture(self) -> Mixture:
+        return Mixture(tuple(stream.count for stream in self.streams), self.seed, str(self.from_position or ""))
+
+    def _passage(self, stream: int) -> "_Passage":
+        return self._passages[stream]
+
+    @functools.cached_property
+    def _passages(self) -> tuple["_Passage", ...]:
+        shuffle = self.shuffle, self.block_windows, self.group_blocks
+        return tuple(
+            _Passage(WindowOrder(self.num_windows(i), self.seed, each.name, *shuffle), each.start, each.excluded)
+            for i, each in enumerate(self.streams)
+        )
+
+
+class _Passage:
+    """A stream's endless sequence from one index on, without the excluded windows; draws count from there.
+
+    The excluded ones are stepped over: the rest keeps its order, and is met once an epoch as before.
+    """
+
+    def __init__(self, window_order: WindowOrder, start: int, excluded: Sequence[int]):
+        self._order, self._start = window_order, start
+        self._excluded = np.array(excluded, np.int64)
+        self._num_left = window_order.num_windows - len(excluded)  # in a whole epoch
+        self._first_epoch, offset = divmod(start, window_order.num_windows)
+        self._skipped = offset - self._num_excluded_before(self._first_epoch, offset)  # left ones before the start
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 - lives as long as the plan
+    def _holes(self, epoch: int) -> np.ndarray:
+        """Offsets in an epoch of the excluded windows, ascending."""
+        return np.sort(self._order.indices_of(self._excluded, epoch)) - epoch * self._order.num_windows
+
+    def _num_excluded_before(self, epoch: int, offset: int) -> int:
+        return int(np.searchsorted(self._holes(epoch), offset)) if len(self._excluded) else 0
+
+    def windows_at(self, draws: np.ndarray) -> np.ndarray:
+        return self._order.windows_at(self.indices_at(draws))
+
+    def indices_at(self, draws: np.ndarray) -> np.ndarray:
+        """Draws -> indices of the endless sequence."""
+        if not len(self._excluded):
+            return self._start + draws
+        epochs, ranks = np.divmod(draws + self._skipped, self._num_left)
+        epochs += self._first_epoch
+        indices = np.empty_like(draws)
+        for epoch in np.unique(epochs).tolist():
+            chosen = epochs == epoch
+            holes = self._holes(epoch)
+            # Before hole number h there are h holes, and its offset less h windows that are left.
+            jumped = np.searchsorted(holes - np.arange(len(holes)), ranks[chosen], side="right")
+            indices[chosen] = epoch * self._order.num_windows + ranks[chosen] + jumped
+        return indices
+
+    def draws_of(self, windows, num_draws: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Every draw among the first `num_draws` that gives one of the windows: (draws, windows, epochs)."""
+        windows = np.setdiff1d(np.asarray(windows, np.int64), self._excluded)
+        parts: list[tuple[np.ndarray, ...]] = []
+        last = (num_draws + self._skipped) // self._num_left
+        for epoch in range(self._first_epoch, self._first_epoch + last + 1):
+            offsets = self._order.indices_of(windows, epoch) - epoch * self._order.num_windows
+            before = np.searchsorted(self._holes(epoch), offsets) if len(self._excluded) else 0
+            draws = (epoch - self._first_epoch) * self._num_left + offsets - before - self._skipped
+            met = (draws >= 0) & (draws < num_draws)
+            parts.append((draws[met], windows[met], np.full(int(met.sum()), epoch)))
+        draws, windows, epochs = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return draws, windows, epochs
+
+
+class PlanError(ValueError):
+    """The order that is asked for cannot go on from the one that is there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The segments of a run, in order. Only ever added to."""
+
+    segments: tuple[Segment, ...]
+
+    def segment_at(self, step: int) -> Segment:
+        """The segment that the batch of `step` belongs to."""
+        return [segment for segment in self.segments if segment.from_step <= step][-1]
+
+    def position(self, step: int) -> int:
+        """How many examples came before `step`."""
+        return self.segment_at(step).position(step)
+
+    def batch_size(self, step: int) -> int:
+        """Of the batch of `step`."""
+        return self.segment_at(step).batch_size(step)
+
+    def batch(self, step: int) -> Batch:
+        """What `step` consumes."""
+        segment = self.segment_at(step)
+        position = segment.position(step)
+        return Batch(step, position, *segment.examples_at(position + np.arange(segment.batch_size(step))))
+
+    def tokens_before(self, step: int) -> int:
+        """How many tokens all updates before `step` were trained on."""
+        return sum(
+            (self.segments[i].position(min(step, stop)) - self.segments[i].from_position) * self.segments[i].seq_len
+            for i, stop in enumerate(self._stops())
+            if self.segments[i].from_step < step
+        )
+
+    def num_steps(self, num_tokens: int) -> int:
+        """How many whole steps a run of `num_tokens` has, or has had if there were more already."""
+        last = self.segments[-1]
+        step, left = last.from_step, num_tokens - self.tokens_before(last.from_step)
+        for first, end, size in last._stretches():
+            here = min(end - first, max(0, left) // (size * last.seq_len))
+            step, left = first + here, left - here * size * last.seq_len
+            if here < end - first:
+                break
+        return step
+
+    def sightings(self, name: str, windows_of, num_steps: int) -> list[tuple[Segment, Sighting]]:
+        """Every time that windows of the stream `name` are met in the first `num_steps` steps.
+
+        `windows_of(segment)` gives the windows, which depend on the segment's sequence length.
+        """
+        found = []
+        for segment, stop in zip(self.segments, self._stops(), strict=True):
+            stop = min(stop, num_steps)
+            for index, stream in enumerate(segment.streams):
+                if stream.name == name and stop > segment.from_step:
+                    windows = windows_of(segment)
+                    found += [(segment, each) for each in segment.sightings(index, windows, segment.position(stop))]
+        return found
+
+    def epochs(self, step: int) -> dict[str, float]:
+        """How often each stream has been met before `step`: 1.5 is once and a half."""
+        segment = self.segment_at(max(0, step - 1))
+        position = segment.position(step)
+        return {
+            stream.name: segment.index_after(i, position) / segment.num_windows(i)
+            for i, stream in enumerate(segment.streams)
+        }
+
+    def _stops(self) -> list[int]:
+        """The step after the last of each segment."""
+        return [*(segment.from_step for segment in self.segments[1:]), 1 << 62]
+
+    def continued(self, wanted: Segment, step: int, *, fork: bool = False) -> "Plan":
+        """This plan, or this plan with `wanted` from `step` on if that asks for anything else.
+
+        Args:
+          wanted: what the configuration says; its `from_*` and `start` fields are not looked at.
+          fork: also take up another seed or other data under the name of a stream, as a new branch of the run.
+
+        Raises PlanError for what cannot be continued, unless `fork`.
+        """
+        last = self.segment_at(step)
+        if last is not self.segments[-1]:
+            raise PlanError(f"step {step} lies before the plan's last change at step {self.segments[-1].from_step}")
+        changes = _differences(last, wanted, step)
+        if not changes:
+            return self
+        refused = [line for line, needs_fork in changes if needs_fork]
+        if refused and not fork:
+            raise PlanError("\n".join(f"  {line}" for line in refused))
+        position = last.position(step)
+        streams = tuple(
+            dataclasses.replace(stream, start=self._start_of(stream, wanted, i, step))
+            for i, stream in enumerate(wanted.streams)
+        )
+        change = ("fork: " if refused else "") + "; ".join(line for line, _ in changes)
+        new = dataclasses.replace(wanted, streams=streams, from_step=step, from_position=position, change=change)
+        kept = [segment for segment in self.segments if segment.from_step < step]
+        return Plan((*kept, new))
+
+    def _start_of(self, stream: Stream, wanted: Segment, index: int, step: int) -> int:
+        """Where in its endless sequence a stream goes on.
+
+        Its own place, if it is cut into the same windows in the same order; else the next epoch, which nobody
+        has seen anything of.
+        """
+        for segment, stop in zip(reversed(self.segments), reversed(self._stops()), strict=True):
+            for i, old in enumerate(segment.streams):
+                if old.name == stream.name:
+                    at = segment.index_after(i, segment.position(min(step, stop)))
+                    if old.fingerprint == stream.fingerprint and _same_order(segment, wanted):
+                        return at
+                    return -(-at // segment.num_windows(i)) * wanted.num_windows(index)
+        return 0
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values only."""
+        return {"version": VERSION, "segments": [dataclasses.asdict(segment) for segment in self.segments]}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "Plan":
+        """The inverse of `to_json`. ValueError for another version."""
+        if fields.get("version") != VERSION:
+            raise ValueError(f"data plan of version {fields.get('version')}, expected {VERSION}")
+        segments = []
+        for each in fields["segments"]:
+            streams = tuple(Stream(**s | {"excluded": tuple(s["excluded"])}) for s in each["streams"])
+            sizes = tuple((int(step), int(size)) for step, size in each["batch_sizes"])
+            segments.append(Segment(**each | {"streams": streams, "batch_sizes": sizes}))
+        return cls(tuple(segments))
+
+
+def _same_order(a: Segment, b: Segment) -> bool:
+    fields = ("seed", "seq_len", "shuffle", "block_windows", "group_blocks")
+    return all(getattr(a, name) == getattr(b, name) for name in fields)
+
+
+def _differences(last: Segment, wanted: Segment, step: int) -> list[tuple[str, bool]]:
+    """(what differs from `step` on, whether it cannot simply be continued)."""
+    lines = []
+    for name in ("seed", "seq_len", "shuffle", "block_windows", "group_blocks"):
+        old, new = getattr(last, name), getattr(wanted, name)
+        if old != new and (name not in ("block_windows", "group_blocks") or wanted.shuffle == "block"):
+            lines.append((f"data.{name}: {old} until now, {new} from here on", name == "seed"))
+    if _from(last.batch_sizes, step) != _from(wanted.batch_sizes, step):
+        old, new = (_in_words(_from(each.batch_sizes, step)) for each in (last, wanted))
+        lines.append((f"train.batch_size: {old} until now, {new} from here on", False))
+    old_streams = {stream.name: stream for stream in last.streams}
+    new_streams = {stream.name: stream for stream in wanted.streams}
+    for name in old_streams | new_streams:
+        old, new, label = old_streams.get(name), new_streams.get(name), name or "the dataset"
+        if old is None or new is None:
+            lines.append((f"{label}: {'added to' if old is None else 'taken out of'} the mixture", False))
+            continue
+        if old.fingerprint != new.fingerprint:
+            lines.append((f"{label}: fingerprint {old.fingerprint:.16} until now, {new.fingerprint:.16} now", True))
+        if old.count != new.count:
+            share = [f"{s.count} of {sum(t.count for t in x.streams)}" for s, x in ((old, last), (new, wanted))]
+            lines.append((f"{label}: {share[0]} examples until now, {share[1]} from here on", False))
+        if old.excluded != new.excluded:
+            lines.append((f"{label}: {len(old.excluded)} windows excluded, {len(new.excluded)} from here on", False))
+    return lines
+
+
+def _from(batch_sizes: tuple[tuple[int, int], ...], step: int) -> list[tuple[int, int]]:
+    """The schedule as far as it concerns `step` and later ones."""
+    begun = [size for first, size in batch_sizes if first <= step][-1:]
+    out = [(step, size) for size in begun]
+    for first, size in batch_sizes:
+        if first > step and (not out or out[-1][1] != size):
+            out.append((first, size))
+    return out
+
+
+def _in_words(batch_sizes: list[tuple[int, int]]) -> str:
+    return ", ".join(f"{size}" + (f" from step {first}" if i else "") for i, (first, size) in enumerate(batch_sizes))
