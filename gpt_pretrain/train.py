@@ -233,7 +233,7 @@ def train(
         del state  # the loop donates it
         try:
             loop.run(
-                loader.prefetch_to_devices(loader.load(batches), placement, plan.batch_size),
+                loader.prefetch_to_devices(loader.load(batches), placement),
                 stop_signal, Agreement(device_mesh), profile_dir=os.path.join(save_dir, "tensorboard"), **intervals,
             )  # fmt: skip
         except Diverged as error:
@@ -265,17 +265,19 @@ def _check_whole(name: str, value, *, at_least: int = 1) -> None:
 
 def _batch_schedule(batch_size) -> tuple[tuple[int, int], ...]:
     """512 -> ((0, 512),); a schedule is checked."""
-    if isinstance(batch_size, int | float):
-        _check_whole("train.batch_size", batch_size)
-        return ((0, int(batch_size)),)
-    schedule = tuple((step, size) for step, size in batch_size)
-    steps = [step for step, _ in schedule]
-    if not schedule or steps[0] != 0 or steps != sorted(set(steps)) or any(size < 1 for _, size in schedule):
+    try:
+        schedule = ((0, batch_size),) if isinstance(batch_size, int | float) else tuple(map(tuple, batch_size))
+        steps = [step for step, _ in schedule]
+        good = steps[0] == 0 and steps == sorted(set(steps))
+        good = good and all(number == int(number) for pair in schedule for number in pair)
+    except (TypeError, ValueError, IndexError):
+        good = False
+    if not good or any(size < 1 for _, size in schedule):
         raise ValueError(
             f"train.batch_size: found {batch_size!r}, expected a size, or ((0, size), (step, size), ...) with "
             "ascending steps"
         )
-    return schedule
+    return tuple((int(step), int(size)) for step, size in schedule)
 
 
 def _check_sizes(dataset: TokenDataset, model: GPTConfig, wanted: Segment, *, num_tokens: int) -> None:
