@@ -265,6 +265,7 @@ def _check_whole(name: str, value, *, at_least: int = 1) -> None:
 
 def _batch_schedule(batch_size) -> tuple[tuple[int, int], ...]:
     """512 -> ((0, 512),); a schedule is checked."""
+    schedule: tuple = ()
     try:
         schedule = ((0, batch_size),) if isinstance(batch_size, int | float) else tuple(map(tuple, batch_size))
         steps = [step for step, _ in schedule]
