@@ -34,7 +34,7 @@ class Batches:
     `first_step + k`.
 
     Args:
-      sources: by name of the plan's streams.
+      sources: by name of the streams of those segments of the plan that are read.
       rows_of: batch size -> the rows of the global batch that this process holds, int64 (num_microbatches,
         local rows); the default is all of them as one microbatch.
       vocab_size: ids must be below it.
@@ -62,6 +62,8 @@ class Batches:
         return self._num_steps
 
     def __getitem__(self, index: int) -> Element:
+        if not 0 <= index < self._num_steps:
+            raise IndexError(f"batch {index} of {self._num_steps}")
         step = self._first_step + int(index)
         segment = self._plan.segment_at(step)
         rows = self._rows_of(segment.batch_size(step))
@@ -107,18 +109,20 @@ class Batches:
 def read_windows(
     sources: dict[str, TokenSource], segment: Segment, streams: np.ndarray, windows: np.ndarray
 ) -> np.ndarray:
-    """Tokens of windows, one a row: (n, seq_len + 1)."""
+    """Tokens of windows, one a row: (n, seq_len + 1), as wide as those of the segment's widest stream.
+
+    The width does not depend on which rows are asked for: all processes digest the same bytes.
+    """
     starts, length = windows * segment.seq_len, segment.seq_len + 1
     if len(segment.streams) == 1:
         return sources[segment.streams[0].name].read(starts, length)
-    out: np.ndarray | None = None
+    dtype = np.result_type(*(sources[stream.name].dtype for stream in segment.streams))
+    out = np.empty((len(windows), length), dtype)
     for index, stream in enumerate(segment.streams):
         chosen = np.flatnonzero(streams == index)
         if len(chosen):
-            tokens = sources[stream.name].read(starts[chosen], length)
-            out = np.empty((len(windows), length), tokens.dtype) if out is None else out
-            out[chosen] = tokens
-    return np.empty((0, length), np.uint16) if out is None else out
+            out[chosen] = sources[stream.name].read(starts[chosen], length)
+    return out
 
 
 def digest_of_rows(tokens: np.ndarray, positions: np.ndarray, streams: np.ndarray, windows: np.ndarray) -> int:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 
@@ -14,10 +16,12 @@ def counts_of(weights: Sequence[float], block: int) -> tuple[int, ...]:
 
     [0.5, 0.3, 0.2], 1000 -> (500, 300, 200). ValueError where a stream would get none.
     """
-    total = sum(weights)
-    if not weights or any(not weight > 0 for weight in weights):
+    if not weights or not all(weight > 0 and math.isfinite(weight) for weight in weights):
         raise ValueError(f"mixture weights {list(weights)}: expected numbers above 0")
-    shares = [weight * block / total for weight in weights]
+    # The decimals as they are written, exactly: rounding would decide ties, and `sum` of floats differs between
+    # versions of Python.
+    exact = [Fraction(repr(float(weight))) for weight in weights]
+    shares = [weight * block / sum(exact) for weight in exact]
     counts = [int(share) for share in shares]
     # Ties go to the earlier stream, so that the result is a function of the weights alone.
     by_remainder = sorted(range(len(shares)), key=lambda i: (counts[i] - shares[i], i))

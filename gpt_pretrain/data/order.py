@@ -31,7 +31,7 @@ class WindowOrder:
     Attributes:
       num_windows: how many windows the stream holds.
       seed: of the order; every epoch of every seed has its own permutation.
-      stream: the stream's name in a mixture, so that two streams of one length are shuffled apart; "" for one alone.
+      stream: the stream's fingerprint, so that two streams of one length are shuffled apart.
       shuffle: "global" permutes all windows. "block" permutes blocks of `block_windows` consecutive windows,
         then the windows within each group of `group_blocks` blocks: reads stay within a group's blocks for
         a while, which suits disks and object stores. "none" keeps the stream's own order.
@@ -66,7 +66,7 @@ class WindowOrder:
         return epoch * self.num_windows + self._unshuffled(windows, epoch)
 
     def _key(self, epoch: int, part: str = "") -> np.ndarray:
-        return key(self.seed, epoch, "/".join(filter(None, (self.stream, part))))
+        return key(self.seed, epoch, part, self.stream)
 
     def _shuffled(self, offsets: np.ndarray, epoch: int) -> np.ndarray:
         if self.shuffle == "none":
@@ -110,9 +110,12 @@ class WindowOrder:
 
 
 @functools.lru_cache(maxsize=256)
-def key(seed: int, epoch: int, part: str = "") -> np.ndarray:
-    """The round keys, uint64 (rounds,), of one epoch of one seed; `part` separates several permutations there."""
-    text = f"order/{seed}/{epoch}" + (f"/{part}" if part else "")
+def key(seed: int, epoch: int, part: str = "", stream: str = "") -> np.ndarray:
+    """The round keys, uint64 (rounds,), of one epoch of one seed; `part` separates several permutations there.
+
+    Only `stream` may hold a slash: it comes last, so that no two keys are made of one text.
+    """
+    text = f"order/{seed}/{epoch}/{part}/{stream}"
     digest = hashlib.blake2b(text.encode(), digest_size=8 * _NUM_ROUNDS).digest()
     return np.frombuffer(digest, "<u8")
 
