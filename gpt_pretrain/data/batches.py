@@ -13,7 +13,7 @@ import xxhash
 from gpt_pretrain.data.plan import Plan, Segment
 from gpt_pretrain.data.token_sources import TokenSource
 
-_CHUNK_EXAMPLES = 1 << 14  # looked up at once: an order is cheap by the thousand, not by the batch
+_CHUNK_EXAMPLES = 1 << 14  # looked up at once, at most: an order is cheap by the thousand, not by the batch
 # Odd 64-bit constants (of splitmix64 and xxHash): they spread a row's place over the bits of its seed.
 _SPREAD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)
 
@@ -70,12 +70,12 @@ class Batches:
         position = segment.position(step)
         streams, windows = self._examples(segment, step, rows)
         tokens = read_windows(self._sources, segment, streams.reshape(-1), windows.reshape(-1))
-        if tokens.size and tokens.max() >= self._vocab_size:
+        if tokens.max(initial=0) >= self._vocab_size:
             raise self._bad_token(segment, streams.reshape(-1), windows.reshape(-1), tokens)
         digest = digest_of_rows(tokens, (position + rows).reshape(-1), streams.reshape(-1), windows.reshape(-1))
         return {
-            "step": step, "position": position, "tokens": tokens.reshape(*rows.shape, -1), "streams": streams,
-            "windows": windows, "digest": digest,
+            "step": step, "position": position, "tokens": tokens.reshape(*rows.shape, tokens.shape[1]),
+            "streams": streams, "windows": windows, "digest": digest,
         }  # fmt: skip
 
     def _examples(self, segment: Segment, step: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -83,9 +83,12 @@ class Batches:
         chunk = self._chunk
         if chunk is None or not chunk[0] <= step < chunk[1]:
             batch_size = segment.batch_size(step)
+            # Twice as far ahead each time that steps follow one another: a look at a single step costs little.
+            ahead = 2 * (chunk[1] - chunk[0]) if chunk and step == chunk[1] else 1
+            ahead = max(1, min(ahead, _CHUNK_EXAMPLES // max(1, rows.size)))
             last = step + 1
             while (
-                last < step + max(1, _CHUNK_EXAMPLES // max(1, rows.size))
+                last < step + ahead
                 and self._plan.segment_at(last) is segment
                 and segment.batch_size(last) == batch_size
             ):

@@ -59,12 +59,11 @@ class Mixture:
         streams, draws = np.empty_like(offsets), np.empty_like(offsets)
         blocks, slots = np.divmod(offsets, self.block)
         counts = np.array(self.counts)
-        for number in np.unique(blocks).tolist():
-            chosen = blocks == number
+        for number, chosen in order.grouped(blocks):
             layout = _layout(self, number)
-            streams[chosen] = layout.streams[slots[chosen]]
-            draws[chosen] = number * counts[streams[chosen]] + layout.ranks[slots[chosen]]
-        return streams, draws
+            streams.flat[chosen] = layout.streams[slots.flat[chosen]]
+            draws.flat[chosen] = layout.ranks[slots.flat[chosen]]
+        return streams, blocks * counts[streams] + draws
 
     def offsets_of(self, stream: int, draws) -> np.ndarray:
         """Draws of one stream -> offsets: the inverse of `at`. int64."""
@@ -73,9 +72,8 @@ class Mixture:
             return draws
         blocks, ranks = np.divmod(draws, self.counts[stream])
         offsets = np.empty_like(draws)
-        for number in np.unique(blocks).tolist():
-            chosen = blocks == number
-            offsets[chosen] = number * self.block + _layout(self, number).slots[stream][ranks[chosen]]
+        for number, chosen in order.grouped(blocks):
+            offsets.flat[chosen] = number * self.block + _layout(self, number).slots[stream][ranks.flat[chosen]]
         return offsets
 
     def draws_before(self, offset: int) -> tuple[int, ...]:

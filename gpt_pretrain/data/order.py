@@ -15,6 +15,7 @@ test vectors.
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -51,9 +52,8 @@ class WindowOrder:
             raise ValueError(f"index {indices.min()} is negative; the sequence counts from 0")
         epochs, offsets = np.divmod(indices, self.num_windows)
         windows = np.empty_like(offsets)
-        for epoch in np.unique(epochs):
-            chosen = epochs == epoch
-            windows[chosen] = self._shuffled(offsets[chosen], int(epoch))
+        for epoch, chosen in grouped(epochs):
+            windows.flat[chosen] = self._shuffled(offsets.flat[chosen], epoch)
         return windows
 
     def indices_of(self, windows, epoch: int) -> np.ndarray:
@@ -101,12 +101,24 @@ class WindowOrder:
         num_groups = max(1, self.num_windows // size)
         groups = np.minimum(offsets // size, num_groups - 1)
         out = np.empty_like(offsets)
-        for group in np.unique(groups).tolist():
-            chosen, first = groups == group, group * size
+        for group, chosen in grouped(groups):
+            first = group * size
             group_size = size if group < num_groups - 1 else self.num_windows - first
             round_keys = self._key(epoch, f"group{group}")
-            out[chosen] = first + function(offsets[chosen] - first, group_size, round_keys)
+            out.flat[chosen] = first + function(offsets.flat[chosen] - first, group_size, round_keys)
         return out
+
+
+def grouped(numbers: np.ndarray) -> Iterator[tuple[int, slice | np.ndarray]]:
+    """Each number that occurs, and the flat indices where it does. [5, 5, 3] -> (3, [2]), (5, [0, 1])."""
+    numbers = numbers.reshape(-1)
+    if numbers.size and numbers.min() == numbers.max():
+        yield int(numbers[0]), slice(None)
+    elif numbers.size:
+        by_number = np.argsort(numbers, kind="stable")
+        ends = np.flatnonzero(np.diff(numbers[by_number])) + 1
+        for chosen in np.split(by_number, ends):
+            yield int(numbers[chosen[0]]), chosen
 
 
 @functools.lru_cache(maxsize=256)
