@@ -4,7 +4,7 @@ An element depends on its step alone, so starting at any step costs nothing. Not
 trainer, `replay` and `inspect` read the same batches.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypedDict
 
 import numpy as np
@@ -23,6 +23,7 @@ class Element(TypedDict):
 
     step: int
     position: int  # of the global batch
+    batch_size: int  # of the global batch
     tokens: np.ndarray  # as stored, uint16 or uint32 (num_microbatches, local rows, seq_len + 1)
     streams: np.ndarray  # int64 (num_microbatches, local rows)
     windows: np.ndarray  # int64 (num_microbatches, local rows)
@@ -66,7 +67,8 @@ class Batches:
             raise IndexError(f"batch {index} of {self._num_steps}")
         step = self._first_step + int(index)
         segment = self._plan.segment_at(step)
-        rows = self._rows_of(segment.batch_size(step))
+        batch_size = segment.batch_size(step)
+        rows = self._rows_of(batch_size)
         position = segment.position(step)
         streams, windows = self._examples(segment, step, rows)
         tokens = read_windows(self._sources, segment, streams.reshape(-1), windows.reshape(-1))
@@ -74,7 +76,8 @@ class Batches:
             raise self._bad_token(segment, streams.reshape(-1), windows.reshape(-1), tokens)
         digest = digest_of_rows(tokens, (position + rows).reshape(-1), streams.reshape(-1), windows.reshape(-1))
         return {
-            "step": step, "position": position, "tokens": tokens.reshape(*rows.shape, tokens.shape[1]),
+            "step": step, "position": position, "batch_size": batch_size,
+            "tokens": tokens.reshape(*rows.shape, tokens.shape[1]),
             "streams": streams, "windows": windows, "digest": digest,
         }  # fmt: skip
 
@@ -138,8 +141,3 @@ def digest_of_rows(tokens: np.ndarray, positions: np.ndarray, streams: np.ndarra
     seeds = (places * _SPREAD).sum(axis=1, dtype=np.uint64).tolist()
     digest = xxhash.xxh3_64_intdigest
     return sum(map(digest, tokens, seeds)) & 0xFFFFFFFFFFFFFFFF
-
-
-def digests_of(batches: Batches, steps: Sequence[int]) -> list[int]:
-    """Digests of whole or partial batches, by reading them again."""
-    return [batches[step - batches._first_step]["digest"] for step in steps]
