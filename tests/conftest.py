@@ -54,7 +54,7 @@ class ArraySource:
 
     def __init__(self, tokens):
         self.tokens = np.asarray(tokens, np.uint16)
-        self.num_tokens = len(tokens)
+        self.num_tokens, self.dtype = len(tokens), self.tokens.dtype
 
     def read(self, starts, length):
         return self.tokens[np.asarray(starts)[:, None] + np.arange(length)]

@@ -13,7 +13,7 @@ import xxhash
 from gpt_pretrain.data.plan import Plan, Segment
 from gpt_pretrain.data.token_sources import TokenSource
 
-_CHUNK_EXAMPLES = 1 << 14  # looked up at once: an order is cheap by the thousand, not by the batch
+_CHUNK_EXAMPLES = 1 << 14  # looked up at once, at most: an order is cheap by the thousand, not by the batch
 # Odd 64-bit constants (of splitmix64 and xxHash): they spread a row's place over the bits of its seed.
 _SPREAD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)
 
@@ -35,7 +35,7 @@ class Batches:
     `first_step + k`.
 
     Args:
-      sources: by name of the plan's streams.
+      sources: by name of the streams of those segments of the plan that are read.
       rows_of: batch size -> the rows of the global batch that this process holds, int64 (num_microbatches,
         local rows); the default is all of them as one microbatch.
       vocab_size: ids must be below it.
@@ -63,6 +63,8 @@ class Batches:
         return self._num_steps
 
     def __getitem__(self, index: int) -> Element:
+        if not 0 <= index < self._num_steps:
+            raise IndexError(f"batch {index} of {self._num_steps}")
         step = self._first_step + int(index)
         segment = self._plan.segment_at(step)
         batch_size = segment.batch_size(step)
@@ -70,11 +72,12 @@ class Batches:
         position = segment.position(step)
         streams, windows = self._examples(segment, step, rows)
         tokens = read_windows(self._sources, segment, streams.reshape(-1), windows.reshape(-1))
-        if tokens.size and tokens.max() >= self._vocab_size:
+        if tokens.max(initial=0) >= self._vocab_size:
             raise self._bad_token(segment, streams.reshape(-1), windows.reshape(-1), tokens)
         digest = digest_of_rows(tokens, (position + rows).reshape(-1), streams.reshape(-1), windows.reshape(-1))
         return {
-            "step": step, "position": position, "batch_size": batch_size, "tokens": tokens.reshape(*rows.shape, -1),
+            "step": step, "position": position, "batch_size": batch_size,
+            "tokens": tokens.reshape(*rows.shape, tokens.shape[1]),
             "streams": streams, "windows": windows, "digest": digest,
         }  # fmt: skip
 
@@ -83,9 +86,12 @@ class Batches:
         chunk = self._chunk
         if chunk is None or not chunk[0] <= step < chunk[1]:
             batch_size = segment.batch_size(step)
+            # Twice as far ahead each time that steps follow one another: a look at a single step costs little.
+            ahead = 2 * (chunk[1] - chunk[0]) if chunk and step == chunk[1] else 1
+            ahead = max(1, min(ahead, _CHUNK_EXAMPLES // max(1, rows.size)))
             last = step + 1
             while (
-                last < step + max(1, _CHUNK_EXAMPLES // max(1, rows.size))
+                last < step + ahead
                 and self._plan.segment_at(last) is segment
                 and segment.batch_size(last) == batch_size
             ):
@@ -109,18 +115,20 @@ class Batches:
 def read_windows(
     sources: dict[str, TokenSource], segment: Segment, streams: np.ndarray, windows: np.ndarray
 ) -> np.ndarray:
-    """Tokens of windows, one a row: (n, seq_len + 1)."""
+    """Tokens of windows, one a row: (n, seq_len + 1), as wide as those of the segment's widest stream.
+
+    The width does not depend on which rows are asked for: all processes digest the same bytes.
+    """
     starts, length = windows * segment.seq_len, segment.seq_len + 1
     if len(segment.streams) == 1:
         return sources[segment.streams[0].name].read(starts, length)
-    out: np.ndarray | None = None
+    dtype = np.result_type(*(sources[stream.name].dtype for stream in segment.streams))
+    out = np.empty((len(windows), length), dtype)
     for index, stream in enumerate(segment.streams):
         chosen = np.flatnonzero(streams == index)
         if len(chosen):
-            tokens = sources[stream.name].read(starts[chosen], length)
-            out = np.empty((len(windows), length), tokens.dtype) if out is None else out
-            out[chosen] = tokens
-    return np.empty((0, length), np.uint16) if out is None else out
+            out[chosen] = sources[stream.name].read(starts[chosen], length)
+    return out
 
 
 def digest_of_rows(tokens: np.ndarray, positions: np.ndarray, streams: np.ndarray, windows: np.ndarray) -> int:

@@ -15,6 +15,7 @@ test vectors.
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -31,7 +32,7 @@ class WindowOrder:
     Attributes:
       num_windows: how many windows the stream holds.
       seed: of the order; every epoch of every seed has its own permutation.
-      stream: the stream's name in a mixture, so that two streams of one length are shuffled apart; "" for one alone.
+      stream: the stream's fingerprint, so that two streams of one length are shuffled apart.
       shuffle: "global" permutes all windows. "block" permutes blocks of `block_windows` consecutive windows,
         then the windows within each group of `group_blocks` blocks: reads stay within a group's blocks for
         a while, which suits disks and object stores. "none" keeps the stream's own order.
@@ -51,9 +52,8 @@ class WindowOrder:
             raise ValueError(f"index {indices.min()} is negative; the sequence counts from 0")
         epochs, offsets = np.divmod(indices, self.num_windows)
         windows = np.empty_like(offsets)
-        for epoch in np.unique(epochs):
-            chosen = epochs == epoch
-            windows[chosen] = self._shuffled(offsets[chosen], int(epoch))
+        for epoch, chosen in grouped(epochs):
+            windows.flat[chosen] = self._shuffled(offsets.flat[chosen], epoch)
         return windows
 
     def indices_of(self, windows, epoch: int) -> np.ndarray:
@@ -66,7 +66,7 @@ class WindowOrder:
         return epoch * self.num_windows + self._unshuffled(windows, epoch)
 
     def _key(self, epoch: int, part: str = "") -> np.ndarray:
-        return key(self.seed, epoch, "/".join(filter(None, (self.stream, part))))
+        return key(self.seed, epoch, part, self.stream)
 
     def _shuffled(self, offsets: np.ndarray, epoch: int) -> np.ndarray:
         if self.shuffle == "none":
@@ -101,18 +101,33 @@ class WindowOrder:
         num_groups = max(1, self.num_windows // size)
         groups = np.minimum(offsets // size, num_groups - 1)
         out = np.empty_like(offsets)
-        for group in np.unique(groups).tolist():
-            chosen, first = groups == group, group * size
+        for group, chosen in grouped(groups):
+            first = group * size
             group_size = size if group < num_groups - 1 else self.num_windows - first
             round_keys = self._key(epoch, f"group{group}")
-            out[chosen] = first + function(offsets[chosen] - first, group_size, round_keys)
+            out.flat[chosen] = first + function(offsets.flat[chosen] - first, group_size, round_keys)
         return out
 
 
+def grouped(numbers: np.ndarray) -> Iterator[tuple[int, slice | np.ndarray]]:
+    """Each number that occurs, and the flat indices where it does. [5, 5, 3] -> (3, [2]), (5, [0, 1])."""
+    numbers = numbers.reshape(-1)
+    if numbers.size and numbers.min() == numbers.max():
+        yield int(numbers[0]), slice(None)
+    elif numbers.size:
+        by_number = np.argsort(numbers, kind="stable")
+        ends = np.flatnonzero(np.diff(numbers[by_number])) + 1
+        for chosen in np.split(by_number, ends):
+            yield int(numbers[chosen[0]]), chosen
+
+
 @functools.lru_cache(maxsize=256)
-def key(seed: int, epoch: int, part: str = "") -> np.ndarray:
-    """The round keys, uint64 (rounds,), of one epoch of one seed; `part` separates several permutations there."""
-    text = f"order/{seed}/{epoch}" + (f"/{part}" if part else "")
+def key(seed: int, epoch: int, part: str = "", stream: str = "") -> np.ndarray:
+    """The round keys, uint64 (rounds,), of one epoch of one seed; `part` separates several permutations there.
+
+    Only `stream` may hold a slash: it comes last, so that no two keys are made of one text.
+    """
+    text = f"order/{seed}/{epoch}/{part}/{stream}"
     digest = hashlib.blake2b(text.encode(), digest_size=8 * _NUM_ROUNDS).digest()
     return np.frombuffer(digest, "<u8")
 

@@ -27,6 +27,7 @@ class TokenSource(Protocol):
     """One split's token stream."""
 
     num_tokens: int
+    dtype: np.dtype  # of the ids: uint16 or uint32
 
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
         """Tokens `[start, start + length)` for each start: (n, length), uint16 or uint32 as they are stored."""
@@ -83,7 +84,8 @@ class RecordSource:
         num_tokens: int,
         dtype: DTypeLike = np.uint16,
     ):
-        self._records = token_records.open_records(paths, record_tokens, np.dtype(dtype))
+        self.dtype = np.dtype(dtype)
+        self._records = token_records.open_records(paths, record_tokens, self.dtype)
         self._record_tokens = record_tokens
         self.num_tokens = num_tokens
         expected = -(-num_tokens // record_tokens)
