@@ -27,6 +27,8 @@ class GPTConfig:
       n_layer, n_head, n_embd: GPT-2's letters for depth, heads and width; n_head divides n_embd.
       vocab_size: columns of the embedding. Those beyond the tokenizer's vocabulary are padding for
         speed (50,257 -> 50,304) and never predicted.
+      block_size: positions the model has; None for as many as the training sequences are long. A run whose
+        sequences are to become longer later sets it to the longest; shorter ones use the front of the table.
       dropout: rate after embedding, attention probabilities, and both sublayers.
       dtype: of the computation; "auto" is bfloat16 on accelerators and float32 on CPU. Parameters and
         optimizer state are float32 always.
@@ -39,6 +41,7 @@ class GPTConfig:
     n_head: int = 12
     n_embd: int = 768
     vocab_size: int = 50304
+    block_size: int | None = None
     dropout: float = 0.0
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     attention: Literal["auto", "xla", "cudnn"] = "auto"
@@ -49,6 +52,8 @@ class GPTConfig:
         for name in ("n_layer", "n_head", "n_embd", "vocab_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name}: found {getattr(self, name)}, expected at least 1")
+        if self.block_size is not None and self.block_size < 1:
+            raise ValueError(f"model.block_size: found {self.block_size}, expected None or at least 1")
         if self.n_embd % self.n_head:
             raise ValueError(
                 f"model.n_embd={self.n_embd} is not divisible by model.n_head={self.n_head}: "
@@ -64,8 +69,23 @@ class GPTConfig:
 
     @property
     def shape(self) -> dict[str, int]:
-        """What a checkpoint's parameters depend on."""
+        """What a checkpoint's parameters depend on, together with `num_positions`."""
         return {name: getattr(self, name) for name in ("n_layer", "n_head", "n_embd", "vocab_size")}
+
+    def num_positions(self, seq_len: int) -> int:
+        """Rows of the position table of a model that is trained on sequences of `seq_len` tokens.
+
+        Raises:
+          ValueError: they are longer than `block_size`.
+        """
+        if self.block_size is None:
+            return seq_len
+        if seq_len > self.block_size:
+            raise ValueError(
+                f"data.seq_len={seq_len} is longer than model.block_size={self.block_size}, the positions the model "
+                "has. Use a shorter data.seq_len or a larger model.block_size (which makes another model)."
+            )
+        return self.block_size
 
     def resolve(self, platform: str) -> "GPTConfig":
         """Settles every "auto" for a platform (see `sharding.platform_of`); raises if the request cannot run."""
@@ -90,7 +110,7 @@ class GPT(nnx.Module):
     """
 
     def __init__(self, config: GPTConfig, seq_len: int, *, rngs: nnx.Rngs):
-        """`config` must be resolved (no "auto" left); `seq_len` is the number of positions."""
+        """`config` must be resolved (no "auto" left); the table has `config.num_positions(seq_len)` positions."""
         self.config = config
         dtype = jnp.dtype(config.dtype)
 
@@ -103,7 +123,7 @@ class GPT(nnx.Module):
 
         make_norm = functools.partial(nnx.LayerNorm, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.token_embedding = make_embed(config.vocab_size, 0.02)
-        self.position_embedding = make_embed(seq_len, 0.02)
+        self.position_embedding = make_embed(config.num_positions(seq_len), 0.02)
         self.blocks = nnx.List(
             [
                 Block(
