@@ -202,8 +202,8 @@ def test_statistics_are_those_of_the_masked_step(config, params, two_documents):
 
 def test_fsdp_with_the_mask_still_moves_no_activations():
     mesh, seq_len = make_test_mesh(1, 4), 128
-    config = GPTConfig(n_layer=1, n_head=2, n_embd=128, vocab_size=512).resolve("cpu")
-    how = {"seq_len": seq_len, "num_valid": 512, "num_chunks": 1, "mesh": mesh, "document_end": 0}
+    config = GPTConfig(n_layer=1, n_head=2, n_embd=256, vocab_size=2048).resolve("cpu")
+    how = {"seq_len": seq_len, "num_valid": 2048, "num_chunks": 1, "mesh": mesh, "document_end": 0}
     optimizer = adamw(9, warmup_steps=0)
     abstract = train_state.abstract(config, seq_len, optimizer.transform, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -212,8 +212,8 @@ def test_fsdp_with_the_mask_still_moves_no_activations():
     compiled = train_step.compile_train_step(step, shardings, mesh).lower(abstract, batch).compile().as_text()
     results = re.findall(r"= (.+?) (?:all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)\(", compiled)
     shapes = {tuple(map(int, dims.split(","))) for result in results for dims in re.findall(r"\[([\d,]+)\]", result)}
-    assert (128, 128) in shapes or (512, 128) in shapes
-    assert not [shape for shape in shapes if len(shape) > 2 or shape[0] in (8, 2)], shapes
+    weights = {leaf.shape for leaf in jax.tree.leaves(abstract.params)}
+    assert weights & shapes and not [shape for shape in shapes if len(shape) > 2], shapes - weights
 
 
 def test_the_mask_that_is_off_leaves_no_trace_in_the_lowered_functions(config, monkeypatch):
