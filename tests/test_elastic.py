@@ -127,6 +127,19 @@ def test_another_batch_size_mixture_or_exclusion_is_a_new_segment_and_the_past_s
     assert open_run(tmp_path / "run").plan == run.plan
 
 
+def test_longer_sequences_and_the_document_mask_go_on_in_one_run(tiny_dataset, tmp_path):
+    bindings = {"model.block_size": 32, "data.document_mask": True, "data.seq_len": 16}
+    output = finish(start(flags(tiny_dataset, tmp_path / "run", **bindings, **{"train.num_tokens": 5 * 8 * 16})))
+    assert "attention by xla within documents" in output and "Done at step 5 of 5" in output
+    longer = bindings | {"data.seq_len": 32, "train.num_tokens": 5 * 8 * 16 + 3 * 8 * 32}
+    output = finish(start(flags(tiny_dataset, tmp_path / "run", **longer)))
+    assert "data.seq_len: 16 until now, 32 from here on" in output and "Done at step 8 of 8" in output
+    assert open_run(tmp_path / "run").plan.segments[1].streams[0].start == 32_926 // 32  # the next epoch
+    for name, value in {"data.document_mask": False, "model.block_size": 64}.items():
+        output = finish(start(flags(tiny_dataset, tmp_path / "run", **longer | {name: value})), expect=1)
+        assert "holds the checkpoint of another run" in output
+
+
 def test_a_changed_shard_stops_the_run_and_is_named(tiny_dataset, tmp_path):
     import shutil
 
