@@ -13,6 +13,7 @@ from flax import nnx
 
 from gpt_pretrain import generate, llm, metrics, train_state, train_step, transformer
 from gpt_pretrain.checkpoints import Checkpoints
+from gpt_pretrain.data.plan import Segment, Stream
 from gpt_pretrain.document_mask import documents_of
 from gpt_pretrain.llm import GPT, GPTConfig, graph_of, init_params
 from gpt_pretrain.optimizers import adamw
@@ -279,16 +280,14 @@ def test_cudnn_cannot_have_the_mask_and_auto_chooses_xla():
 
 
 def test_the_run_says_whether_attention_stays_within_documents(config, caplog):
-    dataset = SimpleNamespace(
-        directory="d", format="bin", fingerprint="f", unigram_entropy=None,
-        splits={"train": SimpleNamespace(num_tokens=9)},
-    )  # fmt: skip
+    dataset = SimpleNamespace(directory="d", format="bin", fingerprint="f", unigram_entropy=None)
+    segment = Segment(seed=0, seq_len=SEQ_LEN, batch_sizes=((0, 4),), streams=(Stream("", "f", 99),))
     for block_size, mask, words in ((None, False, "attention by xla"), (32, True, "attention by xla within documents")):
         caplog.clear()
         with caplog.at_level(logging.INFO):
             say_what_runs(
-                dataset, dataclasses.replace(config, block_size=block_size), batch_layout(4, 4, 1),
-                make_test_mesh(1, 1), num_params=5, seq_len=SEQ_LEN, document_mask=mask,
+                {"": dataset}, dataclasses.replace(config, block_size=block_size), batch_layout(4, 4, 1),
+                make_test_mesh(1, 1), num_params=5, segment=segment, document_mask=mask,
             )  # fmt: skip
         line = next(message for message in caplog.messages if message.startswith("Model"))
         assert line.endswith(words) and f"{block_size or SEQ_LEN} positions" in line
