@@ -147,35 +147,38 @@ def _cycle_walk(indices, size, round_keys, step) -> np.ndarray:
     if indices.size and not (indices.min() >= 0 and indices.max() < size):
         raise ValueError(f"index out of range: found [{indices.min()}, {indices.max()}], expected [0, {size})")
     half_bits = max(1, -(-(size - 1).bit_length() // 2))
-    values = step(indices.reshape(-1).astype(np.uint64), half_bits, round_keys)
+    rounds = [functools.partial(_round, round_key=round_key, half_bits=half_bits) for round_key in round_keys]
+    if indices.size >= 1 << half_bits:
+        # As many indices as there are halves: hash every half once, and look it up each time it comes by.
+        rounds = [round_(np.arange(1 << half_bits)).take for round_ in rounds]
+    values = step(indices.reshape(-1), half_bits, rounds)
     outside = np.flatnonzero(values >= size)
     while outside.size:
-        values[outside] = step(values[outside], half_bits, round_keys)
-        outside = outside[values[outside] >= size]
-    return values.astype(np.int64).reshape(indices.shape)
+        walked = step(values[outside], half_bits, rounds)
+        values[outside] = walked
+        outside = outside[walked >= size]
+    return values.reshape(indices.shape)
 
 
-def _encrypt(values, half_bits, round_keys) -> np.ndarray:
-    half, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
-    left, right = values >> half, values & mask
-    for round_key in round_keys:
-        left, right = right, left ^ _round(right, round_key, half_bits)
-    return (left << half) | right
+def _encrypt(values, half_bits, rounds) -> np.ndarray:
+    left, right = values >> half_bits, values & ((1 << half_bits) - 1)
+    for round_ in rounds:
+        left, right = right, left ^ round_(right)
+    return (left << half_bits) | right
 
 
-def _decrypt(values, half_bits, round_keys) -> np.ndarray:
-    half, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
-    left, right = values >> half, values & mask
-    for round_key in reversed(round_keys):
-        left, right = right ^ _round(left, round_key, half_bits), left
-    return (left << half) | right
+def _decrypt(values, half_bits, rounds) -> np.ndarray:
+    left, right = values >> half_bits, values & ((1 << half_bits) - 1)
+    for round_ in reversed(rounds):
+        left, right = right ^ round_(left), left
+    return (left << half_bits) | right
 
 
-def _round(half_values, round_key, half_bits) -> np.ndarray:
-    """A keyed hash of each half, `half_bits` wide (the constants are MurmurHash3's 64-bit finalizer)."""
-    x = half_values + round_key  # uint64 arithmetic wraps, as it should here
+def _round(half_values, *, round_key, half_bits) -> np.ndarray:
+    """A keyed hash of each half, `half_bits` wide (the constants are MurmurHash3's 64-bit finalizer). int64."""
+    x = half_values.astype(np.uint64) + round_key  # uint64 arithmetic wraps, as it should here
     x ^= x >> np.uint64(33)
     x *= np.uint64(0xFF51AFD7ED558CCD)
     x ^= x >> np.uint64(33)
     x *= np.uint64(0xC4CEB9FE1A85EC53)
-    return x >> np.uint64(64 - half_bits)
+    return (x >> np.uint64(64 - half_bits)).astype(np.int64)

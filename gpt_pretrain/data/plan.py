@@ -127,7 +127,7 @@ class Segment:
     def position(self, step: int) -> int:
         """How many examples came before `step`, which is not before the segment."""
         position = self.from_position
-        for first, last, size in self._stretches():
+        for first, last, size in self._stretches:
             position += size * (min(step, last) - first if step > first else 0)
         return position
 
@@ -136,12 +136,13 @@ class Segment:
         positions = np.asarray(positions, np.int64)
         steps = np.full_like(positions, self.from_step)
         begin = self.from_position
-        for first, last, size in self._stretches():
+        for first, last, size in self._stretches:
             later = positions >= begin
             steps[later] = first + (positions[later] - begin) // size
             begin += size * (last - first)
         return steps
 
+    @functools.cached_property
     def _stretches(self) -> list[tuple[int, int, int]]:
         """(first step, step after the last, batch size) of each stretch of one batch size."""
         firsts = [max(first, self.from_step) for first, _ in self.batch_sizes]
@@ -290,7 +291,7 @@ class Plan:
         """How many whole steps a run of `num_tokens` has, or has had if there were more already."""
         last = self.segments[-1]
         step, left = last.from_step, num_tokens - self.tokens_before(last.from_step)
-        for first, end, size in last._stretches():
+        for first, end, size in last._stretches:
             here = min(end - first, max(0, left) // (size * last.seq_len))
             step, left = first + here, left - here * size * last.seq_len
             if here < end - first:
