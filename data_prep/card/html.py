@@ -115,15 +115,31 @@ def render_html(page: Page) -> str:
         f"<section>\n<h2>{_html(section.title)}</h2>\n{_html_blocks(section.blocks)}</section>\n"
         for section in page.sections
     )
+    footer = (
+        "Made from the manifest and the documents tables by <code>python -m data_prep.card</code>."
+    )
+    return shell(page.title, page.kind, f'<dl class="tiles">\n{tiles}</dl>\n', sections, footer)
+
+
+def shell(
+    title: str,
+    kind: str,
+    top: str,
+    sections: str,
+    footer: str,
+    *,
+    style: str = STYLE,
+    policy: str = POLICY,
+) -> str:
+    """A whole file around parts that are HTML already; `title` and `kind` are text."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_html(page.title)}: {_html(page.kind)}</title>\n<style>{STYLE}</style>\n</head>\n"
-        f'<body>\n<header>\n<p class="kind">{_html(page.kind)}</p>\n<h1>{_html(page.title)}</h1>\n'
-        f'<dl class="tiles">\n{tiles}</dl>\n</header>\n<main>\n{sections}</main>\n'
-        "<footer>Made from the manifest and the documents tables by <code>python -m "
-        "data_prep.card</code>.</footer>\n</body>\n</html>\n"
+        f"<title>{_html(title)}: {_html(kind)}</title>\n<style>{style}</style>\n</head>\n"
+        f'<body>\n<header>\n<p class="kind">{_html(kind)}</p>\n<h1>{_html(title)}</h1>\n'
+        f"{top}</header>\n<main>\n{sections}</main>\n"
+        f"<footer>{footer}</footer>\n</body>\n</html>\n"
     )
 
 
