@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
 
-from gpt_pretrain.data.loader import num_windows, to_devices
-from gpt_pretrain.data.token_sources import TokenSource
+from gpt_pretrain.data.loader import Placement
+from gpt_pretrain.data.token_sources import TokenSource, num_windows
 from gpt_pretrain.stopping import StopSignal
 
 
@@ -89,42 +88,69 @@ class Throughput:
 
 
 class Evaluation:
-    """Loss and accuracy over the first windows of the validation stream, in order: the same ones each time."""
+    """Loss and accuracy over the first windows of validation streams, in order: the same ones each time.
+
+    Args:
+      eval_step: (params, batch, weights, index) -> sums; see `train_step.make_eval_step`.
+      sources: validation streams by name; `max_tokens` are shared out equally.
+      rows_at_once: how many windows the devices take together.
+    """
 
     def __init__(
         self,
         eval_step: Callable,
-        source: TokenSource,
+        sources: dict[str, TokenSource],
         *,
         seq_len: int,
         max_tokens: int,
-        microbatch: int,
-        rows: np.ndarray,
-        sharding: NamedSharding,
+        rows_at_once: int,
+        placement: Placement,
     ):
         self._eval_step = eval_step
-        self._source = source
+        self._sources = sources
         self._seq_len = seq_len
-        self._num_windows = min(num_windows(source, seq_len), max(1, max_tokens // seq_len))
-        self._microbatch = microbatch
-        self._rows = rows
-        self._sharding = sharding
+        most = max(1, max_tokens // len(sources) // seq_len)
+        self._num_windows = {name: min(num_windows(source, seq_len), most) for name, source in sources.items()}
+        self._rows_at_once = rows_at_once
+        self._placement = placement
 
     @property
     def num_tokens(self) -> int:
-        return self._num_windows * self._seq_len
+        return sum(self._num_windows.values()) * self._seq_len
 
     def __call__(self, params, leave: StopSignal | None = None) -> dict[str, float] | None:
-        """Means over all target tokens: {"loss": nats, "accuracy": ...}; None if `leave` came half way."""
+        """Means over all target tokens: {"loss": nats, "accuracy": ...}, of several streams also "NAME/loss", ...
+
+        None if `leave` came half way.
+        """
+        totals = {}
+        for name, source in self._sources.items():
+            sums = self._sums(params, source, self._num_windows[name], leave)
+            if sums is None:
+                return None
+            totals[name] = sums
+        out = _means(np.sum(list(totals.values()), axis=0), self.num_tokens)
+        if len(totals) > 1:
+            for name, sums in totals.items():
+                means = _means(sums, self._num_windows[name] * self._seq_len)
+                out |= {f"{name}/{what}": value for what, value in means.items()}
+        return out
+
+    def _sums(self, params, source: TokenSource, num_windows: int, leave: StopSignal | None) -> np.ndarray | None:
+        """Summed (nll, correct) of one stream: float64 (2,)."""
         sums = []
-        for index, first in enumerate(range(0, self._num_windows, self._microbatch)):
+        rows = self._placement.rows(self._rows_at_once)[0]
+        for index, first in enumerate(range(0, num_windows, self._rows_at_once)):
             if leave and leave.received is not None:
                 return None
-            windows = first + self._rows
-            weights = (windows < self._num_windows).astype(np.float32)  # the last microbatch may not be full
-            starts = np.minimum(windows, self._num_windows - 1) * self._seq_len
-            arrays = (self._source.read(starts, self._seq_len + 1)[None], weights[None])
-            batch, weights = (to_devices(each, self._sharding, self._microbatch, self._rows) for each in arrays)
+            windows = first + rows
+            weights = (windows < num_windows).astype(np.float32)  # the last microbatch may not be full
+            starts = np.minimum(windows, num_windows - 1) * self._seq_len
+            arrays = (source.read(starts, self._seq_len + 1)[None], weights[None])
+            batch, weights = (self._placement.to_devices(each, self._rows_at_once) for each in arrays)
             sums.append(self._eval_step(params, batch, weights, np.int32(index)))
-        nll, correct = np.asarray(jax.device_get(sums), np.float64).sum(0)
-        return {"loss": float(nll / self.num_tokens), "accuracy": float(correct / self.num_tokens)}
+        return np.asarray(jax.device_get(sums), np.float64).sum(0)
+
+
+def _means(sums: np.ndarray, num_tokens: int) -> dict[str, float]:
+    return {"loss": float(sums[0] / num_tokens), "accuracy": float(sums[1] / num_tokens)}

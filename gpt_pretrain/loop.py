@@ -8,6 +8,10 @@ import jax
 
 from gpt_pretrain.actions import Evaluation, MetricsReader, StepResult, Throughput
 from gpt_pretrain.checkpoints import Checkpoints
+from gpt_pretrain.data.batches import Element
+from gpt_pretrain.data.ledger import Ledger
+from gpt_pretrain.data.loader import add_up_digests
+from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.stopping import Agreement, StopSignal
 from gpt_pretrain.train_state import TrainState
 from gpt_pretrain.writers import MetricWriter, periodic_actions
@@ -18,8 +22,7 @@ class Loop:
 
     Attributes:
       state: the newest one; the step donates the one before.
-      step: updates made so far.
-      position: examples seen so far, the whole state of the data.
+      step: updates made so far; with the plan, the whole state of the data.
     """
 
     def __init__(
@@ -27,15 +30,15 @@ class Loop:
         *,
         state: TrainState,
         step: int,
-        position: int,
         total_steps: int,
-        batch_size: int,
-        seq_len: int,
+        plan: Plan,
+        ledger: Ledger,
         step_fn: Callable,
         statistics_fn: Callable,
         evaluation: Evaluation | None,
         checkpoints: Checkpoints,
-        metadata: Callable[[int, int], dict],
+        save_dir: str,
+        metadata: Callable[[int], dict],
         writer: MetricWriter,
         flops_per_token: float,
         peak_flops: float | None,
@@ -45,19 +48,21 @@ class Loop:
           step_fn: (state, batch) -> (state, metrics).
           statistics_fn: (state, batch) -> {name: scalar}.
           evaluation: validation loss, if there is a validation split.
-          metadata: (step, position) -> what is saved beside the state.
+          plan: what each step consumes.
+          ledger: of the steps so far; goes on here.
+          metadata: step -> what is saved beside the state.
           peak_flops: of all devices together, FLOP/s; None if unknown.
         """
         self.state = state
         self.step = step
-        self.position = position
         self._total_steps = total_steps
-        self._batch_size = batch_size
-        self._tokens_per_step = batch_size * seq_len
+        self._plan = plan
+        self._ledger = ledger
         self._step_fn = step_fn
         self._statistics_fn = statistics_fn
         self._evaluation = evaluation
         self._checkpoints = checkpoints
+        self._save_dir = save_dir
         self._metadata = metadata
         self._writer = writer
         self._flops_per_token = flops_per_token
@@ -69,7 +74,7 @@ class Loop:
 
     def run(
         self,
-        batches: Iterable[tuple[dict, jax.Array]],
+        batches: Iterable[tuple[Element, jax.Array]],
         stop_signal: StopSignal,
         agreement: Agreement,
         *,
@@ -112,7 +117,7 @@ class Loop:
                 self._write_statistics(batch)
             self.state, metrics = self._step_fn(self.state, batch)
             self.step += 1
-            self.position = element["position"] + self._batch_size
+            self._ledger.add(element["digest"])
             self._report(self._reader.push(self.step, element["position"], metrics))
             for action in actions:
                 action(self.step)
@@ -123,19 +128,27 @@ class Loop:
 
     def _report(self, result: StepResult | None) -> None:
         if result:
-            self._throughput.step_done(self._tokens_per_step)
+            before, after = (self._plan.tokens_before(step) for step in (result.step - 1, result.step))
+            self._throughput.step_done(after - before)
             self._log_action(result.step, result=result)
 
     def _log(self, step: int, t: float, result: StepResult) -> None:
         del t
         values = {f"train/{name}": value for name, value in result.metrics.items()}
-        values["train/examples_seen"] = result.position + self._batch_size
+        values["train/examples_seen"] = self._plan.position(step)
+        values |= self._epochs(step)
         if rate := self._throughput.lap():
             values["train/tokens_per_sec"] = rate
-            values["train/eta_secs"] = (self._total_steps - step) * self._tokens_per_step / rate
+            left = self._plan.tokens_before(self._total_steps) - self._plan.tokens_before(step)
+            values["train/eta_secs"] = left / rate
             if self._peak_flops:
                 values["train/mfu"] = rate * self._flops_per_token / self._peak_flops
         self._writer.write_scalars(step, values)
+
+    def _epochs(self, step: int) -> dict[str, float]:
+        """Of a mixture, how often each stream has been met."""
+        epochs = self._plan.epochs(step)
+        return {f"epochs/{name}": value for name, value in epochs.items()} if len(epochs) > 1 else {}
 
     def _evaluate(self, step: int, t: float | None = None) -> None:
         del t
@@ -154,7 +167,11 @@ class Loop:
             return
         with self._throughput.paused():
             self._writer.flush()  # curves up to a checkpoint are as safe as the checkpoint
-            self._checkpoints.save(step, self.state, self._metadata(step, self.position))
+            self._ledger.extend(add_up_digests(self._ledger.take_new()))
+            assert len(self._ledger) == step, (len(self._ledger), step)
+            if jax.process_index() == 0:
+                self._ledger.write(self._save_dir)
+            self._checkpoints.save(step, self.state, self._metadata(step) | {"ledger": self._ledger.to_text()})
         self._saved_step = step
 
     def _write_statistics(self, batch: jax.Array) -> None:

@@ -43,6 +43,9 @@ def make_parser() -> argparse.ArgumentParser:
     for flag, (binding, kind, text) in _SHORTHANDS.items():
         short.add_argument(f"--{flag}", dest=flag, type=kind, metavar=kind.__name__.upper(),
                            help=text if flag == binding else f"{binding}: {text}")  # fmt: skip
+    parser.add_argument(
+        "--fork", action="store_true", help="go on with other data or another seed, as a new branch of the run"
+    )
     several = parser.add_argument_group("several processes (found by itself on Slurm, GKE and TPU pods)")
     several.add_argument("--coordinator_address", metavar="HOST:PORT")
     several.add_argument("--num_processes", type=int)
@@ -57,6 +60,8 @@ def bindings_of(args: argparse.Namespace) -> list[str]:
         value = getattr(args, flag)
         if value is not None:
             bindings.append(f"{binding} = {int(value) if flag == 'num_tokens' else value!r}")
+    if args.fork:
+        bindings.append("train.fork = True")
     return bindings
 
 

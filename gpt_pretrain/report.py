@@ -5,11 +5,12 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 from jax.sharding import Mesh
 
+from gpt_pretrain.data.plan import Segment
 from gpt_pretrain.data.token_sources import TokenDataset
 from gpt_pretrain.llm import GPTConfig
 from gpt_pretrain.sharding import BatchLayout
@@ -18,15 +19,26 @@ log = logging.getLogger(__name__)
 
 
 def say_what_runs(
-    dataset: TokenDataset, config: GPTConfig, layout: BatchLayout, mesh: Mesh, *, num_params: int, seq_len: int
+    datasets: Mapping[str, TokenDataset],
+    config: GPTConfig,
+    layout: BatchLayout,
+    mesh: Mesh,
+    *,
+    num_params: int,
+    segment: Segment,
 ) -> None:
     """One line for each thing that was chosen: data, model, attention, precision, devices, batch."""
-    train_tokens = dataset.splits["train"].num_tokens
-    log.info("Data: %s, %s tokens in %s, fingerprint %.12s", dataset.directory, f"{train_tokens:,}", dataset.format,
-             dataset.fingerprint)  # fmt: skip
-    if dataset.unigram_entropy is not None:
-        log.info("Unigram entropy of the training data: %.2f nats (the loss of a model that knows only how frequent "
-                 "each token is)", dataset.unigram_entropy)  # fmt: skip
+    seq_len, block = segment.seq_len, sum(stream.count for stream in segment.streams)
+    for stream in segment.streams:
+        dataset = datasets[stream.name]
+        share = f"{stream.name}, {stream.count} of {block} examples: " if stream.name else ""
+        log.info("Data: %s%s, %s tokens in %s, fingerprint %.12s", share, dataset.directory, f"{stream.num_tokens:,}",
+                 dataset.format, dataset.fingerprint)  # fmt: skip
+        if stream.excluded:
+            log.info("Excluded: %d windows that hold documents of data.exclude", len(stream.excluded))
+        if dataset.unigram_entropy is not None:
+            log.info("Unigram entropy of the training data: %.2f nats (the loss of a model that knows only how "
+                     "frequent each token is)", dataset.unigram_entropy)  # fmt: skip
     is_tf32 = config.dtype == "float32" and mesh.devices.flat[0].platform == "gpu"
     log.info("Model: %s parameters, %d layers x %d wide, compute in %s%s, attention by %s", f"{num_params:,}",
              config.n_layer, config.n_embd, config.dtype, " (matrix products in TF32 where JAX chooses so)" * is_tf32,

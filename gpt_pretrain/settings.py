@@ -2,7 +2,7 @@
 
     train      the run: batch, length, intervals, writers     gpt_pretrain.train.train
     model      the shape of the GPT                            gpt_pretrain.llm.GPTConfig
-    data       which tokens, in which order                    gpt_pretrain.data.token_sources.DataConfig
+    data       which tokens, in which order                    gpt_pretrain.data.config.DataConfig
     optimizer  AdamW and its schedules                         gpt_pretrain.optimizers.adamw
     mesh       devices                                         gpt_pretrain.sharding.make_mesh
     perturb    something done at a hook site                   gpt_pretrain.perturbations.Perturbation
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import gin
 
 from gpt_pretrain import llm, optimizers, perturbations, sharding, train
-from gpt_pretrain.data import token_sources
+from gpt_pretrain.data import config
 
 _WIRING = """
 train.model = @model()
@@ -29,7 +29,7 @@ train.mesh = @mesh
 _NOT_SETTINGS = ["describe_config", "command"]
 _run = gin.external_configurable(train.train, "train", denylist=_NOT_SETTINGS)
 gin.external_configurable(llm.GPTConfig, "model")
-gin.external_configurable(token_sources.DataConfig, "data")
+gin.external_configurable(config.DataConfig, "data")
 gin.external_configurable(optimizers.adamw, "optimizer")
 gin.external_configurable(sharding.make_mesh, "mesh")
 gin.external_configurable(perturbations.Perturbation, "perturb")

@@ -17,7 +17,13 @@ from gpt_pretrain import checkpoints as checkpoints_lib
 from gpt_pretrain import metrics, sharding, train_state, train_step
 from gpt_pretrain.actions import Diverged, Evaluation
 from gpt_pretrain.data import loader
-from gpt_pretrain.data.token_sources import DataConfig, TokenDataset, open_dataset
+from gpt_pretrain.data.batches import Batches
+from gpt_pretrain.data.config import DataConfig
+from gpt_pretrain.data.ledger import Ledger
+from gpt_pretrain.data.plan import Plan, PlanError, Segment
+from gpt_pretrain.data.run import RunData
+from gpt_pretrain.data.token_sources import TokenDataset
+from gpt_pretrain.data.verify import check_last_steps
 from gpt_pretrain.generate import sample
 from gpt_pretrain.llm import GPTConfig
 from gpt_pretrain.loop import Loop
@@ -37,7 +43,7 @@ def train(
     optimizer: Callable[[int], Optimizer],
     mesh: Callable[[], Mesh],
     save_dir: str = "runs/gpt2",
-    batch_size: int = 512,
+    batch_size: int | Sequence[tuple[int, int]] = 512,
     per_device_batch_size: int = 16,
     num_tokens: int = 10_000_000_000,
     seed: int = 0,
@@ -48,6 +54,8 @@ def train(
     save_interval: int = 1000,
     statistics_interval: int = 0,
     num_checkpoints_kept: int = 2,
+    verify_steps: int = 8,
+    fork: bool = False,
     profile_step: int = 0,
     writers: Sequence[str] = ("console", "tensorboard", "wandb"),
     wandb_project: str = "gpt_pretrain",
@@ -65,16 +73,20 @@ def train(
       optimizer: total steps -> Optimizer.
       mesh: () -> device mesh.
       save_dir: everything the run writes: checkpoints, curves, the gin configuration.
-      batch_size: windows an update, over all devices.
+      batch_size: windows an update, over all devices; or a schedule ((0, 64), (1000, 512)): 64 at first, 512
+        from step 1000 on.
       per_device_batch_size: windows that a device holds at once; more than that times the devices is
         accumulated.
-      num_tokens: to train on; the run has num_tokens // (batch_size * seq_len) steps.
+      num_tokens: to train on; the run has as many whole steps as fit.
       seed: of the initial weights, dropout and perturbations (the order has `data.seed`).
       from_pretrained: a save_dir or checkpoint of another run whose weights alone are taken at the start.
       log_interval, eval_interval, save_interval, statistics_interval: in steps; 0 means never (the last
         step is always logged, evaluated and saved).
       eval_tokens: of the validation split, at most, from its front.
       num_checkpoints_kept: the newest ones, at least 2.
+      verify_steps: on going on, read the batches of this many last steps again and compare them with the ledger.
+      fork: go on with other data, another data.seed or train.seed: a new branch of the run. Changes of batch
+        size, mixture, sequence length and exclusions need no fork.
       profile_step: start a profile of 5 steps here; 0 for none.
       writers: some of "console", "tensorboard", "wandb".
       wandb_project: in Weights & Biases.
@@ -98,12 +110,14 @@ def train(
     for name, value in intervals.items():
         _check_whole(f"train.{name}", value, at_least=0)
     counts = {
-        "batch_size": batch_size, "per_device_batch_size": per_device_batch_size, "num_tokens": num_tokens,
-        "eval_tokens": eval_tokens, "sample_tokens": sample_tokens,
+        "per_device_batch_size": per_device_batch_size, "num_tokens": num_tokens, "eval_tokens": eval_tokens,
+        "sample_tokens": sample_tokens,
     }  # fmt: skip
     for name, value in counts.items():
         _check_whole(f"train.{name}", value)
     _check_whole("train.num_checkpoints_kept", num_checkpoints_kept, at_least=2)  # one may be damaged
+    _check_whole("train.verify_steps", verify_steps, at_least=0)
+    batch_sizes = _batch_schedule(batch_size)
     num_tokens, eval_tokens = int(num_tokens), int(eval_tokens)  # 1e10 is a float
     for name, value in (("save_dir", save_dir), ("from_pretrained", from_pretrained or "")):
         if "://" in value:
@@ -111,8 +125,10 @@ def train(
                 f"train.{name}: {value} is a URL; expected a directory (mount the bucket, or use a shared disk)"
             )
     check_names(writers)
-    dataset = open_dataset(data.dir, format=data.format, verify=data.verify)
-    total_examples = _check_sizes(dataset, model, data, batch_size=batch_size, num_tokens=num_tokens)
+    datasets = data.open()
+    dataset = next(iter(datasets.values()))  # all have its tokenizer
+    wanted = data.segment(datasets, batch_sizes)
+    _check_sizes(dataset, model, wanted, num_tokens=num_tokens)
     tokenizer = get_tokenizer(dataset.tokenizer or "gpt2")
     prompt = None if sample_prompt is None else tokenizer.encode(sample_prompt)
     if prompt is not None and len(prompt) >= data.seq_len:
@@ -125,17 +141,21 @@ def train(
         device_mesh = mesh()
         platform = sharding.platform_of(jax.devices()[0])
         config = model.resolve(platform)
-        layout = sharding.batch_layout(batch_size, per_device_batch_size, device_mesh.size)
+        placement = loader.Placement(sharding.batch_sharding(device_mesh), per_device_batch_size)
+        layouts = [placement.layout(size) for _, size in batch_sizes]
 
         # Where to start.
-        identity = {
-            "dataset": dataset.fingerprint, "data.seed": data.seed, "train.seed": seed, "data.seq_len": data.seq_len,
-            **{f"model.{name}": value for name, value in model.shape.items()},
-        }  # fmt: skip
+        identity = {"train.seed": seed, **{f"model.{name}": value for name, value in model.shape.items()}}
+        identity["positions"] = data.seq_len
         stack.enter_context(checkpoints_lib.exclusive(save_dir))
         found = checkpoints_lib.choose(save_dir)
-        step, position = _check_same_run(found[1], identity, save_dir, batch_size) if found else (0, 0)
-        total_steps = step + max(0, total_examples - position) // batch_size
+        step, plan, ledger = 0, Plan((wanted,)), Ledger()
+        if found:
+            step = found[0]
+            plan, ledger = _continue(found[1], identity, wanted, save_dir, fork=fork)
+            check_last_steps(ledger, plan, datasets, num_steps=verify_steps)
+        total_steps = max(step, plan.num_steps(num_tokens))
+        data.check_epochs(plan, total_steps)
         made = optimizer(total_steps)
         checkpoints = checkpoints_lib.Checkpoints(save_dir, num_kept=num_checkpoints_kept)
         stack.callback(checkpoints.close)
@@ -149,61 +169,62 @@ def train(
         num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         is_primary = jax.process_index() == 0
         if is_primary:
-            say_what_runs(dataset, config, layout, device_mesh, num_params=num_params, seq_len=data.seq_len)
+            say_what_runs(datasets, config, layouts[-1], device_mesh, num_params=num_params, segment=plan.segments[-1])
             if found:
-                log.info(
-                    "Continuing %s from step %d of %d (%s examples seen)", save_dir, step, total_steps, f"{position:,}"
-                )
+                position = f"{plan.position(step):,}"
+                log.info("Continuing %s from step %d of %d (%s examples seen)", save_dir, step, total_steps, position)
+                if plan.segments[-1].from_step == step:
+                    log.info("Data plan: from step %d on, %s", step, plan.segments[-1].change)
             else:
                 log.info("Starting in %s: %d steps; the first takes longer, it is compiled", save_dir, total_steps)
 
         # The compiled functions and what feeds them.
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        most_at_once = max(layout.per_device for layout in layouts)
         how = {
             "seq_len": data.seq_len, "num_valid": dataset.vocab_size, "seed": seed, "mesh": device_mesh,
-            "num_chunks": num_loss_chunks(layout.per_device, data.seq_len, model.vocab_size, platform),
+            "num_chunks": num_loss_chunks(most_at_once, data.seq_len, model.vocab_size, platform),
         }  # fmt: skip
         step_fn = train_step.make_train_step(config, made, **how)
         statistics_fn = train_step.make_statistics(config, **how)
-        batch_sharding = sharding.batch_sharding(device_mesh)
-        rows = loader.local_rows(batch_sharding, layout.num_microbatches, layout.microbatch)
-        batches = loader.Batches(
-            dataset.splits["train"], seed=data.seed, seq_len=data.seq_len, vocab_size=dataset.vocab_size,
-            num_microbatches=layout.num_microbatches, microbatch=layout.microbatch, rows=rows,
-            start=position, num_batches=total_steps - step,
+        batches = Batches(
+            {name: each.splits["train"] for name, each in datasets.items()}, plan, vocab_size=dataset.vocab_size,
+            first_step=step, num_steps=total_steps - step, rows_of=placement.rows,
         )  # fmt: skip
         evaluation = None
-        if "val" in dataset.splits:
+        if validation := {name: each.splits["val"] for name, each in datasets.items() if "val" in each.splits}:
             eval_step = train_step.make_eval_step(config, **how)
             evaluation = Evaluation(
-                train_step.compile_eval_step(eval_step, shardings, device_mesh), dataset.splits["val"],
-                seq_len=data.seq_len, max_tokens=eval_tokens, microbatch=layout.microbatch, rows=rows,
-                sharding=batch_sharding,
+                train_step.compile_eval_step(eval_step, shardings, device_mesh), validation, seq_len=data.seq_len,
+                max_tokens=eval_tokens, rows_at_once=layouts[-1].microbatch, placement=placement,
             )  # fmt: skip
         else:
-            log.warning("%s has no validation split: no validation loss will be computed.", data.dir)
+            log.warning("%s has no validation split: no validation loss will be computed.", dataset.directory)
 
         config_text = describe_config()
         if is_primary:
             with whole_file(Path(save_dir, "config.gin")) as partial:
                 partial.write_text(config_text)
+            directories = {name: os.path.abspath(path) for name, path in data.directories.items()}
+            RunData(save_dir, plan, directories, total_steps).write()
+            ledger.write(save_dir)
         writer = make_writer(
             tuple(writers), save_dir=save_dir, total_steps=total_steps, start_step=step, config_text=config_text,
             wandb_project=wandb_project, run_name=os.path.basename(os.path.normpath(save_dir)), is_primary=is_primary,
         )  # fmt: skip
         stack.callback(writer.close)
 
-        def metadata(step: int, position: int) -> dict:
+        def metadata(step: int) -> dict:
             return {
-                "step": step, "examples_seen": position, "batch_size": batch_size, "identity": identity,
+                "step": step, "examples_seen": plan.position(step), "identity": identity, "plan": plan.to_json(),
                 "model": _as_json(model), "seq_len": data.seq_len, "vocab_size": dataset.vocab_size,
                 "tokenizer": dataset.tokenizer, "config": describe_config(),
             }  # fmt: skip
 
         peak = peak_flops_per_device or metrics.peak_flops(jax.devices()[0])
         loop = Loop(
-            state=state, step=step, position=position, total_steps=total_steps, batch_size=batch_size,
-            seq_len=data.seq_len, step_fn=train_step.compile_train_step(step_fn, shardings, device_mesh),
+            state=state, step=step, total_steps=total_steps, plan=plan, ledger=ledger, save_dir=save_dir,
+            step_fn=train_step.compile_train_step(step_fn, shardings, device_mesh),
             statistics_fn=train_step.compile_statistics(statistics_fn, shardings, device_mesh),
             evaluation=evaluation, checkpoints=checkpoints, metadata=metadata, writer=writer,
             flops_per_token=metrics.flops_per_token(config, num_params, data.seq_len),
@@ -212,14 +233,14 @@ def train(
         del state  # the loop donates it
         try:
             loop.run(
-                loader.prefetch_to_devices(loader.load(batches), batch_sharding, layout.microbatch, rows),
+                loader.prefetch_to_devices(loader.load(batches), placement, plan.batch_size),
                 stop_signal, Agreement(device_mesh), profile_dir=os.path.join(save_dir, "tensorboard"), **intervals,
             )  # fmt: skip
         except Diverged as error:
             checkpoints.wait()
             last = checkpoints.latest_step
             raise Diverged(
-                f"{error} and has {batch_size} examples (`gpt_pretrain.data.order.window_at` names their windows). "
+                f"{error} (`python -m gpt_pretrain.inspect {save_dir} --step N` shows its documents). "
                 "Stopped; nothing was saved after it. Last good checkpoint: "
                 + ("none was saved yet" if last is None else str(checkpoints.directory / str(last)))
                 + ". Lower optimizer.lr or raise optimizer.warmup_steps and start again; or begin a new run from that "
@@ -230,8 +251,9 @@ def train(
     if is_primary:
         if finished and prompt is not None:
             _print_sample(loop.state.params, config, dataset, tokenizer, prompt, data.seq_len, sample_tokens)
+        position = plan.position(loop.step)
         say_where_things_are(
-            save_dir, writers, step=loop.step, total_steps=total_steps, position=loop.position, command=command
+            save_dir, writers, step=loop.step, total_steps=total_steps, position=position, command=command
         )
     return 0 if finished else 128 + int(stop_signal.received or 15)
 
@@ -241,37 +263,58 @@ def _check_whole(name: str, value, *, at_least: int = 1) -> None:
         raise ValueError(f"{name}: found {value!r}, expected a whole number, at least {at_least}")
 
 
-def _check_sizes(dataset: TokenDataset, model: GPTConfig, data: DataConfig, *, batch_size: int, num_tokens: int) -> int:
-    """Vocabulary, stream and length of the run fit together; returns how many examples the run has."""
+def _batch_schedule(batch_size) -> tuple[tuple[int, int], ...]:
+    """512 -> ((0, 512),); a schedule is checked."""
+    if isinstance(batch_size, int | float):
+        _check_whole("train.batch_size", batch_size)
+        return ((0, int(batch_size)),)
+    schedule = tuple((step, size) for step, size in batch_size)
+    steps = [step for step, _ in schedule]
+    if not schedule or steps[0] != 0 or steps != sorted(set(steps)) or any(size < 1 for _, size in schedule):
+        raise ValueError(
+            f"train.batch_size: found {batch_size!r}, expected a size, or ((0, size), (step, size), ...) with "
+            "ascending steps"
+        )
+    return schedule
+
+
+def _check_sizes(dataset: TokenDataset, model: GPTConfig, wanted: Segment, *, num_tokens: int) -> None:
+    """Vocabulary, model and length of the run fit together."""
     if dataset.vocab_size > model.vocab_size:
         raise ValueError(
-            f"model.vocab_size={model.vocab_size} is smaller than the {dataset.vocab_size} ids of {data.dir}; "
+            f"model.vocab_size={model.vocab_size} is smaller than the {dataset.vocab_size} ids of {dataset.directory}; "
             f"expected at least {dataset.vocab_size}."
         )
-    loader.num_windows(dataset.splits["train"], data.seq_len)
-    total_examples = num_tokens // data.seq_len
-    if total_examples < batch_size:
+    if Plan((wanted,)).num_steps(num_tokens) < 1:
+        size = wanted.batch_size(0)
         raise ValueError(
-            f"train.num_tokens={num_tokens} is less than one step: batch_size {batch_size} x seq_len "
-            f"{data.seq_len} = {batch_size * data.seq_len} tokens"
+            f"train.num_tokens={num_tokens} is less than one step: batch_size {size} x seq_len {wanted.seq_len} = "
+            f"{size * wanted.seq_len} tokens"
         )
-    return total_examples
 
 
-def _check_same_run(metadata: dict, identity: dict, save_dir: str, batch_size: int) -> tuple[int, int]:
-    """Refuses to continue another run; returns (step, position)."""
-    if changed := checkpoints_lib.differences(identity, metadata["identity"]):
+def _continue(metadata: dict, identity: dict, wanted: Segment, save_dir: str, *, fork: bool) -> tuple[Plan, Ledger]:
+    """The plan and the ledger of a checkpoint, the plan with what is wanted from here on."""
+    step, theirs = metadata["step"], metadata["identity"]
+    changed = checkpoints_lib.differences(identity, theirs)
+    problems = changed
+    if fork and identity | {"train.seed": 0} == theirs | {"train.seed": 0}:
+        problems = []
+    plan = Plan.from_json(metadata["plan"])
+    try:
+        plan = plan.continued(wanted, step, fork=fork)
+    except PlanError as error:
+        problems = [*problems, str(error)]
+    if problems:
         raise ValueError(
-            f"{save_dir} holds the checkpoint of another run (step {metadata['step']}):\n" + "\n".join(changed)
-            + "\nChoose another --save_dir, or set these back. To start a new run from its weights, use "
+            f"{save_dir} holds the checkpoint of another run (step {step}):\n" + "\n".join(problems)
+            + "\nChoose another --save_dir, or set these back. Other data or another seed can be taken up on purpose, "
+            "as a new branch of the run, by --fork. To start a new run from its weights, use "
             f"--from_pretrained={save_dir} with another --save_dir."
         )  # fmt: skip
-    if metadata["batch_size"] != batch_size:
-        log.warning(
-            "train.batch_size is %d, until step %d it was %d: the order goes on where it was, the run is not the "
-            "one it would have been.", batch_size, metadata["step"], metadata["batch_size"],
-        )  # fmt: skip
-    return metadata["step"], metadata["examples_seen"]
+    if changed:
+        log.warning("Fork: train.seed is another from step %d on.", step)
+    return plan, Ledger.from_text(metadata["ledger"])
 
 
 def _weights_of(directory: str, config: GPTConfig, seq_len: int, abstract_params):

@@ -23,33 +23,6 @@ _ALWAYS_VERIFY_BYTES = 2**30  # digests of this much take about a second
 _GPT2_VOCAB_SIZE = 50257
 
 
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Which tokens, in which order.
-
-    Attributes:
-      dir: a prepared dataset (`data_prep.fineweb --output_dir`), or a directory or glob of .bin files.
-      format: "bin", "array_record", or "auto" for the first of these that is there. Same windows either way.
-      seed: of the order of windows.
-      seq_len: tokens a window; also the number of positions of the model.
-      verify: "digest" reads every byte at the start, "size" none, "auto" all up to 1 GiB.
-    """
-
-    dir: str = "data/fineweb-10BT"
-    format: Format = "auto"
-    seed: int = 0
-    seq_len: int = 1024
-    verify: Verify = "auto"
-
-    def __post_init__(self):
-        if not isinstance(self.seq_len, int) or self.seq_len < 1:
-            raise ValueError(f"data.seq_len: found {self.seq_len!r}, expected a whole number of tokens, at least 1")
-        if not isinstance(self.seed, int):
-            raise ValueError(f"data.seed: found {self.seed!r}, expected a whole number")
-        if "://" in self.dir:
-            raise ValueError(f"data.dir: {self.dir} is a URL; copy or mount the dataset, it is read by random access")
-
-
 class TokenSource(Protocol):
     """One split's token stream."""
 
@@ -58,6 +31,16 @@ class TokenSource(Protocol):
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
         """Tokens `[start, start + length)` for each start: (n, length), uint16 or uint32 as they are stored."""
         ...
+
+
+def num_windows(source: TokenSource, seq_len: int) -> int:
+    """How many windows of `seq_len` inputs (and one more token) the stream holds; ValueError if none."""
+    count = (source.num_tokens - 1) // seq_len
+    if count < 1:
+        raise ValueError(
+            f"data.seq_len={seq_len} needs {seq_len + 1} tokens for one window; the stream holds {source.num_tokens}"
+        )
+    return count
 
 
 class BinSource:
@@ -131,6 +114,8 @@ class TokenDataset:
       splits: "train", and "val" where there is one.
       vocab_size: ids are below it.
       tokenizer: its name, or None where nobody recorded it.
+      tokenizer_digest: equal digests promise equal ids; None as above.
+      end_of_text: the id that begins each document.
       unigram_entropy: of the train split in nats, or None; the loss of a model that knows frequencies only.
     """
 
@@ -140,6 +125,8 @@ class TokenDataset:
     splits: dict[str, TokenSource]
     vocab_size: int
     tokenizer: str | None
+    tokenizer_digest: str | None
+    end_of_text: int
     unigram_entropy: float | None
 
 
@@ -207,6 +194,8 @@ def _open_prepared(directory, format, verify) -> TokenDataset:
         splits=splits,
         vocab_size=manifest.spec["vocab_size"],
         tokenizer=manifest.spec["tokenizer"],
+        tokenizer_digest=manifest.spec["tokenizer_digest"],
+        end_of_text=manifest.spec["end_of_text"],
         unigram_entropy=manifest.splits["train"].unigram_entropy,
     )
 
@@ -250,6 +239,8 @@ def _open_bare(directory, paths, format) -> TokenDataset:
         splits=sources,
         vocab_size=_GPT2_VOCAB_SIZE,
         tokenizer=None,
+        tokenizer_digest=None,
+        end_of_text=_GPT2_VOCAB_SIZE - 1,
         unigram_entropy=None,
     )
 

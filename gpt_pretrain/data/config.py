@@ -1,0 +1,154 @@
+"""What a user says of the data, and the plan segment that it comes to."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from data_prep.documents import DocumentTables
+from gpt_pretrain.data.mixture import counts_of
+from gpt_pretrain.data.order import SHUFFLES, Shuffle
+from gpt_pretrain.data.plan import Plan, Segment, Stream
+from gpt_pretrain.data.token_sources import Format, TokenDataset, Verify, open_dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which tokens, in which order.
+
+    Attributes:
+      dir: a prepared dataset (`data_prep.fineweb --output_dir`), or a directory or glob of .bin files.
+      format: "bin", "array_record", or "auto" for the first of these that is there. Same windows either way.
+      seed: of the order of windows.
+      seq_len: tokens a window; also the number of positions of the model, unless `model.block_size` says more.
+      verify: "digest" reads every byte at the start, "size" none, "auto" all up to 1 GiB.
+      mixture: several datasets instead of `dir`: {"name": ("directory", weight)}, or ("directory", weight,
+        max_epochs). Weights are relative; each stream is shuffled and repeated on its own.
+      mixture_block: every block of this many examples has exactly the mixture's proportions.
+      shuffle: "global", "block" or "none"; see `order.WindowOrder`.
+      shuffle_block_windows, shuffle_group_blocks: of "block".
+      exclude: ids of documents whose windows are left out, or a text file of ids, one a line.
+      max_epochs: refuse a run that would meet a stream more often than this; None for no limit.
+      document_mask: attention stays within a document, positions restart at end-of-text.
+    """
+
+    dir: str = "data/fineweb-10BT"
+    format: Format = "auto"
+    seed: int = 0
+    seq_len: int = 1024
+    verify: Verify = "auto"
+    mixture: Mapping[str, Sequence] | None = None
+    mixture_block: int = 1000
+    shuffle: Shuffle = "global"
+    shuffle_block_windows: int = 1024
+    shuffle_group_blocks: int = 32
+    exclude: str | Sequence[str] = ()
+    max_epochs: float | None = None
+    document_mask: bool = False
+
+    def __post_init__(self):
+        for name in ("seq_len", "mixture_block", "shuffle_block_windows", "shuffle_group_blocks"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"data.{name}: found {value!r}, expected a whole number, at least 1")
+        if not isinstance(self.seed, int):
+            raise ValueError(f"data.seed: found {self.seed!r}, expected a whole number")
+        if self.shuffle not in SHUFFLES:
+            raise ValueError(f"data.shuffle: found {self.shuffle!r}, expected one of {', '.join(SHUFFLES)}")
+        for name, entry in (self.mixture or {}).items():
+            if isinstance(entry, str) or not 2 <= len(entry) <= 3 or not name or "/" in name:
+                raise ValueError(
+                    f"data.mixture: found {name!r}: {entry!r}, expected a name without '/' and "
+                    '("directory", weight) or ("directory", weight, max_epochs)'
+                )
+        for directory in self.directories.values():
+            if "://" in directory:
+                raise ValueError(
+                    f"data.dir: {directory} is a URL; copy or mount the dataset, it is read by random access"
+                )
+
+    @property
+    def directories(self) -> dict[str, str]:
+        """Directory of each stream by name; the name of one alone is ""."""
+        if self.mixture is None:
+            return {"": self.dir}
+        return {name: entry[0] for name, entry in self.mixture.items()}
+
+    def open(self) -> dict[str, TokenDataset]:
+        """The datasets by stream name. ValueError: not there, damaged, or of several tokenizers."""
+        datasets = {
+            name: open_dataset(directory, format=self.format, verify=self.verify)
+            for name, directory in self.directories.items()
+        }
+        first, *rest = datasets.values()
+        for other in rest:
+            if other.tokenizer_digest != first.tokenizer_digest:
+                raise ValueError(
+                    f"data.mixture: {first.directory} and {other.directory} have different tokenizers "
+                    f"({first.tokenizer}, {other.tokenizer}). Prepare them with one."
+                )
+        return datasets
+
+    def segment(self, datasets: Mapping[str, TokenDataset], batch_sizes: Sequence[tuple[int, int]]) -> Segment:
+        """What the plan should be, as far as this configuration says. ValueError where it cannot be."""
+        weights = [float(entry[1]) for entry in (self.mixture or {}).values()] or [1.0]
+        counts = counts_of(weights, self.mixture_block) if len(weights) > 1 else (1,)
+        excluded = self._excluded(datasets)
+        streams = tuple(
+            Stream(
+                name, dataset.fingerprint, dataset.splits["train"].num_tokens, count, excluded=excluded.get(name, ())
+            )
+            for (name, dataset), count in zip(datasets.items(), counts, strict=True)
+        )
+        segment = Segment(
+            seed=self.seed, seq_len=self.seq_len, batch_sizes=tuple(batch_sizes), streams=streams,
+            shuffle=self.shuffle, block_windows=self.shuffle_block_windows, group_blocks=self.shuffle_group_blocks,
+        )  # fmt: skip
+        for index, (name, dataset) in enumerate(datasets.items()):
+            num_left = segment.num_windows(index) - len(excluded.get(name, ()))
+            if num_left < 1:
+                raise ValueError(
+                    f"data.seq_len={self.seq_len} needs {self.seq_len + 1} tokens for one window; the stream in "
+                    f"{dataset.directory} holds {streams[index].num_tokens}"
+                    + (f" and {len(excluded[name])} of its windows are excluded" if excluded.get(name) else "")
+                )
+        return segment
+
+    def check_epochs(self, plan: Plan, num_steps: int) -> None:
+        """ValueError where a run of that many steps would meet a stream more often than it may."""
+        limits = {name: self.max_epochs for name in self.directories}
+        limits |= {name: entry[2] for name, entry in (self.mixture or {}).items() if len(entry) > 2}
+        for name, epochs in plan.epochs(num_steps).items():
+            limit = limits.get(name)
+            if limit is not None and epochs > limit:
+                raise ValueError(
+                    f"{name or self.dir}: would be met {epochs:.2f} times in {num_steps} steps, expected at most "
+                    f"{limit} (data.max_epochs or data.mixture). Lower train.num_tokens or its weight, or raise the limit."
+                )
+
+    def _excluded(self, datasets: Mapping[str, TokenDataset]) -> dict[str, tuple[int, ...]]:
+        """Windows of each stream that meet an excluded document."""
+        ids = self.exclude
+        if isinstance(ids, str):
+            if not os.path.isfile(ids):
+                raise ValueError(f"data.exclude: {ids}: no such file; expected a text file of document ids, one a line")
+            ids = Path(ids).read_text(encoding="utf-8").split("\n")
+        ids = [each.strip() for each in ids if each.strip()]
+        if not ids:
+            return {}
+        windows: dict[str, set[int]] = {name: set() for name in datasets}
+        tables = {name: DocumentTables(dataset.directory) for name, dataset in datasets.items()}
+        for document_id in ids:
+            found = [(name, document) for name, table in tables.items() for document in table.find("id", document_id)]
+            if not found:
+                raise ValueError(f"data.exclude: no document with the id {document_id} in the training data")
+            for name, document in found:
+                num_windows = (tables[name].num_tokens - 1) // self.seq_len
+                windows[name] |= set(windows_meeting(document.start, document.length, self.seq_len, num_windows))
+        return {name: tuple(sorted(each)) for name, each in windows.items()}
+
+
+def windows_meeting(start: int, length: int, seq_len: int, num_windows: int) -> range:
+    """Windows that hold any of the tokens [start, start + length), be it as the last target only."""
+    first = max(0, -(-(start - seq_len) // seq_len))
+    return range(first, min(num_windows, (start + length - 1) // seq_len + 1))

@@ -1,0 +1,46 @@
+"""What is wrong with the data of a batch whose digest is not what the ledger says."""
+
+from collections.abc import Mapping
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+from data_prep import manifest as manifest_lib
+from data_prep.files import is_intact
+from gpt_pretrain.data.plan import Plan
+from gpt_pretrain.data.token_sources import TokenDataset
+
+
+def explain(plan: Plan, datasets: Mapping[str, TokenDataset], step: int) -> str:
+    """Why a batch may have another digest: the damaged files among those that it is read from, or what is left."""
+    damaged = [problem for problem in damaged_files(plan, datasets, step) if problem]
+    if damaged:
+        return "\n".join(damaged)
+    return (
+        "The files that it is read from have the digests of their manifests (of bare .bin shards nothing can be said), "
+        "so the order or the digest is computed otherwise: was this run begun with another version of gpt_pretrain?"
+    )
+
+
+def damaged_files(plan: Plan, datasets: Mapping[str, TokenDataset], step: int) -> list[str]:
+    """A sentence for each file that the batch of `step` is read from and that is not what its manifest says."""
+    segment, batch = plan.segment_at(step), plan.batch(step)
+    problems = []
+    for index, stream in enumerate(segment.streams):
+        dataset = datasets.get(stream.name)
+        if dataset is None or not Path(dataset.directory, manifest_lib.MANIFEST_NAME).exists():
+            continue
+        shards = manifest_lib.load(dataset.directory).shards_of("train", dataset.format)
+        ends = list(accumulate(shard.num_tokens for shard in shards))
+        starts = batch.windows[batch.streams == index] * segment.seq_len
+        # The token after a window may lie in the next file.
+        edges = np.concatenate([starts, np.minimum(starts + segment.seq_len, ends[-1] - 1)])
+        for number in np.unique(np.searchsorted(ends, edges, side="right")).tolist():
+            shard, path = shards[number], Path(dataset.directory, shards[number].name)
+            if not is_intact(path, shard.num_bytes, shard.digest):
+                problems.append(
+                    f"{path}: is not what its manifest says. `python -m data_prep.check {dataset.directory} --repair` "
+                    "makes it again."
+                )
+    return problems
