@@ -20,6 +20,9 @@ if TYPE_CHECKING:  # it needs JAX, a page without losses doesn't
     from gpt_pretrain.token_losses import TokenLosses
 
 
+_STRIP_PARTS = 48  # of a row, in the table
+
+
 @dataclass(frozen=True)
 class BatchPage:
     """What the page is about.
@@ -57,7 +60,7 @@ def render_batch(page: BatchPage) -> str:
             "token of a row is only an input; the last one is only a target."
         )
     return shell(
-        f"Update {page.update:,}", f"Batch of {page.run}", _tiles(page), sections, footer,
+        f"Update {page.update:,} of {page.num_updates:,}", f"Batch of {page.run}", _tiles(page), sections, footer,
         style=STYLE + STYLE_OF_BATCH, policy=f"{POLICY}; script-src 'sha256-{digest}'",
     )  # fmt: skip
 
@@ -67,19 +70,21 @@ def _tiles(page: BatchPage) -> list[tuple[str, str, str]]:
     num_inputs = sum(len(row.tokens) - 1 for row in rows)
     keys = [(row.stream, part.document.start) for row in rows for part in row.parts if part.document]
     num_parts = sum(len(row.parts) for row in rows)
-    seen = "consumed" if page.update <= page.num_seen else "still to come"
+    num_whole = sum(row.is_whole(part) for row in rows for part in row.parts)
+    seen = "consumed" if page.update <= page.num_seen else "planned"
     some = "" if len(rows) == page.batch_size else f" of {page.batch_size:,}"
+    remark = f"{num_whole or 'none'} whole" if keys else "no table of them"
     tiles = [
-        ("Update", f"{page.update:,}", f"of {page.num_updates:,}, {seen}"),
+        ("State", seen, f"{page.num_seen:,} updates are made"),
         ("Rows", f"{len(rows):,}{some}", f"positions {rows[0].position:,} to {rows[-1].position:,}"),
         ("Tokens", short(num_inputs), f"{len(rows[0].tokens) - 1:,} inputs a row"),
-        ("Documents", f"{len(set(keys)) or num_parts:,}", f"in {num_parts:,} parts"),
+        ("Documents", f"{len(set(keys)) or num_parts:,}", remark),
     ]
     if page.losses:
         nll = page.losses.nll
         tiles.append(("Mean loss", f"{nll.mean():.3f}", f"nats, after update {page.losses.updates:,}"))
         share = (page.losses.rank == 1).mean()
-        tiles.append(("Predicted first", f"{100 * share:.1f}%", "of the targets"))
+        tiles.append(("Accuracy", f"{100 * share:.1f}%", "of targets had rank 1"))
     return tiles
 
 
@@ -111,8 +116,8 @@ def _table(page: BatchPage) -> str:
     has_streams = any(row.stream for row in page.rows)
     head = ["Row", *["Stream"] * has_streams, "Window", "Tokens of the stream", "Documents"]
     cells = "".join(f'<th scope="col"{_kind(name)}>{name}</th>' for name in head)
-    cells += '<th scope="col" class="loss">Mean loss</th>' if page.losses else ""
-    most = float(page.losses.nll.mean(1).max()) if page.losses and len(page.rows) else 1.0
+    if page.losses:
+        cells += '<th scope="col" class="number">Mean loss</th><th scope="col" class="strip">Along the row</th>'
     lines = []
     for index, row in enumerate(page.rows):
         documents = " ".join(
@@ -120,10 +125,7 @@ def _table(page: BatchPage) -> str:
             for number, part in enumerate(row.parts)
         )
         stream = f"<td>{_text(row.stream)}</td>" if has_streams else ""
-        loss = ""
-        if page.losses:
-            mean = float(page.losses.nll[index].mean())
-            loss = f'<td class="loss"><i style="width:{100 * mean / most:.1f}%"></i><b>{mean:.3f}</b></td>'
+        loss = _loss_cells(page.losses.nll[index]) if page.losses else ""
         lines.append(
             f'<tr data-row="{row.row}"><th scope="row" class="number"><a href="#r{row.row}">{row.row}</a></th>{stream}'
             f'<td class="number">{row.window:,}</td><td class="number span">{_span(row.start, row.stop)}</td>'
@@ -135,8 +137,15 @@ def _table(page: BatchPage) -> str:
     )
 
 
+def _loss_cells(nll_T: np.ndarray) -> str:
+    """Mean loss of a row, and a strip of colours: the mean loss of equal parts of it, from its first token on."""
+    parts = np.array_split(nll_T, min(_STRIP_PARTS, len(nll_T)))
+    strip = "".join(f'<i class="k{_shade(float(part.mean()))}"></i>' for part in parts)
+    return f'<td class="number">{nll_T.mean():.3f}</td><td class="strip"><div>{strip}</div></td>'
+
+
 def _kind(name: str) -> str:
-    names = {"Row": "number", "Window": "number", "Tokens of the stream": "number span"}
+    names = {"Row": "number", "Window": "number", "Tokens of the stream": "number span", "Documents": "parts"}
     return f' class="{names[name]}"' if name in names else ""
 
 
@@ -144,12 +153,13 @@ def _article(page: BatchPage, index: int) -> str:
     row, losses = page.rows[index], page.losses
     mean = float(losses.nll[index].mean()) if losses else 0.0
     loss = f' <b class="chip k{_shade(mean)}">{mean:.3f} nats</b>' if losses else ""
-    stream = f"{_text(row.stream)} · " if row.stream else ""
+    stream = f"<span>{_text(row.stream)}</span>" if row.stream else ""
     parts = "".join(_part(page, index, number) for number in range(len(row.parts)))
     return (
         f'<article class="row" id="r{row.row}" data-row="{row.row}" data-loss="{mean:.5f}">\n<header><h3>'
-        f'<a href="#r{row.row}">Row {row.row}</a></h3><p>{stream}position {row.position:,} · window {row.window:,} · '
-        f"tokens {_span(row.start, row.stop)}</p>{loss}</header>\n{parts}</article>\n"
+        f'<a href="#r{row.row}">Row {row.row}</a></h3><p>{stream}<span>position {row.position:,}</span>'
+        f"<span>window {row.window:,}</span><span>tokens {_span(row.start, row.stop)}</span></p>{loss}</header>\n"
+        f"{parts}</article>\n"
     )
 
 
@@ -174,8 +184,8 @@ def _part(page: BatchPage, index: int, number: int) -> str:
         if len(nll):
             facts.append(f"mean loss {nll.mean():.3f}")
     return (
-        f'<section class="part" id="r{row.row}d{number}"><h4><span>{number + 1}</span> {title}</h4>'
-        f"<p>{' · '.join(facts)}</p>\n"
+        f'<section class="part" id="r{row.row}d{number}"><h4><span>{number + 1}</span><span>{title}</span></h4>'
+        f"<p>{''.join(f'<span>{fact}</span>' for fact in facts)}</p>\n"
         f'<blockquote dir="auto">{_tokens(page, index, part)}</blockquote></section>\n'
     )
 

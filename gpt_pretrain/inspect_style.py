@@ -32,18 +32,16 @@ color:var(--soft)}
 #controls select,#controls input{font:inherit;color:var(--ink);background:var(--page);padding:.3rem .55rem;
 border:1px solid var(--line);border-radius:.35rem;max-width:100%}
 #controls input{width:15rem}
-.batch{width:auto;min-width:min(100%,46rem)}
 .batch td,.batch th{padding-top:.34rem;padding-bottom:.34rem}
 .batch tbody th{min-width:0}
-.batch tr:target-within{background:var(--box)}
 .parts{min-width:6rem;font-variant-numeric:tabular-nums}
 .parts a{display:inline-block;min-width:1.5em;margin:-.1rem .1rem;padding:.1rem .2rem;text-align:center;
 border-radius:.25rem;text-decoration:none;background:var(--box)}
 .parts a:hover{text-decoration:underline}
-td.loss{position:relative;width:30%;min-width:9rem;font-variant-numeric:tabular-nums}
-td.loss i{position:absolute;inset:.2rem 0 .2rem 1.4rem;max-width:calc(100% - 1.4rem);border-radius:0 .2rem .2rem 0;
-background:rgb(var(--heat)/calc(.45*var(--most)))}
-td.loss b{position:relative;padding-left:.5rem;font-weight:400}
+@media (min-width:34.01rem){.tiles div{flex-basis:7.5rem}}
+.batch .strip{width:40%;min-width:9rem;vertical-align:middle}
+.strip div{display:flex;height:1.05rem;border-radius:.2rem;overflow:hidden;box-shadow:inset 0 0 0 1px var(--line)}
+.strip i{flex:1}
 article.row{margin:0 0 1.3rem;content-visibility:auto;contain-intrinsic-size:auto 24rem;scroll-margin-top:1rem}
 article.row>header{display:flex;flex-wrap:wrap;align-items:baseline;gap:.1rem .9rem;max-width:none;margin:0;
 padding:.7rem 1.1rem;border-bottom:1px solid var(--line);background:var(--box)}
@@ -54,8 +52,9 @@ article.row header p{flex:1;margin:0;color:var(--soft);font-size:.84rem;font-var
 .part{padding:.85rem 1.1rem 1rem;scroll-margin-top:1rem}
 .part+.part{border-top:1px dashed var(--line)}
 .part:target,article.row:target{outline:2px solid var(--docs);outline-offset:-2px;border-radius:.5rem}
-.part h4{margin:0;font-size:.92rem;font-weight:500;overflow-wrap:anywhere;unicode-bidi:isolate}
-.part h4 span{margin-right:.3rem;color:var(--soft);font-weight:400}
+.part h4{display:flex;gap:.5rem;margin:0;font-size:.92rem;font-weight:500;overflow-wrap:anywhere;unicode-bidi:isolate}
+.part h4 span:first-child{color:var(--soft);font-weight:400}
+.part>p,article.row header p{display:flex;flex-wrap:wrap;gap:0 1.1rem}
 .part>p{max-width:none;margin:.1rem 0 .6rem;color:var(--soft);font-size:.8rem;overflow-wrap:anywhere}
 .part blockquote{max-height:none;max-width:44rem;padding:0;overflow:visible;line-height:1.72}
 .part blockquote i{font-style:normal;border-radius:.15rem;box-decoration-break:clone;
@@ -71,8 +70,9 @@ max-width:calc(100vw - 2rem);padding:.5rem .9rem;border:1px solid var(--line);bo
 background:var(--page);box-shadow:0 .3rem 1.2rem rgb(0 0 0/.18);font-size:.86rem;white-space:pre-line;
 font-variant-numeric:tabular-nums}
 #token[hidden]{display:none}
-@media (max-width:34rem){.span{display:none}td.loss{min-width:6.5rem}.batch{width:100%}
-td.loss i{left:.9rem;max-width:calc(100% - .9rem)}#controls input{width:12rem}
+@media (max-width:34rem){.batch .span,.parts{display:none}.batch .strip{min-width:7rem}
+article.row header p{order:1;flex-basis:100%}article.row>header{justify-content:space-between}
+#controls input{width:12rem}
 article.row>header,.part{padding-left:.85rem;padding-right:.85rem}}
 @media print{#controls,#token{display:none}article.row{content-visibility:visible;break-inside:auto}}
 """
