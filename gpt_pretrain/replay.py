@@ -51,10 +51,11 @@ def replay(
     """
     for segment, _, _ in (chunks := list(_chunks(run, first, stop))):
         run.sources(segment)  # what is wrong with them is said here, not in a process
-    if num_workers < 2 or len(chunks) < 2:
+    num_tokens = run.plan.tokens_before(stop) - run.plan.tokens_before(first)
+    if num_workers < 2 or num_tokens < 2 * _CHUNK_TOKENS:  # over before a process has started
         yield from (_read(run, *chunk[1:], with_rows) for chunk in chunks)
         return
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    context = multiprocessing.get_context("spawn")  # the caller may have threads
     with concurrent.futures.ProcessPoolExecutor(
         min(num_workers, len(chunks)), context, _open_in_process, (run.save_dir, tuple(run.data_dirs))
     ) as pool:

@@ -83,6 +83,12 @@ def test_document_output_counts_updates_from_one_and_tells_seen_from_planned(run
     assert {line["seen"] for line in lines} == {True, False}
     assert all(line["seen"] == (line["update"] <= 90) for line in lines)
     assert {line["epoch"] for line in lines} >= {0, 1}
+    for update in (90, 91):  # the last that the ledger has, and the first that it has not
+        batch, segment = OpenedRun(run).plan.batch(update - 1), OpenedRun(run).plan.segment_at(update - 1)
+        name = segment.streams[int(batch.streams[0])].name
+        assert inspect.main([run, "--token", str(batch.windows[0] * 32), "--stream", name, "--jsonl"]) == 0
+        seen = {line["update"]: line["seen"] for line in map(json.loads, capsys.readouterr().out.splitlines())}
+        assert seen[update] == (update == 90)
     num_seen = sum(line["seen"] for line in lines)
     assert inspect.main([run, "--document", "<doc-60>"]) == 0
     out = capsys.readouterr().out
@@ -219,14 +225,20 @@ def save_checkpoint(directory, config, seq_len):
     return params
 
 
-def test_losses_are_those_of_the_evaluation_step_and_colour_the_page(simple_run, tiny_config, tmp_path, capsys):
+@pytest.mark.parametrize("num_chunks", [1, 4])
+def test_losses_are_those_of_the_evaluation_step_and_colour_the_page(
+    simple_run, tiny_config, tmp_path, capsys, monkeypatch, num_chunks
+):
+    import jax
     import jax.numpy as jnp
     from flax import nnx
 
+    from gpt_pretrain import token_losses
     from gpt_pretrain.llm import graph_of
-    from gpt_pretrain.token_losses import losses_of
     from gpt_pretrain.train_step import make_eval_step
 
+    monkeypatch.setattr(token_losses, "num_loss_chunks", lambda *_: num_chunks)
+    monkeypatch.setattr(token_losses, "_TOKENS_AT_ONCE", 3 * 32)  # the last rows are not a whole batch
     params = save_checkpoint(tmp_path / "run", tiny_config, 32)
     arguments = [simple_run, "--step", "4", "--checkpoint", str(tmp_path / "run")]
     assert inspect.main([*arguments, "--jsonl", "--html", str(tmp_path / "page.html")]) == 0
@@ -234,6 +246,7 @@ def test_losses_are_those_of_the_evaluation_step_and_colour_the_page(simple_run,
     rows = read_rows(OpenedRun(simple_run), 3)
     tokens = np.stack([row.tokens for row in rows])
     evaluate = make_eval_step(tiny_config, seq_len=32, num_valid=257, num_chunks=1, seed=0)
+    evaluate = jax.jit(evaluate)
     for index, line in enumerate(lines):
         weights = jnp.zeros((1, 8)).at[0, index].set(1.0)
         nll, _ = evaluate(params, jnp.asarray(tokens)[None], weights, 0)
@@ -248,7 +261,7 @@ def test_losses_are_those_of_the_evaluation_step_and_colour_the_page(simple_run,
     logits_BTV = np.asarray(model.logits(model(jnp.asarray(tokens[:, :-1], jnp.int32))))[..., :257]
     order_BTV = np.argsort(-logits_BTV, axis=-1)
     rank_BT = 1 + (order_BTV == tokens[:, 1:, None]).argmax(-1)
-    assert np.array_equal(losses_of(str(tmp_path / "run"), tokens).rank, rank_BT)
+    assert np.array_equal(token_losses.losses_of(str(tmp_path / "run"), tokens).rank, rank_BT)
     assert f"id {tokens[7][-1]}: {lines[7]['losses'][-1]:.3f} nats" in page and f", rank {rank_BT[7][-1]}" in page
 
 

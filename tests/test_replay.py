@@ -52,6 +52,19 @@ def test_several_processes_give_the_same_lines_in_order(run, monkeypatch, capsys
     assert outputs[0] == outputs[1] and len(outputs[0].splitlines()) == 40  # what the ledger has, by default
 
 
+def test_a_stream_that_came_later_is_read_from_there_on(dataset, tmp_path, capsys):
+    second = prepare(tmp_path / "second", text="a dog ", name="dog")
+    plan = simple_plan(stream(dataset, "cats"))
+    both = dataclasses.replace(plan.segments[0], streams=(stream(second, "dogs"), stream(dataset, "cats")))
+    plan, directories = plan.continued(both, 25), {"cats": dataset, "dogs": second}
+    there = write_run(tmp_path / "run", directories, plan)
+    capsys.readouterr()
+    assert replay.main([there, "--verify", "--jsonl"]) == 0
+    for line, expected in zip(capsys.readouterr().out.splitlines(), batches_of(directories, plan, 40), strict=True):
+        names = ("dogs", "cats") if expected["step"] >= 25 else ("cats",)
+        assert json.loads(line)["streams"] == [names[i] for i in expected["streams"][0]]
+
+
 def test_verify_agrees_with_the_ledger(run, capsys):
     assert replay.main([run, "--verify"]) == 0
     assert "updates 1 to 40 are as the ledger says" in capsys.readouterr().out
