@@ -21,7 +21,8 @@ from gpt_pretrain.data.batches import Batches
 from gpt_pretrain.data.config import DataConfig
 from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.data.plan import Plan, PlanError, Segment
-from gpt_pretrain.data.run import RunData
+from gpt_pretrain.data.run import FILE_NAME as RUN_FILE
+from gpt_pretrain.data.run import RunData, open_run
 from gpt_pretrain.data.token_sources import TokenDataset
 from gpt_pretrain.data.verify import check_last_steps
 from gpt_pretrain.generate import sample
@@ -210,7 +211,8 @@ def train(
         if is_primary:
             with whole_file(Path(save_dir, "config.gin")) as partial:
                 partial.write_text(config_text)
-            directories = {name: os.path.abspath(path) for name, path in data.directories.items()}
+            directories = open_run(save_dir).directories if found and Path(save_dir, RUN_FILE).exists() else {}
+            directories |= {name: os.path.abspath(path) for name, path in data.directories.items()}
             RunData(save_dir, plan, directories, total_steps).write()
             ledger.write(save_dir)
         writer = make_writer(

@@ -10,8 +10,10 @@ from test_data_prep import byte_options, words, write_parquet
 from training_runs import finish, flags, start
 
 from data_prep import fineweb
+from gpt_pretrain.data.batches import Batches
 from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.data.run import open_run
+from gpt_pretrain.opened_run import OpenedRun
 
 NUM_STEPS = 24
 SAVE_INTERVAL = 4
@@ -101,7 +103,8 @@ def test_the_ledger_is_what_the_plan_says_and_the_same_for_another_layout(tiny_d
         assert "cats, 15 of 20 examples" in output and "Done at step 12 of 12 (112 examples)" in output
         ledgers.append(Ledger.read(tmp_path / name))
     run = open_run(tmp_path / "a")
-    batches = run.batches(run.open_datasets(), 0, 12)
+    sources = OpenedRun(str(tmp_path / "a")).sources(run.plan.segments[0])
+    batches = Batches(sources, run.plan, vocab_size=257, num_steps=12)
     expected = [batches[step]["digest"] for step in range(12)]
     assert ledgers[0].digests.tolist() == ledgers[1].digests.tolist() == expected
     streams = np.concatenate([run.plan.batch(step).streams for step in range(12)])
