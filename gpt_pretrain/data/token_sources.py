@@ -58,14 +58,15 @@ class BinSource:
                 raise ValueError(f"{path}: holds {shard.dtype.name} ids, but {paths[0]} holds {self.dtype.name}")
 
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
-        _check_range(starts, length, self.num_tokens)
         if not len(starts):
             return np.empty((0, length), self.dtype)
+        starts = np.asarray(starts, np.int64)
+        begin, end = _range_of(starts, length, self.num_tokens)
+        shard = int(np.searchsorted(self._first, begin, side="right")) - 1
+        if end <= self._first[shard + 1]:
+            return _gather(self._shards[shard], starts - self._first[shard], length)  # all of one shard: half the time
         shards = np.searchsorted(self._first, starts, side="right") - 1
-        begins = np.asarray(starts) - self._first[shards]
-        only = self._shards[shards[0]]
-        if (shards == shards[0]).all() and begins.max() + length <= len(only):
-            return _gather(only, begins, length)  # half the time
+        begins = starts - self._first[shards]
         pieces = []
         for shard, begin in zip(shards.tolist(), begins.tolist(), strict=True):
             pieces.append(self._shards[shard][begin : begin + length])
@@ -99,10 +100,10 @@ class RecordSource:
             )
 
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
-        _check_range(starts, length, self.num_tokens)
         if not len(starts):
             return np.empty((0, length), self.dtype)
         starts = np.asarray(starts, np.int64)
+        _range_of(starts, length, self.num_tokens)
         first, offset = np.divmod(starts, self._record_tokens)
         last = (starts + length - 1) // self._record_tokens
         neighbours = np.arange((last - first).max() + 1)
@@ -271,6 +272,9 @@ def _gather(tokens: np.ndarray, begins: np.ndarray, length: int) -> np.ndarray:
     return windows_WT[begins]
 
 
-def _check_range(starts: np.ndarray, length: int, num_tokens: int) -> None:
-    if len(starts) and (np.min(starts) < 0 or np.max(starts) + length > num_tokens):
-        raise IndexError(f"tokens [{np.min(starts)}, {np.max(starts) + length}) asked of a stream of {num_tokens}")
+def _range_of(starts: np.ndarray, length: int, num_tokens: int) -> tuple[int, int]:
+    """[first token, end) of what is asked for. IndexError unless the stream has it."""
+    begin, end = int(starts.min()), int(starts.max()) + length
+    if begin < 0 or end > num_tokens:
+        raise IndexError(f"tokens [{begin}, {end}) asked of a stream of {num_tokens}")
+    return begin, end
