@@ -29,6 +29,7 @@ class RandomTokens:
 
         self.num_tokens = num_tokens
         self._tokens = np.random.default_rng(0).integers(0, vocab_size, num_tokens, np.uint16)
+        self.dtype = self._tokens.dtype
 
     def read(self, starts, length):
         import numpy as np

@@ -9,8 +9,9 @@ No TensorFlow: the wire format of this one message is short enough to write down
 """
 
 import os
+import threading
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -98,17 +99,12 @@ def write_records(
         assert num_read == num_tokens, (num_read, num_tokens)
 
 
-class _WholeFile(NamedTuple):
-    """What ArrayRecordDataSource calls a FileInstruction: spares it opening each file twice."""
-
-    filename: str
-    skip: int
-    take: int
-    examples_in_shard: int
+# A record at a time by seeking: five times as fast as reading a list, which the library hands to a pool of threads.
+_READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 
 
 class RecordReader:
-    """Records of several files, in order, as one array of rows. Picklable; files open lazily."""
+    """Records of several files, in order, as one array of rows. Picklable; files open lazily; threads take turns."""
 
     def __init__(
         self,
@@ -116,18 +112,25 @@ class RecordReader:
         record_tokens: int,
         dtype: np.dtype | type = np.uint16,
     ):
-        from array_record.python import array_record_data_source
-
         if not paths:
             raise ValueError("no ArrayRecord files were given")
         self.paths = [os.fspath(path) for path in paths]
         self.record_tokens = record_tokens
         self.dtype = np.dtype(dtype)
         self._prefix = np.frombuffer(record_prefix(record_tokens, dtype), np.uint8)
-        counts = [num_records(path) for path in self.paths]
-        self._ends = np.cumsum(counts)
-        files: Any = [_WholeFile(p, 0, n, n) for p, n in zip(self.paths, counts, strict=True)]
-        self._source = array_record_data_source.ArrayRecordDataSource(files)
+        self._ends = np.cumsum([num_records(path) for path in self.paths])
+        self._open()
+
+    def _open(self) -> None:
+        self._readers: list[Any] = [None] * len(self.paths)
+        self._lock = threading.Lock()  # a reader has one place in its file
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_readers", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
 
     def __len__(self) -> int:
         """Number of records in all files."""
@@ -146,7 +149,7 @@ class RecordReader:
         if indices.min() < 0 or indices.max() >= len(self):
             raise IndexError(f"record indices must be in [0, {len(self)})")
         try:
-            records = self._source.__getitems__(indices.tolist())
+            records = self._records(indices)
         except Exception as error:  # the C++ reader raises many types
             names = ", ".join(sorted({self._place(int(i))[0] for i in indices}))
             raise ValueError(f"{names}: cannot read a record: {error}") from error
@@ -157,6 +160,22 @@ class RecordReader:
             if (bytes_NB[:, :offset] == self._prefix).all():
                 return np.ascontiguousarray(bytes_NB[:, offset:]).view(self.dtype)
         raise self._first_bad(indices, records)
+
+    def _records(self, indices: np.ndarray) -> list[bytes]:
+        from array_record.python import array_record_module  # pyright: ignore
+
+        files = np.searchsorted(self._ends, indices, side="right")
+        places = indices - np.concatenate([[0], self._ends])[files]
+        records = []
+        with self._lock:
+            for file, place in zip(files.tolist(), places.tolist(), strict=True):
+                reader = self._readers[file]
+                if reader is None:
+                    reader = array_record_module.ArrayRecordReader(self.paths[file], options=_READER_OPTIONS)
+                    self._readers[file] = reader
+                reader.seek(place)
+                records.append(reader.read())
+        return records
 
     def _first_bad(self, indices: np.ndarray, records: Sequence[bytes]) -> ValueError:
         for index, record in zip(indices, records, strict=True):

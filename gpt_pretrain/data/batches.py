@@ -141,5 +141,5 @@ def digest_of_rows(tokens: np.ndarray, positions: np.ndarray, streams: np.ndarra
     seeds = position_64 * _SPREAD[0] + window_64 * _SPREAD[1] + stream_64 * _SPREAD[2]
     content, size = tokens.tobytes(), tokens.shape[1] * tokens.itemsize  # slices of bytes are cheaper than rows
     digest = xxhash.xxh3_64_intdigest
-    digests = (digest(content[i * size : (i + 1) * size], seed) for i, seed in enumerate(seeds.tolist()))
+    digests = [digest(content[i * size : (i + 1) * size], seed) for i, seed in enumerate(seeds.tolist())]
     return sum(digests) & 0xFFFFFFFFFFFFFFFF

@@ -58,17 +58,15 @@ class BinSource:
                 raise ValueError(f"{path}: holds {shard.dtype.name} ids, but {paths[0]} holds {self.dtype.name}")
 
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
-        _check_range(starts, length, self.num_tokens)
         if not len(starts):
             return np.empty((0, length), self.dtype)
+        starts = np.asarray(starts, np.int64)
+        begin, end = _range_of(starts, length, self.num_tokens)
+        shard = int(np.searchsorted(self._first, begin, side="right")) - 1
+        if end <= self._first[shard + 1]:
+            return _gather(self._shards[shard], starts - self._first[shard], length)  # all of one shard: half the time
         shards = np.searchsorted(self._first, starts, side="right") - 1
-        begins = np.asarray(starts) - self._first[shards]
-        only = self._shards[shards[0]]
-        if (shards == shards[0]).all() and begins.max() + length <= len(only):
-            # All of one shard: a single gather, in half the time. `windows_WT[i]` is the window that begins at token i.
-            size = self.dtype.itemsize
-            windows_WT = np.ndarray((len(only) - length + 1, length), self.dtype, only, strides=(size, size))
-            return windows_WT[begins]
+        begins = starts - self._first[shards]
         pieces = []
         for shard, begin in zip(shards.tolist(), begins.tolist(), strict=True):
             pieces.append(self._shards[shard][begin : begin + length])
@@ -102,15 +100,18 @@ class RecordSource:
             )
 
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
-        _check_range(starts, length, self.num_tokens)
+        if not len(starts):
+            return np.empty((0, length), self.dtype)
         starts = np.asarray(starts, np.int64)
+        _range_of(starts, length, self.num_tokens)
         first, offset = np.divmod(starts, self._record_tokens)
-        num_records = int(-(-(int(offset.max(initial=0)) + length) // self._record_tokens))
-        # A window needs at most `num_records` neighbours; each record is fetched once for all windows.
-        wanted_NR = np.minimum(first[:, None] + np.arange(num_records), len(self._records) - 1)
-        unique, inverse = np.unique(wanted_NR, return_inverse=True)
-        tokens_NT = self._records.read(unique)[inverse.reshape(wanted_NR.shape)].reshape(len(starts), -1)
-        return np.take_along_axis(tokens_NT, offset[:, None] + np.arange(length), axis=1)
+        last = (starts + length - 1) // self._record_tokens
+        neighbours = np.arange((last - first).max() + 1)
+        # Each record is fetched once for all windows. Neighbours stay neighbours when they are sorted, so a window
+        # is contiguous in what was fetched, too.
+        fetched = np.unique(np.minimum(first[:, None] + neighbours, last[:, None]))
+        tokens = self._records.read(fetched).reshape(-1)
+        return _gather(tokens, np.searchsorted(fetched, first) * self._record_tokens + offset, length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,6 +265,16 @@ def _bare_fingerprint(paths: Sequence[str]) -> str:
     return "bare-" + digest.hexdigest()
 
 
-def _check_range(starts: np.ndarray, length: int, num_tokens: int) -> None:
-    if len(starts) and (np.min(starts) < 0 or np.max(starts) + length > num_tokens):
-        raise IndexError(f"tokens [{np.min(starts)}, {np.max(starts) + length}) asked of a stream of {num_tokens}")
+def _gather(tokens: np.ndarray, begins: np.ndarray, length: int) -> np.ndarray:
+    """Rows `tokens[begin : begin + length]`, by one fancy index into a view of all windows."""
+    size = tokens.itemsize
+    windows_WT = np.ndarray((len(tokens) - length + 1, length), tokens.dtype, tokens, strides=(size, size))
+    return windows_WT[begins]
+
+
+def _range_of(starts: np.ndarray, length: int, num_tokens: int) -> tuple[int, int]:
+    """[first token, end) of what is asked for. IndexError unless the stream has it."""
+    begin, end = int(starts.min()), int(starts.max()) + length
+    if begin < 0 or end > num_tokens:
+        raise IndexError(f"tokens [{begin}, {end}) asked of a stream of {num_tokens}")
+    return begin, end
