@@ -161,7 +161,8 @@ def describe(run: OpenedRun, span: Span, found: Sequence[Meeting], *, full: bool
         return "\n".join([*lines, f"Met by none of the {run.data.num_steps} updates of the run."])
     counted = f"{len(windows)} window{'s' * (len(windows) > 1)} ({_ranges(windows)})"
     lines.append(f"Met in {counted}: {_counted(seen, 'seen')}, {_counted(found[len(seen) :], 'planned')}.")
-    lines += _epochs(found, num_consumed)
+    if len(found) > _MAX_LINES and not full:
+        lines += _epochs(found, num_consumed)
     names = ("update", "", "epoch", "row", "position", "window", "of the window", "of the document")
     rows = [_cells(each, num_consumed) for each in (found if full else found[:_MAX_LINES])]
     widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
@@ -193,7 +194,7 @@ def _heading(span: Span) -> list[str]:
 
 
 def _epochs(found: Sequence[Meeting], num_consumed: int) -> list[str]:
-    """A line an epoch, where there are several."""
+    """A line an epoch, where there are several: what a table that is cut short does not show."""
     epochs = sorted({each.sighting.epoch for each in found})
     if len(epochs) < 2:
         return []

@@ -36,7 +36,7 @@ def datasets(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(datasets, tmp_path_factory):
     """A mixture, met several times over, that changes its batch size, sequence length and exclusions under way."""
-    cats, dogs = stream(datasets["cats"], "cats", count=3, excluded=EXCLUDED), stream(datasets["dogs"], "dogs")
+    cats, dogs = stream(datasets["cats"], "cats", count=30, excluded=EXCLUDED), stream(datasets["dogs"], "dogs", count=10)
     plan = simple_plan(cats, dogs)
     first = plan.segments[0]
     plan = plan.continued(dataclasses.replace(first, batch_sizes=((0, 12),)), 70)

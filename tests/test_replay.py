@@ -54,8 +54,9 @@ def test_several_processes_give_the_same_lines_in_order(run, monkeypatch, capsys
 
 def test_a_stream_that_came_later_is_read_from_there_on(dataset, tmp_path, capsys):
     second = prepare(tmp_path / "second", text="a dog ", name="dog")
-    plan = simple_plan(stream(dataset, "cats"))
-    both = dataclasses.replace(plan.segments[0], streams=(stream(second, "dogs"), stream(dataset, "cats")))
+    plan = simple_plan(stream(dataset, "cats", count=100))
+    streams = stream(second, "dogs", count=100), stream(dataset, "cats", count=100)
+    both = dataclasses.replace(plan.segments[0], streams=streams)
     plan, directories = plan.continued(both, 25), {"cats": dataset, "dogs": second}
     there = write_run(tmp_path / "run", directories, plan)
     capsys.readouterr()
@@ -121,15 +122,15 @@ def test_against_names_the_parameter_the_update_and_the_rows(dataset, tmp_path, 
 def test_against_names_exclusions_weights_and_datasets_of_a_mixture(dataset, tmp_path, capsys):
     second = prepare(tmp_path / "second", text="a dog ", name="dog")
     directories = {"cats": dataset, "dogs": second}
-    streams = [stream(dataset, "cats", count=3), stream(second, "dogs", count=1)]
+    streams = [stream(dataset, "cats", count=300), stream(second, "dogs", count=100)]
     a = write_run(tmp_path / "a", directories, simple_plan(*streams))
-    changed = [dataclasses.replace(streams[0], count=2, excluded=(7, 9)), dataclasses.replace(streams[1], count=2)]
+    changed = [dataclasses.replace(streams[0], count=200, excluded=(7, 9)), dataclasses.replace(streams[1], count=200)]
     b = write_run(tmp_path / "b", directories, simple_plan(*changed))
-    swapped = [stream(second, "cats", count=3), streams[1]]
+    swapped = [stream(second, "cats", count=300), streams[1]]
     c = write_run(tmp_path / "c", {"cats": second, "dogs": second}, simple_plan(*swapped))
     assert replay.main([a, "--against", b]) == 1
     out = capsys.readouterr().out
-    assert "cats: weight: 3 of 4, 2 of 4" in out and "cats: excluded windows: 0, 2" in out and "dogs: weight" in out
+    assert "cats: weight: 300 of 400, 200 of 400" in out and "cats: excluded windows: 0, 2" in out and "dogs: weight" in out
     assert replay.main([a, "--against", c]) == 1
     assert f"cats: fingerprint of the dataset: {streams[0].fingerprint[:16]}, {streams[1].fingerprint[:16]}" in capsys.readouterr().out
 
