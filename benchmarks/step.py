@@ -49,6 +49,8 @@ def main() -> int:
 
     from gpt_pretrain import metrics, sharding, train_state, train_step
     from gpt_pretrain.data import loader, token_sources
+    from gpt_pretrain.data.batches import Batches
+    from gpt_pretrain.data.plan import Plan, Segment, Stream
     from gpt_pretrain.losses import num_loss_chunks
     from gpt_pretrain.settings import parse
 
@@ -61,7 +63,9 @@ def main() -> int:
     optimizer = gin.get_configurable("optimizer")(10**6)
     platform = sharding.platform_of(jax.devices()[0])
     config = model.resolve(platform)
-    layout = sharding.batch_layout(bound.get("batch_size", 512), bound.get("per_device_batch_size", 16), mesh.size)
+    batch_sharding = sharding.batch_sharding(mesh)
+    placement = loader.Placement(batch_sharding, bound.get("per_device_batch_size", 16))
+    layout = placement.layout(bound.get("batch_size", 512))
     if args.data_dir:
         dataset = token_sources.open_dataset(args.data_dir, format=data.format)
         source, num_valid = dataset.splits["train"], dataset.vocab_size
@@ -69,12 +73,11 @@ def main() -> int:
         num_valid = min(50257, model.vocab_size)
         source = RandomTokens(10**7, num_valid)
 
-    batches = loader.Batches(
-        source, seed=0, seq_len=data.seq_len, vocab_size=num_valid, num_microbatches=layout.num_microbatches,
-        microbatch=layout.microbatch, num_batches=args.steps + NUM_WARMUP_STEPS,
-    )  # fmt: skip
-    batch_sharding = sharding.batch_sharding(mesh)
-    rows = loader.local_rows(batch_sharding, layout.num_microbatches, layout.microbatch)
+    stream = Stream("", "", source.num_tokens)
+    batch_sizes = ((0, layout.batch_size),)
+    plan = Plan((Segment(seed=0, seq_len=data.seq_len, batch_sizes=batch_sizes, streams=(stream,)),))
+    num_steps = args.steps + NUM_WARMUP_STEPS
+    batches = Batches({"": source}, plan, vocab_size=num_valid, num_steps=num_steps, rows_of=placement.rows)
     num_chunks = num_loss_chunks(layout.per_device, data.seq_len, model.vocab_size, platform)
     step_fn = train_step.make_train_step(
         config, optimizer, seq_len=data.seq_len, num_valid=num_valid, num_chunks=num_chunks, seed=0, mesh=mesh
@@ -93,7 +96,7 @@ def main() -> int:
     compile_secs = time.perf_counter() - start
 
     secs, loss = [], float("nan")
-    for _, batch in loader.prefetch_to_devices(loader.load(batches), batch_sharding, layout.microbatch, rows):
+    for _, batch in loader.prefetch_to_devices(loader.load(batches), placement):
         start = time.perf_counter()
         state, step_metrics = compiled(state, batch)
         loss = float(step_metrics["loss"])

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
-from gpt_pretrain.data.loader import Batches
+from gpt_pretrain.data.batches import Batches
+from gpt_pretrain.data.plan import Plan, Segment, Stream
 from gpt_pretrain.llm import GPTConfig
 
 TINY_MODEL = {"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 264}
@@ -53,14 +54,19 @@ class ArraySource:
 
     def __init__(self, tokens):
         self.tokens = np.asarray(tokens, np.uint16)
-        self.num_tokens = len(tokens)
+        self.num_tokens, self.dtype = len(tokens), self.tokens.dtype
 
     def read(self, starts, length):
         return self.tokens[np.asarray(starts)[:, None] + np.arange(length)]
 
 
-def make_batches(source, **changes) -> Batches:
-    settings = {
-        "seed": 0, "seq_len": 8, "vocab_size": 2**16, "num_microbatches": 2, "microbatch": 4, "num_batches": 10,
-    }  # fmt: skip
-    return Batches(source, **(settings | changes))
+def make_plan(source, *, batch_size=8, seq_len=8, **changes) -> Plan:
+    """One stream, one segment."""
+    stream = Stream("", "fingerprint", source.num_tokens)
+    return Plan((Segment(seed=0, seq_len=seq_len, batch_sizes=((0, batch_size),), streams=(stream,), **changes),))
+
+
+def make_batches(source, *, batch_size=8, seq_len=8, **changes) -> Batches:
+    """Batches of that plan."""
+    settings = {"vocab_size": 2**16, "num_steps": 10}
+    return Batches({"": source}, make_plan(source, batch_size=batch_size, seq_len=seq_len), **(settings | changes))

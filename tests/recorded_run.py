@@ -18,9 +18,9 @@ def record(consumed: str, secs_per_step: float) -> None:
 
     prefetch = loader.prefetch_to_devices
 
-    def recorded(elements, sharding, microbatch, rows, **kwargs):
+    def recorded(elements, placement, **kwargs):
         with open(consumed, "a") as file:
-            for element, batch in prefetch(elements, sharding, microbatch, rows, **kwargs):
+            for element, batch in prefetch(elements, placement, **kwargs):
                 digest = hashlib.sha256(element["tokens"].tobytes()).hexdigest()
                 windows = " ".join(map(str, element["windows"].reshape(-1)))
                 file.write(f"{element['position']} {windows} {digest}\n")

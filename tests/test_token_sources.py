@@ -90,5 +90,5 @@ def test_what_is_not_a_dataset_is_said(tmp_path):
 
 def test_the_order_does_not_depend_on_the_format(tiny_dataset):
     a, b = (open_dataset(tiny_dataset, format=name).splits["train"] for name in ("bin", "array_record"))
-    windows = order.window_at(np.arange(64), num_windows=(a.num_tokens - 1) // 32, seed=0)
+    windows = order.WindowOrder((a.num_tokens - 1) // 32).windows_at(np.arange(64))
     assert np.array_equal(a.read(windows * 32, 33), b.read(windows * 32, 33))

@@ -32,11 +32,12 @@ def make_step(config, mesh, lr=1e-2):
 def run(config, mesh, num_microbatches, microbatch, num_steps=5):
     """Losses of the first steps over the same global batches, however they are laid out."""
     source = ArraySource(np.random.default_rng(0).integers(0, 20, 4000))
-    batches = make_batches(source, num_microbatches=num_microbatches, microbatch=microbatch, num_batches=num_steps)
+    placement = loader.Placement(batch_sharding(mesh), microbatch // mesh.size)
+    batch_size = num_microbatches * microbatch
+    batches = make_batches(source, batch_size=batch_size, num_steps=num_steps, rows_of=placement.rows)
     state, step = make_step(config, mesh)
     losses = []
-    sharding = batch_sharding(mesh)
-    for _, batch in loader.prefetch_to_devices(loader.load(batches), sharding, microbatch, np.arange(microbatch)):
+    for _, batch in loader.prefetch_to_devices(loader.load(batches), placement):
         state, metrics = step(state, batch)
         losses.append([float(metrics[name]) for name in ("loss", "grad_norm", "param_norm", "update_norm")])
     return np.array(losses), state

@@ -4,7 +4,7 @@ An element depends on its step alone, so starting at any step costs nothing. Not
 trainer, `replay` and `inspect` read the same batches.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypedDict
 
 import numpy as np
@@ -13,7 +13,7 @@ import xxhash
 from gpt_pretrain.data.plan import Plan, Segment
 from gpt_pretrain.data.token_sources import TokenSource
 
-_CHUNK_EXAMPLES = 1 << 14  # looked up at once: an order is cheap by the thousand, not by the batch
+_CHUNK_EXAMPLES = 1 << 15  # looked up at once, at most: an order is cheap by the thousand, not by the batch
 # Odd 64-bit constants (of splitmix64 and xxHash): they spread a row's place over the bits of its seed.
 _SPREAD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)
 
@@ -23,6 +23,7 @@ class Element(TypedDict):
 
     step: int
     position: int  # of the global batch
+    batch_size: int  # of the global batch
     tokens: np.ndarray  # as stored, uint16 or uint32 (num_microbatches, local rows, seq_len + 1)
     streams: np.ndarray  # int64 (num_microbatches, local rows)
     windows: np.ndarray  # int64 (num_microbatches, local rows)
@@ -34,7 +35,7 @@ class Batches:
     `first_step + k`.
 
     Args:
-      sources: by name of the plan's streams.
+      sources: by name of the streams of those segments of the plan that are read.
       rows_of: batch size -> the rows of the global batch that this process holds, int64 (num_microbatches,
         local rows); the default is all of them as one microbatch.
       vocab_size: ids must be below it.
@@ -62,18 +63,22 @@ class Batches:
         return self._num_steps
 
     def __getitem__(self, index: int) -> Element:
+        if not 0 <= index < self._num_steps:
+            raise IndexError(f"batch {index} of {self._num_steps}")
         step = self._first_step + int(index)
         segment = self._plan.segment_at(step)
-        rows = self._rows_of(segment.batch_size(step))
+        batch_size = segment.batch_size(step)
+        rows = self._rows_of(batch_size)
         position = segment.position(step)
         streams, windows = self._examples(segment, step, rows)
         tokens = read_windows(self._sources, segment, streams.reshape(-1), windows.reshape(-1))
-        if tokens.size and tokens.max() >= self._vocab_size:
+        if tokens.max(initial=0) >= self._vocab_size:
             raise self._bad_token(segment, streams.reshape(-1), windows.reshape(-1), tokens)
         digest = digest_of_rows(tokens, (position + rows).reshape(-1), streams.reshape(-1), windows.reshape(-1))
         return {
-            "step": step, "position": position, "tokens": tokens.reshape(*rows.shape, -1), "streams": streams,
-            "windows": windows, "digest": digest,
+            "step": step, "position": position, "batch_size": batch_size,
+            "tokens": tokens.reshape(*rows.shape, tokens.shape[1]),
+            "streams": streams, "windows": windows, "digest": digest,
         }  # fmt: skip
 
     def _examples(self, segment: Segment, step: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -81,9 +86,12 @@ class Batches:
         chunk = self._chunk
         if chunk is None or not chunk[0] <= step < chunk[1]:
             batch_size = segment.batch_size(step)
+            # Twice as far ahead each time that steps follow one another: a look at a single step costs little.
+            ahead = 2 * (chunk[1] - chunk[0]) if chunk and step == chunk[1] else 1
+            ahead = max(1, min(ahead, _CHUNK_EXAMPLES // max(1, rows.size)))
             last = step + 1
             while (
-                last < step + max(1, _CHUNK_EXAMPLES // max(1, rows.size))
+                last < step + ahead
                 and self._plan.segment_at(last) is segment
                 and segment.batch_size(last) == batch_size
             ):
@@ -107,18 +115,20 @@ class Batches:
 def read_windows(
     sources: dict[str, TokenSource], segment: Segment, streams: np.ndarray, windows: np.ndarray
 ) -> np.ndarray:
-    """Tokens of windows, one a row: (n, seq_len + 1)."""
+    """Tokens of windows, one a row: (n, seq_len + 1), as wide as those of the segment's widest stream.
+
+    The width does not depend on which rows are asked for: all processes digest the same bytes.
+    """
     starts, length = windows * segment.seq_len, segment.seq_len + 1
     if len(segment.streams) == 1:
         return sources[segment.streams[0].name].read(starts, length)
-    out: np.ndarray | None = None
+    dtype = np.result_type(*(sources[stream.name].dtype for stream in segment.streams))
+    out = np.empty((len(windows), length), dtype)
     for index, stream in enumerate(segment.streams):
         chosen = np.flatnonzero(streams == index)
         if len(chosen):
-            tokens = sources[stream.name].read(starts[chosen], length)
-            out = np.empty((len(windows), length), tokens.dtype) if out is None else out
-            out[chosen] = tokens
-    return np.empty((0, length), np.uint16) if out is None else out
+            out[chosen] = sources[stream.name].read(starts[chosen], length)
+    return out
 
 
 def digest_of_rows(tokens: np.ndarray, positions: np.ndarray, streams: np.ndarray, windows: np.ndarray) -> int:
@@ -127,12 +137,9 @@ def digest_of_rows(tokens: np.ndarray, positions: np.ndarray, streams: np.ndarra
     The sum, modulo 2**64, of each row's xxh3_64 of its tokens' bytes, seeded by its position, stream and window:
     so every process can digest the rows that it holds.
     """
-    places = np.stack([positions, windows, streams], axis=1).astype(np.uint64)
-    seeds = (places * _SPREAD).sum(axis=1, dtype=np.uint64).tolist()
+    position_64, window_64, stream_64 = (each.astype(np.uint64) for each in (positions, windows, streams))
+    seeds = position_64 * _SPREAD[0] + window_64 * _SPREAD[1] + stream_64 * _SPREAD[2]
+    content, size = tokens.tobytes(), tokens.shape[1] * tokens.itemsize  # slices of bytes are cheaper than rows
     digest = xxhash.xxh3_64_intdigest
-    return sum(map(digest, tokens, seeds)) & 0xFFFFFFFFFFFFFFFF
-
-
-def digests_of(batches: Batches, steps: Sequence[int]) -> list[int]:
-    """Digests of whole or partial batches, by reading them again."""
-    return [batches[step - batches._first_step]["digest"] for step in steps]
+    digests = (digest(content[i * size : (i + 1) * size], seed) for i, seed in enumerate(seeds.tolist()))
+    return sum(digests) & 0xFFFFFFFFFFFFFFFF

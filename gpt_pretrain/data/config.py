@@ -123,7 +123,7 @@ class DataConfig:
             if limit is not None and epochs > limit:
                 raise ValueError(
                     f"{name or self.dir}: would be met {epochs:.2f} times in {num_steps} steps, expected at most "
-                    f"{limit} (data.max_epochs or data.mixture). Lower train.num_tokens or its weight, or raise the limit."
+                    f"{limit} (data.max_epochs, data.mixture). Lower train.num_tokens or its weight, or raise it."
                 )
 
     def _excluded(self, datasets: Mapping[str, TokenDataset]) -> dict[str, tuple[int, ...]]:

@@ -69,13 +69,10 @@ class Placement:
 
 
 def prefetch_to_devices(
-    elements: Iterable[Element], placement: Placement, batch_size_at, depth: int = 2
+    elements: Iterable[Element], placement: Placement, depth: int = 2
 ) -> Iterator[tuple[Element, jax.Array]]:
-    """Yields (element, its tokens on the devices) with `depth` transfers under way ahead of the step.
-
-    `batch_size_at(step)` gives the size of a step's batch.
-    """
-    pairs = ((each, placement.to_devices(each["tokens"], batch_size_at(each["step"]))) for each in elements)
+    """Yields (element, its tokens on the devices) with `depth` transfers under way ahead of the step."""
+    pairs = ((each, placement.to_devices(each["tokens"], each["batch_size"])) for each in elements)
     queue = collections.deque(itertools.islice(pairs, depth))
     while queue:
         yield queue.popleft()

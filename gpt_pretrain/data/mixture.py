@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 
@@ -14,10 +16,12 @@ def counts_of(weights: Sequence[float], block: int) -> tuple[int, ...]:
 
     [0.5, 0.3, 0.2], 1000 -> (500, 300, 200). ValueError where a stream would get none.
     """
-    total = sum(weights)
-    if not weights or any(not weight > 0 for weight in weights):
+    if not weights or not all(weight > 0 and math.isfinite(weight) for weight in weights):
         raise ValueError(f"mixture weights {list(weights)}: expected numbers above 0")
-    shares = [weight * block / total for weight in weights]
+    # The decimals as they are written, exactly: rounding would decide ties, and `sum` of floats differs between
+    # versions of Python.
+    exact = [Fraction(repr(float(weight))) for weight in weights]
+    shares = [weight * block / sum(exact) for weight in exact]
     counts = [int(share) for share in shares]
     # Ties go to the earlier stream, so that the result is a function of the weights alone.
     by_remainder = sorted(range(len(shares)), key=lambda i: (counts[i] - shares[i], i))
@@ -55,12 +59,11 @@ class Mixture:
         streams, draws = np.empty_like(offsets), np.empty_like(offsets)
         blocks, slots = np.divmod(offsets, self.block)
         counts = np.array(self.counts)
-        for number in np.unique(blocks).tolist():
-            chosen = blocks == number
+        for number, chosen in order.grouped(blocks):
             layout = _layout(self, number)
-            streams[chosen] = layout.streams[slots[chosen]]
-            draws[chosen] = number * counts[streams[chosen]] + layout.ranks[slots[chosen]]
-        return streams, draws
+            streams.flat[chosen] = layout.streams[slots.flat[chosen]]
+            draws.flat[chosen] = layout.ranks[slots.flat[chosen]]
+        return streams, blocks * counts[streams] + draws
 
     def offsets_of(self, stream: int, draws) -> np.ndarray:
         """Draws of one stream -> offsets: the inverse of `at`. int64."""
@@ -69,9 +72,8 @@ class Mixture:
             return draws
         blocks, ranks = np.divmod(draws, self.counts[stream])
         offsets = np.empty_like(draws)
-        for number in np.unique(blocks).tolist():
-            chosen = blocks == number
-            offsets[chosen] = number * self.block + _layout(self, number).slots[stream][ranks[chosen]]
+        for number, chosen in order.grouped(blocks):
+            offsets.flat[chosen] = number * self.block + _layout(self, number).slots[stream][ranks.flat[chosen]]
         return offsets
 
     def draws_before(self, offset: int) -> tuple[int, ...]:

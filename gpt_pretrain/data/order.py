@@ -15,6 +15,7 @@ test vectors.
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -31,7 +32,7 @@ class WindowOrder:
     Attributes:
       num_windows: how many windows the stream holds.
       seed: of the order; every epoch of every seed has its own permutation.
-      stream: the stream's name in a mixture, so that two streams of one length are shuffled apart; "" for one alone.
+      stream: the stream's fingerprint, so that two streams of one length are shuffled apart.
       shuffle: "global" permutes all windows. "block" permutes blocks of `block_windows` consecutive windows,
         then the windows within each group of `group_blocks` blocks: reads stay within a group's blocks for
         a while, which suits disks and object stores. "none" keeps the stream's own order.
@@ -51,9 +52,8 @@ class WindowOrder:
             raise ValueError(f"index {indices.min()} is negative; the sequence counts from 0")
         epochs, offsets = np.divmod(indices, self.num_windows)
         windows = np.empty_like(offsets)
-        for epoch in np.unique(epochs):
-            chosen = epochs == epoch
-            windows[chosen] = self._shuffled(offsets[chosen], int(epoch))
+        for epoch, chosen in grouped(epochs):
+            windows.flat[chosen] = self._shuffled(offsets.flat[chosen], epoch)
         return windows
 
     def indices_of(self, windows, epoch: int) -> np.ndarray:
@@ -66,7 +66,7 @@ class WindowOrder:
         return epoch * self.num_windows + self._unshuffled(windows, epoch)
 
     def _key(self, epoch: int, part: str = "") -> np.ndarray:
-        return key(self.seed, epoch, "/".join(filter(None, (self.stream, part))))
+        return key(self.seed, epoch, part, self.stream)
 
     def _shuffled(self, offsets: np.ndarray, epoch: int) -> np.ndarray:
         if self.shuffle == "none":
@@ -101,18 +101,33 @@ class WindowOrder:
         num_groups = max(1, self.num_windows // size)
         groups = np.minimum(offsets // size, num_groups - 1)
         out = np.empty_like(offsets)
-        for group in np.unique(groups).tolist():
-            chosen, first = groups == group, group * size
+        for group, chosen in grouped(groups):
+            first = group * size
             group_size = size if group < num_groups - 1 else self.num_windows - first
             round_keys = self._key(epoch, f"group{group}")
-            out[chosen] = first + function(offsets[chosen] - first, group_size, round_keys)
+            out.flat[chosen] = first + function(offsets.flat[chosen] - first, group_size, round_keys)
         return out
 
 
+def grouped(numbers: np.ndarray) -> Iterator[tuple[int, slice | np.ndarray]]:
+    """Each number that occurs, and the flat indices where it does. [5, 5, 3] -> (3, [2]), (5, [0, 1])."""
+    numbers = numbers.reshape(-1)
+    if numbers.size and numbers.min() == numbers.max():
+        yield int(numbers[0]), slice(None)
+    elif numbers.size:
+        by_number = np.argsort(numbers, kind="stable")
+        ends = np.flatnonzero(np.diff(numbers[by_number])) + 1
+        for chosen in np.split(by_number, ends):
+            yield int(numbers[chosen[0]]), chosen
+
+
 @functools.lru_cache(maxsize=256)
-def key(seed: int, epoch: int, part: str = "") -> np.ndarray:
-    """The round keys, uint64 (rounds,), of one epoch of one seed; `part` separates several permutations there."""
-    text = f"order/{seed}/{epoch}" + (f"/{part}" if part else "")
+def key(seed: int, epoch: int, part: str = "", stream: str = "") -> np.ndarray:
+    """The round keys, uint64 (rounds,), of one epoch of one seed; `part` separates several permutations there.
+
+    Only `stream` may hold a slash: it comes last, so that no two keys are made of one text.
+    """
+    text = f"order/{seed}/{epoch}/{part}/{stream}"
     digest = hashlib.blake2b(text.encode(), digest_size=8 * _NUM_ROUNDS).digest()
     return np.frombuffer(digest, "<u8")
 
@@ -132,35 +147,38 @@ def _cycle_walk(indices, size, round_keys, step) -> np.ndarray:
     if indices.size and not (indices.min() >= 0 and indices.max() < size):
         raise ValueError(f"index out of range: found [{indices.min()}, {indices.max()}], expected [0, {size})")
     half_bits = max(1, -(-(size - 1).bit_length() // 2))
-    values = step(indices.reshape(-1).astype(np.uint64), half_bits, round_keys)
+    rounds = [functools.partial(_round, round_key=round_key, half_bits=half_bits) for round_key in round_keys]
+    if indices.size >= 1 << half_bits:
+        # As many indices as there are halves: hash every half once, and look it up each time it comes by.
+        rounds = [round_(np.arange(1 << half_bits)).take for round_ in rounds]
+    values = step(indices.reshape(-1), half_bits, rounds)
     outside = np.flatnonzero(values >= size)
     while outside.size:
-        values[outside] = step(values[outside], half_bits, round_keys)
-        outside = outside[values[outside] >= size]
-    return values.astype(np.int64).reshape(indices.shape)
+        walked = step(values[outside], half_bits, rounds)
+        values[outside] = walked
+        outside = outside[walked >= size]
+    return values.reshape(indices.shape)
 
 
-def _encrypt(values, half_bits, round_keys) -> np.ndarray:
-    half, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
-    left, right = values >> half, values & mask
-    for round_key in round_keys:
-        left, right = right, left ^ _round(right, round_key, half_bits)
-    return (left << half) | right
+def _encrypt(values, half_bits, rounds) -> np.ndarray:
+    left, right = values >> half_bits, values & ((1 << half_bits) - 1)
+    for round_ in rounds:
+        left, right = right, left ^ round_(right)
+    return (left << half_bits) | right
 
 
-def _decrypt(values, half_bits, round_keys) -> np.ndarray:
-    half, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
-    left, right = values >> half, values & mask
-    for round_key in reversed(round_keys):
-        left, right = right ^ _round(left, round_key, half_bits), left
-    return (left << half) | right
+def _decrypt(values, half_bits, rounds) -> np.ndarray:
+    left, right = values >> half_bits, values & ((1 << half_bits) - 1)
+    for round_ in reversed(rounds):
+        left, right = right ^ round_(left), left
+    return (left << half_bits) | right
 
 
-def _round(half_values, round_key, half_bits) -> np.ndarray:
-    """A keyed hash of each half, `half_bits` wide (the constants are MurmurHash3's 64-bit finalizer)."""
-    x = half_values + round_key  # uint64 arithmetic wraps, as it should here
+def _round(half_values, *, round_key, half_bits) -> np.ndarray:
+    """A keyed hash of each half, `half_bits` wide (the constants are MurmurHash3's 64-bit finalizer). int64."""
+    x = half_values.astype(np.uint64) + round_key  # uint64 arithmetic wraps, as it should here
     x ^= x >> np.uint64(33)
     x *= np.uint64(0xFF51AFD7ED558CCD)
     x ^= x >> np.uint64(33)
     x *= np.uint64(0xC4CEB9FE1A85EC53)
-    return x >> np.uint64(64 - half_bits)
+    return (x >> np.uint64(64 - half_bits)).astype(np.int64)

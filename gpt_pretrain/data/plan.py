@@ -26,7 +26,8 @@ class Stream:
 
     Attributes:
       name: in a mixture; "" for one alone.
-      fingerprint: of the dataset.
+      fingerprint: of the dataset. It is what the stream is known by: it keeps its order and its place in it
+        under another name, in a mixture or alone.
       num_tokens: of its training split.
       count: how many examples of each block of the mixture are from it.
       start: index in its endless sequence (see `WindowOrder`) at which the segment begins.
@@ -66,8 +67,10 @@ class Segment:
 
     Attributes:
       from_step, from_position: updates made and examples met before it.
-      batch_sizes: (step, size) pairs, ascending: from that step on batches have that size.
+      batch_sizes: (step, size) pairs, ascending from step 0: from that step on batches have that size.
       change: what was changed at its beginning, in words.
+
+    Raises ValueError for what has no order: a stream without a window, or with none that is not excluded.
     """
 
     seed: int
@@ -81,18 +84,50 @@ class Segment:
     from_position: int = 0
     change: str = "start"
 
+    def __post_init__(self):
+        firsts, sizes = zip(*self.batch_sizes, strict=True)
+        if firsts[0] != 0 or list(firsts) != sorted(set(firsts)) or min(sizes) < 1:
+            raise ValueError(
+                f"train.batch_size: found {_in_words([*self.batch_sizes])}; expected sizes of at least 1, the first "
+                "from step 0, each from a later step than the one before"
+            )
+        for i in range(len(self.streams)):
+            self._check_stream(i)
+
+    def _check_stream(self, index: int) -> None:
+        stream, num_windows = self.streams[index], self.num_windows(index)
+        label, excluded = _label(stream), stream.excluded
+        if num_windows < 1:
+            raise ValueError(
+                f"{label}: data.seq_len={self.seq_len} needs {self.seq_len + 1} tokens for one window; "
+                f"the stream holds {stream.num_tokens}"
+            )
+        assert list(excluded) == sorted(set(excluded)), "excluded windows are not ascending"
+        if excluded and not (excluded[0] >= 0 and excluded[-1] < num_windows):
+            raise ValueError(
+                f"{label}: found excluded windows from {excluded[0]} to {excluded[-1]}, expected [0, {num_windows})"
+            )
+        if len(excluded) == num_windows:
+            raise ValueError(f"{label}: all of its {num_windows} windows are excluded, nothing is left to train on")
+        for other in self.streams[:index]:
+            if other.name == stream.name or other.fingerprint == stream.fingerprint:
+                raise ValueError(
+                    f"{label} and {_label(other)} are one dataset, expected different ones in a mixture. "
+                    "Raise the weight of one and leave the other out."
+                )
+
     def num_windows(self, stream: int) -> int:
         """Windows of one stream; each has `seq_len` inputs and one more token, shared with the next."""
         return (self.streams[stream].num_tokens - 1) // self.seq_len
 
     def batch_size(self, step: int) -> int:
         """Of the batch of `step`."""
-        return [size for first, size in self.batch_sizes if first <= max(step, self.batch_sizes[0][0])][-1]
+        return [size for first, size in self.batch_sizes if first <= step][-1]
 
     def position(self, step: int) -> int:
         """How many examples came before `step`, which is not before the segment."""
         position = self.from_position
-        for first, last, size in self._stretches():
+        for first, last, size in self._stretches:
             position += size * (min(step, last) - first if step > first else 0)
         return position
 
@@ -101,12 +136,13 @@ class Segment:
         positions = np.asarray(positions, np.int64)
         steps = np.full_like(positions, self.from_step)
         begin = self.from_position
-        for first, last, size in self._stretches():
+        for first, last, size in self._stretches:
             later = positions >= begin
             steps[later] = first + (positions[later] - begin) // size
             begin += size * (last - first)
         return steps
 
+    @functools.cached_property
     def _stretches(self) -> list[tuple[int, int, int]]:
         """(first step, step after the last, batch size) of each stretch of one batch size."""
         firsts = [max(first, self.from_step) for first, _ in self.batch_sizes]
@@ -152,7 +188,7 @@ class Segment:
     def _passages(self) -> tuple["_Passage", ...]:
         shuffle = self.shuffle, self.block_windows, self.group_blocks
         return tuple(
-            _Passage(WindowOrder(self.num_windows(i), self.seed, each.name, *shuffle), each.start, each.excluded)
+            _Passage(WindowOrder(self.num_windows(i), self.seed, each.fingerprint, *shuffle), each.start, each.excluded)
             for i, each in enumerate(self.streams)
         )
 
@@ -166,14 +202,18 @@ class _Passage:
     def __init__(self, window_order: WindowOrder, start: int, excluded: Sequence[int]):
         self._order, self._start = window_order, start
         self._excluded = np.array(excluded, np.int64)
+        self._known_holes: dict[int, np.ndarray] = {}
         self._num_left = window_order.num_windows - len(excluded)  # in a whole epoch
         self._first_epoch, offset = divmod(start, window_order.num_windows)
         self._skipped = offset - self._num_excluded_before(self._first_epoch, offset)  # left ones before the start
 
-    @functools.lru_cache(maxsize=8)  # noqa: B019 - lives as long as the plan
     def _holes(self, epoch: int) -> np.ndarray:
-        """Offsets in an epoch of the excluded windows, ascending."""
-        return np.sort(self._order.indices_of(self._excluded, epoch)) - epoch * self._order.num_windows
+        """Offsets in an epoch of the excluded windows, ascending. Keeps those of the two epochs asked for last."""
+        holes = self._known_holes.get(epoch)
+        if holes is None:
+            holes = np.sort(self._order.indices_of(self._excluded, epoch)) - epoch * self._order.num_windows
+            self._known_holes = dict([*self._known_holes.items(), (epoch, holes)][-2:])
+        return holes
 
     def _num_excluded_before(self, epoch: int, offset: int) -> int:
         return int(np.searchsorted(self._holes(epoch), offset)) if len(self._excluded) else 0
@@ -251,7 +291,7 @@ class Plan:
         """How many whole steps a run of `num_tokens` has, or has had if there were more already."""
         last = self.segments[-1]
         step, left = last.from_step, num_tokens - self.tokens_before(last.from_step)
-        for first, end, size in last._stretches():
+        for first, end, size in last._stretches:
             here = min(end - first, max(0, left) // (size * last.seq_len))
             step, left = first + here, left - here * size * last.seq_len
             if here < end - first:
@@ -261,13 +301,15 @@ class Plan:
     def sightings(self, name: str, windows_of, num_steps: int) -> list[tuple[Segment, Sighting]]:
         """Every time that windows of the stream `name` are met in the first `num_steps` steps.
 
+        Segments in which the same data had another name count, those in which the name stood for other data don't.
         `windows_of(segment)` gives the windows, which depend on the segment's sequence length.
         """
+        meant = [each.fingerprint for segment in self.segments for each in segment.streams if each.name == name][-1:]
         found = []
         for segment, stop in zip(self.segments, self._stops(), strict=True):
             stop = min(stop, num_steps)
             for index, stream in enumerate(segment.streams):
-                if stream.name == name and stop > segment.from_step:
+                if stream.fingerprint in meant and stop > segment.from_step:
                     windows = windows_of(segment)
                     found += [(segment, each) for each in segment.sightings(index, windows, segment.position(stop))]
         return found
@@ -300,6 +342,9 @@ class Plan:
         changes = _differences(last, wanted, step)
         if not changes:
             return self
+        kept = tuple(segment for segment in self.segments if segment.from_step < step)
+        if kept and last is not kept[-1]:  # no batch was taken from the last segment: it leaves no trace
+            return Plan(kept).continued(wanted, step, fork=fork)
         refused = [line for line, needs_fork in changes if needs_fork]
         if refused and not fork:
             raise PlanError("\n".join(f"  {line}" for line in refused))
@@ -310,20 +355,19 @@ class Plan:
         )
         change = ("fork: " if refused else "") + "; ".join(line for line, _ in changes)
         new = dataclasses.replace(wanted, streams=streams, from_step=step, from_position=position, change=change)
-        kept = [segment for segment in self.segments if segment.from_step < step]
         return Plan((*kept, new))
 
     def _start_of(self, stream: Stream, wanted: Segment, index: int, step: int) -> int:
         """Where in its endless sequence a stream goes on.
 
         Its own place, if it is cut into the same windows in the same order; else the next epoch, which nobody
-        has seen anything of.
+        has seen anything of. A stream that is new to the run begins with its first epoch.
         """
         for segment, stop in zip(reversed(self.segments), reversed(self._stops()), strict=True):
             for i, old in enumerate(segment.streams):
-                if old.name == stream.name:
+                if old.fingerprint == stream.fingerprint:
                     at = segment.index_after(i, segment.position(min(step, stop)))
-                    if old.fingerprint == stream.fingerprint and _same_order(segment, wanted):
+                    if _order_of(segment) == _order_of(wanted):
                         return at
                     return -(-at // segment.num_windows(i)) * wanted.num_windows(index)
         return 0
@@ -345,35 +389,51 @@ class Plan:
         return cls(tuple(segments))
 
 
-def _same_order(a: Segment, b: Segment) -> bool:
-    fields = ("seed", "seq_len", "shuffle", "block_windows", "group_blocks")
-    return all(getattr(a, name) == getattr(b, name) for name in fields)
+def _order_of(segment: Segment) -> dict[str, Any]:
+    """What cuts a stream into windows and shuffles them."""
+    names = ("seed", "seq_len", "shuffle") + (("block_windows", "group_blocks") if segment.shuffle == "block" else ())
+    return {name: getattr(segment, name) for name in names}
+
+
+def _label(stream: Stream) -> str:
+    return stream.name or "the dataset"
 
 
 def _differences(last: Segment, wanted: Segment, step: int) -> list[tuple[str, bool]]:
     """(what differs from `step` on, whether it cannot simply be continued)."""
     lines = []
-    for name in ("seed", "seq_len", "shuffle", "block_windows", "group_blocks"):
+    for name in _order_of(wanted):
         old, new = getattr(last, name), getattr(wanted, name)
-        if old != new and (name not in ("block_windows", "group_blocks") or wanted.shuffle == "block"):
+        if old != new:
             lines.append((f"data.{name}: {old} until now, {new} from here on", name == "seed"))
     if _from(last.batch_sizes, step) != _from(wanted.batch_sizes, step):
         old, new = (_in_words(_from(each.batch_sizes, step)) for each in (last, wanted))
         lines.append((f"train.batch_size: {old} until now, {new} from here on", False))
-    old_streams = {stream.name: stream for stream in last.streams}
-    new_streams = {stream.name: stream for stream in wanted.streams}
-    for name in old_streams | new_streams:
-        old, new, label = old_streams.get(name), new_streams.get(name), name or "the dataset"
-        if old is None or new is None:
-            lines.append((f"{label}: {'added to' if old is None else 'taken out of'} the mixture", False))
+    left = list(last.streams)
+    for stream in wanted.streams:
+        # The same data, whatever its name; else what had the name until now.
+        same = [old for old in left if old.fingerprint == stream.fingerprint]
+        same = same or [old for old in left if old.name == stream.name]
+        if not same:
+            lines.append((f"{_label(stream)}: added to the mixture", False))
             continue
-        if old.fingerprint != new.fingerprint:
-            lines.append((f"{label}: fingerprint {old.fingerprint:.16} until now, {new.fingerprint:.16} now", True))
-        if old.count != new.count:
-            share = [f"{s.count} of {sum(t.count for t in x.streams)}" for s, x in ((old, last), (new, wanted))]
-            lines.append((f"{label}: {share[0]} examples until now, {share[1]} from here on", False))
-        if old.excluded != new.excluded:
-            lines.append((f"{label}: {len(old.excluded)} windows excluded, {len(new.excluded)} from here on", False))
+        old = same[0]
+        left.remove(old)
+        lines += [(f"{_label(stream)}: {line}", needs_fork) for line, needs_fork in _stream_differences(old, stream)]
+        if old.count != stream.count and len(last.streams) + len(wanted.streams) > 2:
+            share = [f"{s.count} of {sum(t.count for t in x.streams)}" for s, x in ((old, last), (stream, wanted))]
+            lines.append((f"{_label(stream)}: {share[0]} examples until now, {share[1]} from here on", False))
+    return lines + [(f"{_label(stream)}: taken out of the mixture", False) for stream in left]
+
+
+def _stream_differences(old: Stream, new: Stream) -> list[tuple[str, bool]]:
+    lines = []
+    if old.fingerprint != new.fingerprint:
+        lines.append((f"fingerprint {old.fingerprint:.16} until now, {new.fingerprint:.16} now", True))
+    if old.name != new.name:
+        lines.append((f"was {_label(old)} until now", False))
+    if old.excluded != new.excluded:
+        lines.append((f"{len(old.excluded)} windows excluded until now, {len(new.excluded)} from here on", False))
     return lines
 
 

@@ -27,6 +27,7 @@ class TokenSource(Protocol):
     """One split's token stream."""
 
     num_tokens: int
+    dtype: np.dtype  # of the ids: uint16 or uint32
 
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
         """Tokens `[start, start + length)` for each start: (n, length), uint16 or uint32 as they are stored."""
@@ -58,19 +59,25 @@ class BinSource:
 
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
         _check_range(starts, length, self.num_tokens)
-        out = np.empty((len(starts), length), self.dtype)
+        if not len(starts):
+            return np.empty((0, length), self.dtype)
         shards = np.searchsorted(self._first, starts, side="right") - 1
         begins = np.asarray(starts) - self._first[shards]
-        for row, (shard, begin) in enumerate(zip(shards.tolist(), begins.tolist(), strict=True)):
-            piece = self._shards[shard][begin : begin + length]
-            filled = len(piece)
-            out[row, :filled] = piece
-            while filled < length:  # the window goes on in the next shard
+        only = self._shards[shards[0]]
+        if (shards == shards[0]).all() and begins.max() + length <= len(only):
+            # All of one shard: a single gather, in half the time. `windows_WT[i]` is the window that begins at token i.
+            size = self.dtype.itemsize
+            windows_WT = np.ndarray((len(only) - length + 1, length), self.dtype, only, strides=(size, size))
+            return windows_WT[begins]
+        pieces = []
+        for shard, begin in zip(shards.tolist(), begins.tolist(), strict=True):
+            pieces.append(self._shards[shard][begin : begin + length])
+            missing = length - len(pieces[-1])
+            while missing:  # the window goes on in the next shard
                 shard += 1
-                piece = self._shards[shard][: length - filled]
-                out[row, filled : filled + len(piece)] = piece
-                filled += len(piece)
-        return out
+                pieces.append(self._shards[shard][:missing])
+                missing -= len(pieces[-1])
+        return np.concatenate(pieces).reshape(len(starts), length)
 
 
 class RecordSource:
@@ -83,7 +90,8 @@ class RecordSource:
         num_tokens: int,
         dtype: DTypeLike = np.uint16,
     ):
-        self._records = token_records.open_records(paths, record_tokens, np.dtype(dtype))
+        self.dtype = np.dtype(dtype)
+        self._records = token_records.open_records(paths, record_tokens, self.dtype)
         self._record_tokens = record_tokens
         self.num_tokens = num_tokens
         expected = -(-num_tokens // record_tokens)
