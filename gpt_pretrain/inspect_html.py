@@ -55,9 +55,10 @@ def render_batch(page: BatchPage) -> str:
     )
     footer = f"Made by <code>python -m gpt_pretrain.inspect {_text(page.run)} --step {page.update}</code>."
     if page.losses:
+        mask = ", attention within documents as in its training" if page.losses.document_mask else ""
         footer += (
-            f" Losses by <code>{_text(page.losses.checkpoint)}</code>, without dropout and perturbations. The first "
-            "token of a row is only an input; the last one is only a target."
+            f" Losses by <code>{_text(page.losses.checkpoint)}</code>, without dropout and perturbations{mask}. "
+            "The first token of a row is only an input; the last one is only a target."
         )
     return shell(
         f"Update {page.update:,} of {page.num_updates:,}", f"Batch of {page.run}", _tiles(page), sections, footer,

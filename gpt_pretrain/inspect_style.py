@@ -34,8 +34,8 @@ border:1px solid var(--line);border-radius:.35rem;max-width:100%}
 #controls input{width:15rem}
 .batch td,.batch th{padding-top:.34rem;padding-bottom:.34rem;vertical-align:middle}
 .batch tbody th{min-width:0}
-.parts{min-width:9.5rem;line-height:1.75;font-variant-numeric:tabular-nums}
-.parts a{display:inline-block;min-width:1.5em;margin:-.1rem .1rem;padding:.1rem .2rem;text-align:center;
+.parts{min-width:9.5rem;font-variant-numeric:tabular-nums}
+.parts a{display:inline-block;min-width:1.5em;margin:.08rem .1rem;padding:0 .2rem;line-height:1.45;text-align:center;
 border-radius:.25rem;text-decoration:none;background:var(--box)}
 .parts a:hover{text-decoration:underline}
 @media (min-width:34.01rem){.tiles div{flex-basis:7.5rem}}

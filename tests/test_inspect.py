@@ -207,7 +207,7 @@ def test_tokens_that_are_parts_of_a_character_are_shown_as_one(simple_run):
     assert [(piece.start, piece.stop) for piece in cut] == [(i, i + 1) for i in range(6)]
 
 
-def save_checkpoint(directory, config, seq_len):
+def save_checkpoint(directory, config, seq_len, document_mask=False):
     """Random weights, as a run would save them; the parameters."""
     import jax
 
@@ -219,33 +219,36 @@ def save_checkpoint(directory, config, seq_len):
     params = jax.tree.map(lambda leaf: leaf * 5, params)  # far from even probabilities
     kept = checkpoints.Checkpoints(directory)
     metadata = {"step": 3, "model": _as_json(config), "seq_len": seq_len, "vocab_size": 257, "tokenizer": "byte"}
+    metadata["document_mask"] = document_mask
     kept.save(3, {"params": params}, metadata)
     kept.wait()
     kept.close()
     return params
 
 
-@pytest.mark.parametrize("num_chunks", [1, 4])
+@pytest.mark.parametrize(("num_chunks", "document_mask"), [(1, False), (4, True)])
 def test_losses_are_those_of_the_evaluation_step_and_colour_the_page(
-    simple_run, tiny_config, tmp_path, capsys, monkeypatch, num_chunks
+    simple_run, tiny_config, tmp_path, capsys, monkeypatch, num_chunks, document_mask
 ):
     import jax
     import jax.numpy as jnp
     from flax import nnx
 
     from gpt_pretrain import token_losses
+    from gpt_pretrain.document_mask import documents_of
     from gpt_pretrain.llm import graph_of
     from gpt_pretrain.train_step import make_eval_step
 
     monkeypatch.setattr(token_losses, "num_loss_chunks", lambda *_: num_chunks)
     monkeypatch.setattr(token_losses, "_TOKENS_AT_ONCE", 3 * 32)  # the last rows are not a whole batch
-    params = save_checkpoint(tmp_path / "run", tiny_config, 32)
+    params = save_checkpoint(tmp_path / "run", tiny_config, 32, document_mask)
+    end = 256 if document_mask else None
     arguments = [simple_run, "--step", "4", "--checkpoint", str(tmp_path / "run")]
     assert inspect.main([*arguments, "--jsonl", "--html", str(tmp_path / "page.html")]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     rows = read_rows(OpenedRun(simple_run), 3)
     tokens = np.stack([row.tokens for row in rows])
-    evaluate = make_eval_step(tiny_config, seq_len=32, num_valid=257, num_chunks=1, seed=0)
+    evaluate = make_eval_step(tiny_config, seq_len=32, num_valid=257, num_chunks=1, seed=0, document_end=end)
     evaluate = jax.jit(evaluate)
     for index, line in enumerate(lines):
         weights = jnp.zeros((1, 8)).at[0, index].set(1.0)
@@ -258,10 +261,12 @@ def test_losses_are_those_of_the_evaluation_step_and_colour_the_page(
     assert f"id {tokens[0][1]}: {lines[0]['losses'][0]:.3f} nats" in page
     assert all(f"{line['mean_loss']:.3f} nats" in page for line in lines)
     model = nnx.merge(graph_of(tiny_config, 32), params)
-    logits_BTV = np.asarray(model.logits(model(jnp.asarray(tokens[:, :-1], jnp.int32))))[..., :257]
+    inputs_BT = jnp.asarray(tokens[:, :-1], jnp.int32)
+    x_BTD = model(inputs_BT, documents=documents_of(inputs_BT, 256) if document_mask else None)
+    logits_BTV = np.asarray(model.logits(x_BTD))[..., :257]
     order_BTV = np.argsort(-logits_BTV, axis=-1)
     rank_BT = 1 + (order_BTV == tokens[:, 1:, None]).argmax(-1)
-    assert np.array_equal(token_losses.losses_of(str(tmp_path / "run"), tokens).rank, rank_BT)
+    assert np.array_equal(token_losses.losses_of(str(tmp_path / "run"), tokens, end_of_text=256).rank, rank_BT)
     assert f"id {tokens[7][-1]}: {lines[7]['losses'][-1]:.3f} nats" in page and f", rank {rank_BT[7][-1]}" in page
 
 
