@@ -126,12 +126,13 @@ def test_against_names_exclusions_weights_and_datasets_of_a_mixture(dataset, tmp
     a = write_run(tmp_path / "a", directories, simple_plan(*streams))
     changed = [dataclasses.replace(streams[0], count=200, excluded=(7, 9)), dataclasses.replace(streams[1], count=200)]
     b = write_run(tmp_path / "b", directories, simple_plan(*changed))
-    swapped = [stream(second, "cats", count=300), streams[1]]
-    c = write_run(tmp_path / "c", {"cats": second, "dogs": second}, simple_plan(*swapped))
+    c = write_run(tmp_path / "c", {"cats": dataset}, simple_plan(streams[0]))
+    d = write_run(tmp_path / "d", {"cats": second}, simple_plan(dataclasses.replace(streams[1], name="cats")))
     assert replay.main([a, "--against", b]) == 1
     out = capsys.readouterr().out
     assert "cats: weight: 300 of 400, 200 of 400" in out and "cats: excluded windows: 0, 2" in out and "dogs: weight" in out
-    assert replay.main([a, "--against", c]) == 1
+    assert replay.main([a, "--against", c]) == 1 and "streams: cats+dogs, cats" in capsys.readouterr().out
+    assert replay.main([c, "--against", d]) == 1
     assert f"cats: fingerprint of the dataset: {streams[0].fingerprint[:16]}, {streams[1].fingerprint[:16]}" in capsys.readouterr().out
 
 
