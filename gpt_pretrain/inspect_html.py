@@ -96,7 +96,7 @@ def _legend(page: BatchPage) -> str:
     ticks = "".join(f"<span>{nats}</span>" for nats in range(0, MAX_NATS, 2))
     return (
         '<figure class="legend" aria-label="Colours: loss of a token, from 0 to 10 nats and more">'
-        f'<figcaption>Loss of a token, in nats</figcaption><div>{shades}</div><p>{ticks}<span>{MAX_NATS}+</span></p>'
+        f"<figcaption>Loss of a token, in nats</figcaption><div>{shades}</div><p>{ticks}<span>{MAX_NATS}+</span></p>"
         "</figure>\n"
     )
 

@@ -36,9 +36,7 @@ class TokenLosses:
     rank: np.ndarray
 
 
-def losses_of(
-    checkpoint: str, tokens_NT: np.ndarray, *, end_of_text: int, tokenizer: str | None = None
-) -> TokenLosses:
+def losses_of(checkpoint: str, tokens_NT: np.ndarray, *, end_of_text: int, tokenizer: str | None = None) -> TokenLosses:
     """Losses of windows (rows, seq_len + 1) without dropout and perturbations.
 
     Args:
@@ -94,6 +92,4 @@ def _of_chunk(model, num_valid: int, inputs):
 
 def _chunks(arrays, num_chunks: int):
     """(B, T, ...) -> (num_chunks, B, T / num_chunks, ...)"""
-    return jax.tree.map(
-        lambda x: jnp.moveaxis(x.reshape(x.shape[0], num_chunks, -1, *x.shape[2:]), 1, 0), arrays
-    )
+    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0], num_chunks, -1, *x.shape[2:]), 1, 0), arrays)
