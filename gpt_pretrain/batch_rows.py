@@ -92,9 +92,7 @@ def read_rows(run: OpenedRun, step: int, chosen: slice = slice(None)) -> list[Ro
     return [rows[i] for i in range(len(numbers))]
 
 
-def _parts(
-    tokens: np.ndarray, first: int, tokenizer: Tokenizer, tables: DocumentTables | None
-) -> tuple[Part, ...]:
+def _parts(tokens: np.ndarray, first: int, tokenizer: Tokenizer, tables: DocumentTables | None) -> tuple[Part, ...]:
     """The documents of a window that begins at token `first` of the stream."""
     if tables is None:  # documents begin at end-of-text
         begins = [0, *(int(i) for i in np.flatnonzero(tokens == tokenizer.end_of_text) if i), len(tokens)]

@@ -128,7 +128,8 @@ def _losses(run: OpenedRun, step: int, rows: Sequence["Row"], checkpoint: str) -
 
     manifest = run.manifest(run.plan.segment_at(step).streams[0])
     tokenizer = None if manifest is None else manifest.spec["tokenizer"]
-    return losses_of(checkpoint, np.stack([row.tokens for row in rows]), tokenizer=tokenizer)
+    tokens = np.stack([row.tokens for row in rows])
+    return losses_of(checkpoint, tokens, end_of_text=rows[0].tokenizer.end_of_text, tokenizer=tokenizer)
 
 
 def _mean(losses: "TokenLosses", index: int) -> float:

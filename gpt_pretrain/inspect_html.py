@@ -55,9 +55,10 @@ def render_batch(page: BatchPage) -> str:
     )
     footer = f"Made by <code>python -m gpt_pretrain.inspect {_text(page.run)} --step {page.update}</code>."
     if page.losses:
+        mask = ", attention within documents as in its training" if page.losses.document_mask else ""
         footer += (
-            f" Losses by <code>{_text(page.losses.checkpoint)}</code>, without dropout and perturbations. The first "
-            "token of a row is only an input; the last one is only a target."
+            f" Losses by <code>{_text(page.losses.checkpoint)}</code>, without dropout and perturbations{mask}. "
+            "The first token of a row is only an input; the last one is only a target."
         )
     return shell(
         f"Update {page.update:,} of {page.num_updates:,}", f"Batch of {page.run}", _tiles(page), sections, footer,
@@ -95,7 +96,7 @@ def _legend(page: BatchPage) -> str:
     ticks = "".join(f"<span>{nats}</span>" for nats in range(0, MAX_NATS, 2))
     return (
         '<figure class="legend" aria-label="Colours: loss of a token, from 0 to 10 nats and more">'
-        f'<figcaption>Loss of a token, in nats</figcaption><div>{shades}</div><p>{ticks}<span>{MAX_NATS}+</span></p>'
+        f"<figcaption>Loss of a token, in nats</figcaption><div>{shades}</div><p>{ticks}<span>{MAX_NATS}+</span></p>"
         "</figure>\n"
     )
 

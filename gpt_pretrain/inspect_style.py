@@ -32,14 +32,14 @@ color:var(--soft)}
 #controls select,#controls input{font:inherit;color:var(--ink);background:var(--page);padding:.3rem .55rem;
 border:1px solid var(--line);border-radius:.35rem;max-width:100%}
 #controls input{width:15rem}
-.batch td,.batch th{padding-top:.34rem;padding-bottom:.34rem}
+.batch td,.batch th{padding-top:.34rem;padding-bottom:.34rem;vertical-align:middle}
 .batch tbody th{min-width:0}
-.parts{min-width:6rem;font-variant-numeric:tabular-nums}
-.parts a{display:inline-block;min-width:1.5em;margin:-.1rem .1rem;padding:.1rem .2rem;text-align:center;
+.parts{min-width:9.5rem;font-variant-numeric:tabular-nums}
+.parts a{display:inline-block;min-width:1.5em;margin:.08rem .1rem;padding:0 .2rem;line-height:1.45;text-align:center;
 border-radius:.25rem;text-decoration:none;background:var(--box)}
 .parts a:hover{text-decoration:underline}
 @media (min-width:34.01rem){.tiles div{flex-basis:7.5rem}}
-.batch .strip{width:40%;min-width:9rem;vertical-align:middle}
+.batch .strip{width:34%;min-width:9rem}
 .strip div{display:flex;height:1.05rem;border-radius:.2rem;overflow:hidden;box-shadow:inset 0 0 0 1px var(--line)}
 .strip i{flex:1}
 article.row{margin:0 0 1.3rem;content-visibility:auto;contain-intrinsic-size:auto 24rem;scroll-margin-top:1rem}

@@ -192,8 +192,8 @@ def _replay(run: OpenedRun, args) -> int:
     if args.verify:
         print(f"{run.save_dir}: {updates} are as the ledger says ({speed})", file=stream)
     else:
-        compared = "" if len(ledger) else "; none is in the ledger yet"
-        print(f"{run.save_dir}: {updates} replayed ({speed}){compared}. Compare with the ledger: --verify", file=stream)
+        advice = "compare them with the ledger: --verify" if len(ledger) else "none is in the ledger yet"
+        print(f"{run.save_dir}: {updates} replayed ({speed}); {advice}", file=stream)
     return 0
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_prep.documents import Document
+from gpt_pretrain.data.config import windows_meeting
 from gpt_pretrain.data.plan import Segment, Sighting, Stream
 from gpt_pretrain.opened_run import OpenedRun
 
@@ -98,23 +99,18 @@ def _span_at(run: OpenedRun, stream: Stream, token: int) -> Span:
     return Span(stream, "train", found.start, found.start + found.length, found)
 
 
-def windows_meeting(span: Span, segment: Segment) -> range:
+def windows_of(span: Span, segment: Segment) -> range:
     """Windows of a segment that hold a token of the span; those beyond the stream's last window are not there."""
     index = _index_of(segment, span.stream)
     if index is None or span.split != "train":
         return range(0)
-    length = segment.seq_len
-    # Window i ends with token (i + 1) * seq_len, which window i + 1 begins with.
-    first = max(0, (span.start - 1) // length)
-    return range(first, min(segment.num_windows(index), (span.stop - 1) // length + 1))
+    return windows_meeting(span.start, span.stop - span.start, segment.seq_len, segment.num_windows(index))
 
 
 def meetings(run: OpenedRun, span: Span) -> list[Meeting]:
     """Every row of the run, past and planned, that holds a token of the span, in order."""
     # Names may have stood for several datasets: windows of another one are none of ours.
-    found = run.plan.sightings(
-        span.stream.name, lambda segment: list(windows_meeting(span, segment)), run.data.num_steps
-    )
+    found = run.plan.sightings(span.stream.name, lambda segment: list(windows_of(span, segment)), run.data.num_steps)
     out = []
     for segment, sighting in found:
         first = sighting.window * segment.seq_len
@@ -141,7 +137,7 @@ def notes(run: OpenedRun, span: Span) -> list[str]:
             number = span.stop - max(end, span.start)
             what = "All of it lies" if span.start >= end else f"Its last {number} tokens lie"
             lines.append(f"{what} in the stream's tail, too short for a window: met by no update{since}.")
-        windows = windows_meeting(span, segment)
+        windows = windows_of(span, segment)
         excluded = sorted(set(windows).intersection(segment.streams[index].excluded)) if windows else []
         if excluded:
             what = f"All of its {len(windows)}" if len(excluded) == len(windows) else f"{len(excluded)} of its"
@@ -161,7 +157,8 @@ def describe(run: OpenedRun, span: Span, found: Sequence[Meeting], *, full: bool
         return "\n".join([*lines, f"Met by none of the {run.data.num_steps} updates of the run."])
     counted = f"{len(windows)} window{'s' * (len(windows) > 1)} ({_ranges(windows)})"
     lines.append(f"Met in {counted}: {_counted(seen, 'seen')}, {_counted(found[len(seen) :], 'planned')}.")
-    lines += _epochs(found, num_consumed)
+    if len(found) > _MAX_LINES and not full:
+        lines += _epochs(found, num_consumed)
     names = ("update", "", "epoch", "row", "position", "window", "of the window", "of the document")
     rows = [_cells(each, num_consumed) for each in (found if full else found[:_MAX_LINES])]
     widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
@@ -193,7 +190,7 @@ def _heading(span: Span) -> list[str]:
 
 
 def _epochs(found: Sequence[Meeting], num_consumed: int) -> list[str]:
-    """A line an epoch, where there are several."""
+    """A line an epoch, where there are several: what a table that is cut short does not show."""
     epochs = sorted({each.sighting.epoch for each in found})
     if len(epochs) < 2:
         return []

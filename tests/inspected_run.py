@@ -17,7 +17,11 @@ def prepare(directory, *, num_documents=120, text="the cat sat on a mat and purr
     """A dataset of byte tokens with ids and urls in several shards; documents of 1 to some hundred tokens."""
     os.makedirs(directory, exist_ok=True)
     lines = [
-        {"id": f"<{name}-{i}>", "url": f"https://example.org/{name}?i={i}&q=<b>", "text": (HOSTILE if i % 7 == 3 else "") + text * (1 + i * i % 11) + str(i)}
+        {
+            "id": f"<{name}-{i}>",
+            "url": f"https://example.org/{name}?i={i}&q=<b>",
+            "text": (HOSTILE if i % 7 == 3 else "") + text * (1 + i * i % 11) + str(i),
+        }
         for i in range(num_documents)
     ]
     path = os.path.join(directory, "text.jsonl")

@@ -36,7 +36,10 @@ def datasets(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(datasets, tmp_path_factory):
     """A mixture, met several times over, that changes its batch size, sequence length and exclusions under way."""
-    cats, dogs = stream(datasets["cats"], "cats", count=3, excluded=EXCLUDED), stream(datasets["dogs"], "dogs")
+    cats, dogs = (
+        stream(datasets["cats"], "cats", count=30, excluded=EXCLUDED),
+        stream(datasets["dogs"], "dogs", count=10),
+    )
     plan = simple_plan(cats, dogs)
     first = plan.segments[0]
     plan = plan.continued(dataclasses.replace(first, batch_sizes=((0, 12),)), 70)
@@ -56,9 +59,13 @@ def test_sightings_of_every_document_equal_a_search_through_all_batches(run, dat
     met: dict = {}
     for each in batches_of(datasets, opened.plan, 130):
         segment = opened.plan.segment_at(each["step"])
-        for row, (index, window) in enumerate(zip(each["streams"][0].tolist(), each["windows"][0].tolist(), strict=True)):
+        for row, (index, window) in enumerate(
+            zip(each["streams"][0].tolist(), each["windows"][0].tolist(), strict=True)
+        ):
             first = window * segment.seq_len
-            met.setdefault(segment.streams[index].name, []).append((each["step"], row, first, first + segment.seq_len + 1))
+            met.setdefault(segment.streams[index].name, []).append(
+                (each["step"], row, first, first + segment.seq_len + 1)
+            )
     num_last_targets = 0
     for name, directory in datasets.items():
         for shard in manifest_lib.load(directory).shards_of("train", "documents"):
@@ -131,7 +138,7 @@ def test_a_ten_billion_token_run_answers_in_milliseconds(datasets, tmp_path):
 
 
 def test_rows_of_a_batch_are_its_windows_and_their_documents_texts(datasets, run, tmp_path):
-    source = [json.loads(line) for line in Path(datasets['cats'], '../text.jsonl').read_text().splitlines()]
+    source = [json.loads(line) for line in Path(datasets["cats"], "../text.jsonl").read_text().splitlines()]
     texts = {document["id"]: document["text"] for document in source}
     cats = stream(datasets["cats"])
     plan = simple_plan(cats, seq_len=2000, batch_sizes=((0, 4),))
@@ -155,7 +162,10 @@ def test_rows_of_a_batch_are_its_windows_and_their_documents_texts(datasets, run
     mixed = OpenedRun(run)
     names = [row.stream for row in read_rows(mixed, 80)]
     assert names == [("cats", "dogs")[i] for i in mixed.plan.batch(80).streams] and len(set(names)) == 2
-    assert all(row.parts[0].document.id.startswith({"cats": "<doc", "dogs": "<dog"}[row.stream]) for row in read_rows(mixed, 80))
+    assert all(
+        row.parts[0].document.id.startswith({"cats": "<doc", "dogs": "<dog"}[row.stream])
+        for row in read_rows(mixed, 80)
+    )
 
 
 def test_step_speaks_the_users_numbering_and_rows_are_chosen(simple_run, capsys):
@@ -203,11 +213,13 @@ def test_tokens_that_are_parts_of_a_character_are_shown_as_one(simple_run):
     ids = tokenizer.encode("a日b😀").astype(np.uint16)
     assert [piece.text for piece in pieces(tokenizer, ids)] == ["a", "日", "b", "😀"]
     cut = pieces(tokenizer, ids[2:-1])  # the rest of a character, and one without its end
-    assert [piece.text for piece in cut] == ["\N{REPLACEMENT CHARACTER}"] * 2 + ["b"] + ["\N{REPLACEMENT CHARACTER}"] * 3
+    assert [piece.text for piece in cut] == ["\N{REPLACEMENT CHARACTER}"] * 2 + ["b"] + [
+        "\N{REPLACEMENT CHARACTER}"
+    ] * 3
     assert [(piece.start, piece.stop) for piece in cut] == [(i, i + 1) for i in range(6)]
 
 
-def save_checkpoint(directory, config, seq_len):
+def save_checkpoint(directory, config, seq_len, document_mask=False):
     """Random weights, as a run would save them; the parameters."""
     import jax
 
@@ -219,33 +231,36 @@ def save_checkpoint(directory, config, seq_len):
     params = jax.tree.map(lambda leaf: leaf * 5, params)  # far from even probabilities
     kept = checkpoints.Checkpoints(directory)
     metadata = {"step": 3, "model": _as_json(config), "seq_len": seq_len, "vocab_size": 257, "tokenizer": "byte"}
+    metadata["document_mask"] = document_mask
     kept.save(3, {"params": params}, metadata)
     kept.wait()
     kept.close()
     return params
 
 
-@pytest.mark.parametrize("num_chunks", [1, 4])
+@pytest.mark.parametrize(("num_chunks", "document_mask"), [(1, False), (4, True)])
 def test_losses_are_those_of_the_evaluation_step_and_colour_the_page(
-    simple_run, tiny_config, tmp_path, capsys, monkeypatch, num_chunks
+    simple_run, tiny_config, tmp_path, capsys, monkeypatch, num_chunks, document_mask
 ):
     import jax
     import jax.numpy as jnp
     from flax import nnx
 
     from gpt_pretrain import token_losses
+    from gpt_pretrain.document_mask import documents_of
     from gpt_pretrain.llm import graph_of
     from gpt_pretrain.train_step import make_eval_step
 
     monkeypatch.setattr(token_losses, "num_loss_chunks", lambda *_: num_chunks)
     monkeypatch.setattr(token_losses, "_TOKENS_AT_ONCE", 3 * 32)  # the last rows are not a whole batch
-    params = save_checkpoint(tmp_path / "run", tiny_config, 32)
+    params = save_checkpoint(tmp_path / "run", tiny_config, 32, document_mask)
+    end = 256 if document_mask else None
     arguments = [simple_run, "--step", "4", "--checkpoint", str(tmp_path / "run")]
     assert inspect.main([*arguments, "--jsonl", "--html", str(tmp_path / "page.html")]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     rows = read_rows(OpenedRun(simple_run), 3)
     tokens = np.stack([row.tokens for row in rows])
-    evaluate = make_eval_step(tiny_config, seq_len=32, num_valid=257, num_chunks=1, seed=0)
+    evaluate = make_eval_step(tiny_config, seq_len=32, num_valid=257, num_chunks=1, seed=0, document_end=end)
     evaluate = jax.jit(evaluate)
     for index, line in enumerate(lines):
         weights = jnp.zeros((1, 8)).at[0, index].set(1.0)
@@ -258,14 +273,18 @@ def test_losses_are_those_of_the_evaluation_step_and_colour_the_page(
     assert f"id {tokens[0][1]}: {lines[0]['losses'][0]:.3f} nats" in page
     assert all(f"{line['mean_loss']:.3f} nats" in page for line in lines)
     model = nnx.merge(graph_of(tiny_config, 32), params)
-    logits_BTV = np.asarray(model.logits(model(jnp.asarray(tokens[:, :-1], jnp.int32))))[..., :257]
+    inputs_BT = jnp.asarray(tokens[:, :-1], jnp.int32)
+    x_BTD = model(inputs_BT, documents=documents_of(inputs_BT, 256) if document_mask else None)
+    logits_BTV = np.asarray(model.logits(x_BTD))[..., :257]
     order_BTV = np.argsort(-logits_BTV, axis=-1)
     rank_BT = 1 + (order_BTV == tokens[:, 1:, None]).argmax(-1)
-    assert np.array_equal(token_losses.losses_of(str(tmp_path / "run"), tokens).rank, rank_BT)
+    assert np.array_equal(token_losses.losses_of(str(tmp_path / "run"), tokens, end_of_text=256).rank, rank_BT)
     assert f"id {tokens[7][-1]}: {lines[7]['losses'][-1]:.3f} nats" in page and f", rank {rank_BT[7][-1]}" in page
 
 
-def test_losses_by_a_checkpoint_of_another_vocabulary_or_length_are_refused(simple_run, datasets, tiny_config, tmp_path, capsys):
+def test_losses_by_a_checkpoint_of_another_vocabulary_or_length_are_refused(
+    simple_run, datasets, tiny_config, tmp_path, capsys
+):
     save_checkpoint(tmp_path / "run", tiny_config, 16)
     assert inspect.main([simple_run, "--step", "1", "--checkpoint", str(tmp_path / "run")]) == 1
     assert "has 16 positions, the windows have 32 inputs" in capsys.readouterr().err

@@ -54,8 +54,9 @@ def test_several_processes_give_the_same_lines_in_order(run, monkeypatch, capsys
 
 def test_a_stream_that_came_later_is_read_from_there_on(dataset, tmp_path, capsys):
     second = prepare(tmp_path / "second", text="a dog ", name="dog")
-    plan = simple_plan(stream(dataset, "cats"))
-    both = dataclasses.replace(plan.segments[0], streams=(stream(second, "dogs"), stream(dataset, "cats")))
+    plan = simple_plan(stream(dataset, "cats", count=100))
+    streams = stream(second, "dogs", count=100), stream(dataset, "cats", count=100)
+    both = dataclasses.replace(plan.segments[0], streams=streams)
     plan, directories = plan.continued(both, 25), {"cats": dataset, "dogs": second}
     there = write_run(tmp_path / "run", directories, plan)
     capsys.readouterr()
@@ -82,7 +83,11 @@ def test_verify_names_the_update_and_the_file_of_one_changed_token(run, dataset,
         old = int(np.frombuffer(os.pread(file.fileno(), 2, at), "<u2")[0])
         os.pwrite(file.fileno(), np.array([old ^ 1 if token == "another id" else 60000], "<u2").tobytes(), at)
     # The window may have been met before: the first update that met it is the one to name.
-    met = [each["step"] + 1 for each in batches_of({"": dataset}, replay.OpenedRun(run).plan, 40) if window in each["windows"]]
+    met = [
+        each["step"] + 1
+        for each in batches_of({"": dataset}, replay.OpenedRun(run).plan, 40)
+        if window in each["windows"]
+    ]
     assert replay.main([*arguments, "--verify"]) == 1
     out = capsys.readouterr().out
     assert f"the batch of update {met[0]} " in out and shards[number].name in out and "not what its manifest" in out
@@ -94,7 +99,9 @@ def test_verify_blames_plan_or_code_where_the_files_are_whole(run, dataset, tmp_
     shutil.copy(os.path.join(run, "ledger.bin"), other)
     assert replay.main([other, "--verify"]) == 1
     out = capsys.readouterr().out
-    assert "update 1 " in out and "40 of 40 updates differ" in out and "order or the digest is computed otherwise" in out
+    assert (
+        "update 1 " in out and "40 of 40 updates differ" in out and "order or the digest is computed otherwise" in out
+    )
 
 
 CHANGES = {
@@ -113,7 +120,9 @@ def test_against_names_the_parameter_the_update_and_the_rows(dataset, tmp_path, 
     assert replay.main([a, "--against", b]) == 1
     out = capsys.readouterr().out
     assert f"  {expected}\n" in out and f"part at update {12 if 'batch_sizes' in changes else 1}:" in out
-    assert [line for line in out.splitlines() if line.startswith("  data.") or line.startswith("  train.")] == [f"  {expected}"]
+    assert [line for line in out.splitlines() if line.startswith("  data.") or line.startswith("  train.")] == [
+        f"  {expected}"
+    ]
     if "batch_sizes" not in changes:
         assert "row 0 of" in out and "<doc-" in out  # what the rows are, with their documents
 
@@ -121,23 +130,33 @@ def test_against_names_the_parameter_the_update_and_the_rows(dataset, tmp_path, 
 def test_against_names_exclusions_weights_and_datasets_of_a_mixture(dataset, tmp_path, capsys):
     second = prepare(tmp_path / "second", text="a dog ", name="dog")
     directories = {"cats": dataset, "dogs": second}
-    streams = [stream(dataset, "cats", count=3), stream(second, "dogs", count=1)]
+    streams = [stream(dataset, "cats", count=300), stream(second, "dogs", count=100)]
     a = write_run(tmp_path / "a", directories, simple_plan(*streams))
-    changed = [dataclasses.replace(streams[0], count=2, excluded=(7, 9)), dataclasses.replace(streams[1], count=2)]
+    changed = [dataclasses.replace(streams[0], count=200, excluded=(7, 9)), dataclasses.replace(streams[1], count=200)]
     b = write_run(tmp_path / "b", directories, simple_plan(*changed))
-    swapped = [stream(second, "cats", count=3), streams[1]]
-    c = write_run(tmp_path / "c", {"cats": second, "dogs": second}, simple_plan(*swapped))
+    c = write_run(tmp_path / "c", {"cats": dataset}, simple_plan(streams[0]))
+    d = write_run(tmp_path / "d", {"cats": second}, simple_plan(dataclasses.replace(streams[1], name="cats")))
     assert replay.main([a, "--against", b]) == 1
     out = capsys.readouterr().out
-    assert "cats: weight: 3 of 4, 2 of 4" in out and "cats: excluded windows: 0, 2" in out and "dogs: weight" in out
-    assert replay.main([a, "--against", c]) == 1
-    assert f"cats: fingerprint of the dataset: {streams[0].fingerprint[:16]}, {streams[1].fingerprint[:16]}" in capsys.readouterr().out
+    assert (
+        "cats: weight: 300 of 400, 200 of 400" in out
+        and "cats: excluded windows: 0, 2" in out
+        and "dogs: weight" in out
+    )
+    assert replay.main([a, "--against", c]) == 1 and "streams: cats+dogs, cats" in capsys.readouterr().out
+    assert replay.main([c, "--against", d]) == 1
+    assert (
+        f"cats: fingerprint of the dataset: {streams[0].fingerprint[:16]}, {streams[1].fingerprint[:16]}"
+        in capsys.readouterr().out
+    )
 
 
 def test_runs_that_agree_say_so_and_where_their_plans_part(dataset, tmp_path, capsys):
     plan = simple_plan(stream(dataset))
     a = write_run(tmp_path / "a", {"": dataset}, plan)
-    b = write_run(tmp_path / "b", {"": dataset}, simple_plan(stream(dataset), batch_sizes=((0, 8), (20, 4))), num_consumed=20)
+    b = write_run(
+        tmp_path / "b", {"": dataset}, simple_plan(stream(dataset), batch_sizes=((0, 8), (20, 4))), num_consumed=20
+    )
     assert replay.main([a, "--against", b]) == 0
     out = capsys.readouterr().out
     assert "agree in all 20 updates that both made (of 40 and 20)" in out and "  train.batch_size: 8, 4" in out
