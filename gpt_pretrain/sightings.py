@@ -154,7 +154,9 @@ def describe(run: OpenedRun, span: Span, found: Sequence[Meeting], *, full: bool
     if span.split != "train":
         return "\n".join(lines)
     if not found:
-        return "\n".join([*lines, f"Met by none of the {run.data.num_steps} updates of the run."])
+        lies = windows_of(span, run.plan.segments[-1])
+        where = f"; it lies in window{'s' * (len(lies) > 1)} {_ranges(lies)}" if lies else ""
+        return "\n".join([*lines, f"Met by none of the {run.data.num_steps} updates of the run{where}."])
     counted = f"{len(windows)} window{'s' * (len(windows) > 1)} ({_ranges(windows)})"
     lines.append(f"Met in {counted}: {_counted(seen, 'seen')}, {_counted(found[len(seen) :], 'planned')}.")
     if len(found) > _MAX_LINES and not full:
