@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data_prep.files import whole_file
-from gpt_pretrain.opened_run import NUMBERING, OpenedRun, add_data_dir
-from gpt_pretrain.sightings import describe, find_spans, meetings, notes
+from gpt_pretrain.history.opened_run import NUMBERING, OpenedRun, add_data_dir
+from gpt_pretrain.history.sightings import describe, find_spans, meetings, notes
 
 if TYPE_CHECKING:
-    from gpt_pretrain.batch_rows import Row
-    from gpt_pretrain.token_losses import TokenLosses
+    from gpt_pretrain.history.rows import Row
+    from gpt_pretrain.history.token_losses import TokenLosses
 
 _EXCERPT_CHARS = 160
 
@@ -80,7 +80,7 @@ def _show_meetings(run: OpenedRun, args) -> None:
 
 
 def _show_batch(run: OpenedRun, args) -> None:
-    from gpt_pretrain.batch_rows import read_rows
+    from gpt_pretrain.history.rows import read_rows
 
     step = run.step_of(args.step)
     batch_size = run.plan.batch_size(step)
@@ -92,7 +92,7 @@ def _show_batch(run: OpenedRun, args) -> None:
             found = {} if losses is None else {"mean_loss": _mean(losses, index), "losses": losses.nll[index].tolist()}
             print(json.dumps(row.to_json(step) | found, ensure_ascii=False))
     if args.html:
-        from gpt_pretrain.inspect_html import BatchPage, render_batch
+        from gpt_pretrain.history.html import BatchPage, render_batch
 
         page = BatchPage(args.run, args.step, run.data.num_steps, num_seen, batch_size, rows, losses)
         with whole_file(args.html) as partial:
@@ -124,7 +124,7 @@ def _rows(text: str | None, batch_size: int) -> slice:
 
 
 def _losses(run: OpenedRun, step: int, rows: Sequence["Row"], checkpoint: str) -> "TokenLosses":
-    from gpt_pretrain.token_losses import losses_of
+    from gpt_pretrain.history.token_losses import losses_of
 
     manifest = run.manifest(run.plan.segment_at(step).streams[0])
     tokenizer = None if manifest is None else manifest.spec["tokenizer"]

@@ -21,8 +21,8 @@ from gpt_pretrain.data.batches import Batches
 from gpt_pretrain.data.damage import explain
 from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.data.plan import Segment
-from gpt_pretrain.opened_run import NUMBERING, OpenedRun, add_data_dir
-from gpt_pretrain.run_differences import compare_runs
+from gpt_pretrain.history.differences import compare_runs
+from gpt_pretrain.history.opened_run import NUMBERING, OpenedRun, add_data_dir
 
 _CHUNK_TOKENS = 1 << 23  # what a process reads before it reports
 _ANY_ID = 1 << 32  # an id out of range is a wrong digest like any other: it is not for us to stop there

@@ -13,7 +13,7 @@ from data_prep import fineweb
 from gpt_pretrain.data.batches import Batches
 from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.data.run import open_run
-from gpt_pretrain.opened_run import OpenedRun
+from gpt_pretrain.history.opened_run import OpenedRun
 
 NUM_STEPS = 24
 SAVE_INTERVAL = 4

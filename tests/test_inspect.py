@@ -16,13 +16,13 @@ from inspected_run import HOSTILE, batches_of, prepare, simple_plan, stream, wri
 from data_prep import manifest as manifest_lib
 from data_prep.documents import DocumentTables
 from gpt_pretrain import inspect
-from gpt_pretrain.batch_rows import read_rows
 from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.data.run import RunData
-from gpt_pretrain.opened_run import OpenedRun
-from gpt_pretrain.sightings import find_spans, meetings
-from gpt_pretrain.token_text import pieces
+from gpt_pretrain.history.opened_run import OpenedRun
+from gpt_pretrain.history.rows import read_rows
+from gpt_pretrain.history.sightings import find_spans, meetings
+from gpt_pretrain.history.token_text import pieces
 
 EXCLUDED = (20, 21, 22, 40)
 
@@ -203,7 +203,7 @@ def test_page_is_self_contained_escapes_hostile_text_and_has_every_row(datasets,
 
 
 def test_an_address_that_is_no_web_page_is_no_link():
-    from gpt_pretrain.inspect_html import _link
+    from gpt_pretrain.history.html import _link
 
     assert _link("javascript:alert(1)") == "javascript:alert(1)" and "href" in _link("https://example.org")
 
@@ -246,8 +246,8 @@ def test_losses_are_those_of_the_evaluation_step_and_colour_the_page(
     import jax.numpy as jnp
     from flax import nnx
 
-    from gpt_pretrain import token_losses
     from gpt_pretrain.document_mask import documents_of
+    from gpt_pretrain.history import token_losses
     from gpt_pretrain.llm import graph_of
     from gpt_pretrain.train_step import make_eval_step
 

@@ -12,12 +12,12 @@ import numpy as np
 
 from data_prep.card.html import POLICY, STYLE, shell
 from data_prep.card.pages import printable, short
-from gpt_pretrain.batch_rows import Part, Row
-from gpt_pretrain.inspect_style import MAX_NATS, SCRIPT, SHADES, STYLE_OF_BATCH
-from gpt_pretrain.token_text import Piece, pieces
+from gpt_pretrain.history.rows import Part, Row
+from gpt_pretrain.history.style import MAX_NATS, SCRIPT, SHADES, STYLE_OF_BATCH
+from gpt_pretrain.history.token_text import Piece, pieces
 
 if TYPE_CHECKING:  # it needs JAX, a page without losses doesn't
-    from gpt_pretrain.token_losses import TokenLosses
+    from gpt_pretrain.history.token_losses import TokenLosses
 
 
 _STRIP_PARTS = 48  # of a row, in the table

@@ -9,7 +9,7 @@ import numpy as np
 from data_prep.documents import Document, DocumentTables
 from data_prep.tokenizers import Tokenizer
 from gpt_pretrain.data.batches import read_windows
-from gpt_pretrain.opened_run import OpenedRun
+from gpt_pretrain.history.opened_run import OpenedRun
 
 
 @dataclasses.dataclass(frozen=True)
