@@ -1,6 +1,7 @@
 """A run killed at random and gone on with other processes, devices and microbatches each time is the same run."""
 
 import random
+import re
 import socket
 import time
 
@@ -134,6 +135,10 @@ def test_longer_sequences_and_the_document_mask_go_on_in_one_run(tiny_dataset, t
     bindings = {"model.block_size": 32, "data.document_mask": True, "data.seq_len": 16}
     output = finish(start(flags(tiny_dataset, tmp_path / "run", **bindings, **{"train.num_tokens": 5 * 8 * 16})))
     assert "attention by xla within documents" in output and "Done at step 5 of 5" in output
+    unmasked = bindings | {"data.document_mask": False, "train.num_tokens": 5 * 8 * 16}
+    plain = finish(start(flags(tiny_dataset, tmp_path / "plain", **unmasked)))
+    losses = [re.findall(r"loss +([\d.]+)", each) for each in (output, plain)]
+    assert len(losses[0]) == len(losses[1]) and losses[0] != losses[1]
     longer = bindings | {"data.seq_len": 32, "train.num_tokens": 5 * 8 * 16 + 3 * 8 * 32}
     output = finish(start(flags(tiny_dataset, tmp_path / "run", **longer)))
     assert "data.seq_len: 16 until now, 32 from here on" in output and "Done at step 8 of 8" in output

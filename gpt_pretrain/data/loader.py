@@ -59,6 +59,7 @@ class Placement:
     def to_devices(self, local: np.ndarray, batch_size: int) -> jax.Array:
         """This process's rows -> the global array (num_microbatches, microbatch, ...), each row in its place."""
         layout, rows = self.layout(batch_size), self._local(batch_size)
+        assert local.shape[:2] == (layout.num_microbatches, len(rows)), (local.shape, layout)
 
         def shard(index):
             wanted = np.arange(layout.microbatch)[index[1]]
