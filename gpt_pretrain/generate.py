@@ -108,11 +108,19 @@ def sample(
     top_k: int = 50,
     top_p: float = 1.0,
     stop: int | None = None,
+    document_end: int | None = None,
 ) -> np.ndarray:
     """Continues `prompt` (ids, at least one) by up to `num_tokens` ids, or until `stop`; returns the new ids.
 
-    The context is the model's `seq_len` positions; generation ends there.
+    Args:
+      seq_len: tokens the model was trained to see at once; generation ends there. A longer position table
+        (`config.block_size`) makes no difference: training has not reached its other rows.
+      document_end: the end-of-text id if the model was trained with the document mask. It sees nothing before
+        the last one in the prompt and counts positions from there, so the prompt is cut to its last document;
+        generation ends with the document.
     """
+    if document_end is not None and len(ends := np.flatnonzero(prompt == document_end)):
+        prompt = prompt[ends[-1] :]
     if not 0 < len(prompt) <= seq_len:
         raise ValueError(f"the prompt has {len(prompt)} tokens; the model has room for 1 to {seq_len}")
     config = plain(config)
@@ -122,11 +130,11 @@ def sample(
     padded[0, : len(prompt)] = prompt
     token, cache = prefill(params, padded, len(prompt), jax.random.fold_in(rng, 0))
     new = [int(token[0])]
-    while len(new) < num_tokens and new[-1] != stop and len(prompt) + len(new) <= seq_len:
+    while len(new) < num_tokens and new[-1] not in (stop, document_end) and len(prompt) + len(new) <= seq_len:
         start = len(prompt) + len(new) - 1
         token, cache = decode(params, token, start, cache, jax.random.fold_in(rng, len(new)))
         new.append(int(token[0]))
-    return np.array(new[:-1] if new[-1] == stop else new, np.int32)
+    return np.array(new[:-1] if new[-1] in (stop, document_end) else new, np.int32)
 
 
 def plain(config: GPTConfig) -> GPTConfig:
@@ -180,6 +188,7 @@ def main(argv: list[str] | None = None) -> int:
                 params, config, prompt, seq_len=metadata["seq_len"], num_valid=metadata["vocab_size"],
                 num_tokens=args.num_tokens, seed=args.seed + index, temperature=args.temperature,
                 top_k=args.top_k, top_p=args.top_p, stop=tokenizer.end_of_text,
+                document_end=tokenizer.end_of_text if metadata.get("document_mask") else None,
             )  # fmt: skip
             print(args.prompt + tokenizer.decode(new), flush=True)
             if index + 1 < args.num_samples:

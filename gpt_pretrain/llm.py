@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gpt_pretrain.document_mask import Documents
 from gpt_pretrain.perturbations import Hook, Perturbation, no_hook
 from gpt_pretrain.transformer import (
     Attend,
@@ -27,10 +28,13 @@ class GPTConfig:
       n_layer, n_head, n_embd: GPT-2's letters for depth, heads and width; n_head divides n_embd.
       vocab_size: columns of the embedding. Those beyond the tokenizer's vocabulary are padding for
         speed (50,257 -> 50,304) and never predicted.
+      block_size: positions the model has; None for as many as the training sequences are long. A run whose
+        sequences are to become longer later sets it to the longest; shorter ones use the front of the table.
       dropout: rate after embedding, attention probabilities, and both sublayers.
       dtype: of the computation; "auto" is bfloat16 on accelerators and float32 on CPU. Parameters and
         optimizer state are float32 always.
-      attention: "cudnn", "xla", or "auto": cuDNN's on NVIDIA GPUs in bfloat16 without dropout, else XLA's.
+      attention: "cudnn", "xla", or "auto": cuDNN's on NVIDIA GPUs in bfloat16 without dropout or document
+        mask, else XLA's.
       remat: recompute each block in the backward pass, for memory.
       perturbations: what happens at the hook sites; see `perturbations.py`.
     """
@@ -39,6 +43,7 @@ class GPTConfig:
     n_head: int = 12
     n_embd: int = 768
     vocab_size: int = 50304
+    block_size: int | None = None
     dropout: float = 0.0
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     attention: Literal["auto", "xla", "cudnn"] = "auto"
@@ -49,6 +54,8 @@ class GPTConfig:
         for name in ("n_layer", "n_head", "n_embd", "vocab_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name}: found {getattr(self, name)}, expected at least 1")
+        if self.block_size is not None and self.block_size < 1:
+            raise ValueError(f"model.block_size: found {self.block_size}, expected None or at least 1")
         if self.n_embd % self.n_head:
             raise ValueError(
                 f"model.n_embd={self.n_embd} is not divisible by model.n_head={self.n_head}: "
@@ -64,20 +71,46 @@ class GPTConfig:
 
     @property
     def shape(self) -> dict[str, int]:
-        """What a checkpoint's parameters depend on."""
+        """What a checkpoint's parameters depend on, together with `num_positions`."""
         return {name: getattr(self, name) for name in ("n_layer", "n_head", "n_embd", "vocab_size")}
 
-    def resolve(self, platform: str) -> "GPTConfig":
-        """Settles every "auto" for a platform (see `sharding.platform_of`); raises if the request cannot run."""
+    def num_positions(self, seq_len: int) -> int:
+        """Rows of the position table of a model that is trained on sequences of `seq_len` tokens.
+
+        Raises:
+          ValueError: they are longer than `block_size`.
+        """
+        if self.block_size is None:
+            return seq_len
+        if seq_len > self.block_size:
+            raise ValueError(
+                f"data.seq_len={seq_len} is longer than model.block_size={self.block_size}, the positions the model "
+                "has. Use a shorter data.seq_len or a larger model.block_size (which makes another model)."
+            )
+        return self.block_size
+
+    def resolve(self, platform: str, *, document_mask: bool = False) -> "GPTConfig":
+        """Settles every "auto" for a platform (see `sharding.platform_of`); raises if the request cannot run.
+
+        `document_mask`: attention will be kept within documents, which cuDNN's cannot do.
+        """
         dtype = self.dtype if self.dtype != "auto" else "float32" if platform == "cpu" else "bfloat16"
         attention = self.attention
         if attention == "auto":
-            fused = platform == "gpu" and dtype == "bfloat16" and self.dropout == 0.0
+            fused = platform == "gpu" and dtype == "bfloat16" and self.dropout == 0.0 and not document_mask
             attention = "cudnn" if fused else "xla"
         elif attention == "cudnn" and (dtype != "bfloat16" or self.dropout or platform != "gpu"):
             raise ValueError(
                 f"model.attention='cudnn' needs an NVIDIA GPU (Ampere or newer), bfloat16 and no dropout; found "
                 f"platform {platform!r}, dtype {dtype!r}, dropout {self.dropout}. Use model.attention='xla'."
+            )
+        elif attention == "cudnn" and document_mask:
+            # JAX passes cuDNN no segment ids. `mask=` becomes a dense (B, 1, T, T) bias, whose gradient JAX 0.10 asks
+            # for too (jax-ml/jax issue 30593: it has that for one sequence at a time) and 0.12 does not. The packed
+            # layout (0.10, 0.12) and score_mod (0.12) are private to JAX. None of these was run on a GPU.
+            raise ValueError(
+                "model.attention='cudnn' cannot keep attention within documents: JAX's interface to it has no "
+                "segment ids. Use model.attention='xla' (or 'auto'), or train without the document mask."
             )
         return dataclasses.replace(self, dtype=dtype, attention=attention)
 
@@ -90,7 +123,7 @@ class GPT(nnx.Module):
     """
 
     def __init__(self, config: GPTConfig, seq_len: int, *, rngs: nnx.Rngs):
-        """`config` must be resolved (no "auto" left); `seq_len` is the number of positions."""
+        """`config` must be resolved (no "auto" left); the table has `config.num_positions(seq_len)` positions."""
         self.config = config
         dtype = jnp.dtype(config.dtype)
 
@@ -103,7 +136,7 @@ class GPT(nnx.Module):
 
         make_norm = functools.partial(nnx.LayerNorm, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.token_embedding = make_embed(config.vocab_size, 0.02)
-        self.position_embedding = make_embed(seq_len, 0.02)
+        self.position_embedding = make_embed(config.num_positions(seq_len), 0.02)
         self.blocks = nnx.List(
             [
                 Block(
@@ -125,26 +158,40 @@ class GPT(nnx.Module):
         return self.token_embedding.embedding[...]
 
     def __call__(
-        self, tokens_BT, *, start=0, attend: Attend | None = None, hook: Hook = no_hook, rng: Any = None
+        self,
+        tokens_BT,
+        *,
+        start=0,
+        documents: Documents | None = None,
+        attend: Attend | None = None,
+        hook: Hook = no_hook,
+        rng: Any = None,
     ) -> jax.Array:
         """Token ids -> final hidden states x_BTD in the compute dtype (the head is the loss's business).
 
         Args:
           tokens_BT: integer ids.
           start: position of the first token; not 0 when generating with a cache.
+          documents: attention stays within each, positions count from its first token; without, the tokens
+            are one sequence.
           attend: stands in for causal attention over `tokens_BT` (a key-value cache does).
           hook: called at every hook site.
           rng: key for dropout; None means no dropout.
         """
+        num_time, num_positions = tokens_BT.shape[1], self.position_embedding.num_embeddings
+        assert num_time <= num_positions, f"{num_time} tokens, {num_positions} positions"
+        assert documents is None or attend is None, "`attend` would have to know the documents itself"
+        segment_ids_BT = None if documents is None else documents.segment_ids_BT
         rate = self.config.dropout
         rng_embed = rng_blocks = None
         if rng is not None and rate:
             rng_embed, rng_attend, rng_blocks = jax.random.split(rng, 3)
-            attend = attend or causal_attention_with_dropout(rate, rng_attend)
-        attend = attend or causal_attention(self.config.attention)  # pyright: ignore[reportArgumentType]
+            attend = attend or causal_attention_with_dropout(rate, rng_attend, segment_ids_BT)
+        kernel = self.config.attention
+        attend = attend or causal_attention(kernel, segment_ids_BT)  # pyright: ignore[reportArgumentType]
 
-        positions_T = start + jnp.arange(tokens_BT.shape[1])
-        x_BTD = self.token_embedding(tokens_BT) + self.position_embedding(positions_T)
+        positions = start + jnp.arange(num_time) if documents is None else documents.positions_BT
+        x_BTD = self.token_embedding(tokens_BT) + self.position_embedding(positions)
         x_BTD = dropout(x_BTD.astype(self.config.dtype), rate, rng_embed)
         for layer, block in enumerate(self.blocks):
             run = functools.partial(block, layer=layer, attend=attend, hook=hook, rng=rng_blocks)

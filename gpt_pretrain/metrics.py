@@ -22,7 +22,7 @@ def flops_per_token(config: GPTConfig, num_params: int, seq_len: int) -> float:
     The convention of PaLM's appendix B, as nanoGPT and llm.c count: attention as if it were not causal,
     recomputation not counted.
     """
-    num_matmul_params = num_params - seq_len * config.n_embd
+    num_matmul_params = num_params - config.num_positions(seq_len) * config.n_embd
     return 6.0 * num_matmul_params + 12.0 * config.n_layer * config.n_embd * seq_len
 
 

@@ -26,6 +26,7 @@ def say_what_runs(
     *,
     num_params: int,
     segment: Segment,
+    document_mask: bool = False,
 ) -> None:
     """One line for each thing that was chosen: data, model, attention, precision, devices, batch."""
     seq_len, block = segment.seq_len, sum(stream.count for stream in segment.streams)
@@ -40,9 +41,10 @@ def say_what_runs(
             log.info("Unigram entropy of the training data: %.2f nats (the loss of a model that knows only how "
                      "frequent each token is)", dataset.unigram_entropy)  # fmt: skip
     is_tf32 = config.dtype == "float32" and mesh.devices.flat[0].platform == "gpu"
-    log.info("Model: %s parameters, %d layers x %d wide, compute in %s%s, attention by %s", f"{num_params:,}",
-             config.n_layer, config.n_embd, config.dtype, " (matrix products in TF32 where JAX chooses so)" * is_tf32,
-             config.attention)  # fmt: skip
+    log.info("Model: %s parameters, %d layers x %d wide, %d positions, compute in %s%s, attention by %s%s",
+             f"{num_params:,}", config.n_layer, config.n_embd, config.num_positions(seq_len), config.dtype,
+             " (matrix products in TF32 where JAX chooses so)" * is_tf32, config.attention,
+             " within documents" * document_mask)  # fmt: skip
     for perturbation in config.perturbations:
         log.info("Perturbation: %s", perturbation)
     log.info("Devices: %d x %s as data=%d x fsdp=%d, %d process(es)", mesh.size, mesh.devices.flat[0].device_kind,

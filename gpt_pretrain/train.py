@@ -21,7 +21,8 @@ from gpt_pretrain.data.batches import Batches
 from gpt_pretrain.data.config import DataConfig
 from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.data.plan import Plan, PlanError, Segment
-from gpt_pretrain.data.run import RunData
+from gpt_pretrain.data.run import FILE_NAME as RUN_FILE
+from gpt_pretrain.data.run import RunData, open_run
 from gpt_pretrain.data.token_sources import TokenDataset
 from gpt_pretrain.data.verify import check_last_steps
 from gpt_pretrain.generate import sample
@@ -127,6 +128,7 @@ def train(
     check_names(writers)
     datasets = data.open()
     dataset = next(iter(datasets.values()))  # all have its tokenizer
+    model.num_positions(data.seq_len)  # raises where the model has too few
     wanted = data.segment(datasets, batch_sizes)
     _check_sizes(dataset, model, wanted, num_tokens=num_tokens)
     tokenizer = get_tokenizer(dataset.tokenizer or "gpt2")
@@ -140,13 +142,13 @@ def train(
         stop_signal = stack.enter_context(StopSignal())
         device_mesh = mesh()
         platform = sharding.platform_of(jax.devices()[0])
-        config = model.resolve(platform)
+        config = model.resolve(platform, document_mask=data.document_mask)
         placement = loader.Placement(sharding.batch_sharding(device_mesh), per_device_batch_size)
         layouts = [placement.layout(size) for _, size in batch_sizes]
 
         # Where to start.
         identity = {"train.seed": seed, **{f"model.{name}": value for name, value in model.shape.items()}}
-        identity["positions"] = data.seq_len
+        identity |= {"data.document_mask": data.document_mask, "model's positions": model.num_positions(data.seq_len)}
         stack.enter_context(checkpoints_lib.exclusive(save_dir))
         found = checkpoints_lib.choose(save_dir)
         step, plan, ledger = 0, Plan((wanted,)), Ledger()
@@ -169,7 +171,10 @@ def train(
         num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         is_primary = jax.process_index() == 0
         if is_primary:
-            say_what_runs(datasets, config, layouts[-1], device_mesh, num_params=num_params, segment=plan.segments[-1])
+            say_what_runs(
+                datasets, config, layouts[-1], device_mesh, num_params=num_params, segment=plan.segments[-1],
+                document_mask=data.document_mask,
+            )  # fmt: skip
             if found:
                 position = f"{plan.position(step):,}"
                 log.info("Continuing %s from step %d of %d (%s examples seen)", save_dir, step, total_steps, position)
@@ -183,6 +188,7 @@ def train(
         most_at_once = max(layout.per_device for layout in layouts)
         how = {
             "seq_len": data.seq_len, "num_valid": dataset.vocab_size, "seed": seed, "mesh": device_mesh,
+            "document_end": dataset.end_of_text if data.document_mask else None,
             "num_chunks": num_loss_chunks(most_at_once, data.seq_len, model.vocab_size, platform),
         }  # fmt: skip
         step_fn = train_step.make_train_step(config, made, **how)
@@ -205,7 +211,8 @@ def train(
         if is_primary:
             with whole_file(Path(save_dir, "config.gin")) as partial:
                 partial.write_text(config_text)
-            directories = {name: os.path.abspath(path) for name, path in data.directories.items()}
+            directories = open_run(save_dir).directories if found and Path(save_dir, RUN_FILE).exists() else {}
+            directories |= {name: os.path.abspath(path) for name, path in data.directories.items()}
             RunData(save_dir, plan, directories, total_steps).write()
             ledger.write(save_dir)
         writer = make_writer(
@@ -218,7 +225,7 @@ def train(
             return {
                 "step": step, "examples_seen": plan.position(step), "identity": identity, "plan": plan.to_json(),
                 "model": _as_json(model), "seq_len": data.seq_len, "vocab_size": dataset.vocab_size,
-                "tokenizer": dataset.tokenizer, "config": describe_config(),
+                "document_mask": data.document_mask, "tokenizer": dataset.tokenizer, "config": describe_config(),
             }  # fmt: skip
 
         peak = peak_flops_per_device or metrics.peak_flops(jax.devices()[0])
@@ -250,7 +257,10 @@ def train(
     finished = loop.step == total_steps
     if is_primary:
         if finished and prompt is not None:
-            _print_sample(loop.state.params, config, dataset, tokenizer, prompt, data.seq_len, sample_tokens)
+            _print_sample(
+                loop.state.params, config, tokenizer, prompt, seq_len=data.seq_len, num_valid=dataset.vocab_size,
+                num_tokens=sample_tokens, document_end=how["document_end"],
+            )  # fmt: skip
         position = plan.position(loop.step)
         say_where_things_are(
             save_dir, writers, step=loop.step, total_steps=total_steps, position=position, command=command
@@ -265,6 +275,7 @@ def _check_whole(name: str, value, *, at_least: int = 1) -> None:
 
 def _batch_schedule(batch_size) -> tuple[tuple[int, int], ...]:
     """512 -> ((0, 512),); a schedule is checked."""
+    schedule: tuple = ()
     try:
         schedule = ((0, batch_size),) if isinstance(batch_size, int | float) else tuple(map(tuple, batch_size))
         steps = [step for step, _ in schedule]
@@ -323,8 +334,10 @@ def _weights_of(directory: str, config: GPTConfig, seq_len: int, abstract_params
     """The parameters of another run, refused if their shapes are others."""
     source = checkpoints_lib.locate(directory)
     metadata = checkpoints_lib.read_metadata(source)
-    theirs = {"data.seq_len": metadata["seq_len"], **{name: metadata["model"][name] for name in config.shape}}
-    if changed := checkpoints_lib.differences({"data.seq_len": seq_len, **config.shape}, theirs):
+    theirs = {"model's positions": metadata["identity"]["model's positions"]}
+    theirs |= {name: metadata["model"][name] for name in config.shape}
+    ours = {"model's positions": config.num_positions(seq_len), **config.shape}
+    if changed := checkpoints_lib.differences(ours, theirs):
         raise ValueError(f"from_pretrained={directory}: the model's shape differs:\n" + "\n".join(changed))
     log.info("Weights from %s; optimizer state, step and data position start fresh.", source)
     return checkpoints_lib.restore_params(source, abstract_params)
@@ -335,12 +348,12 @@ def _as_json(model: GPTConfig) -> dict:
     return {**dataclasses.asdict(dataclasses.replace(model, perturbations=())), "perturbations": []}
 
 
-def _print_sample(params, config, dataset: TokenDataset, tokenizer: Tokenizer, prompt, seq_len, num_tokens) -> None:
+def _print_sample(params, config, tokenizer: Tokenizer, prompt, **how) -> None:
     if jax.process_count() > 1:
         log.info("No text sample: with several processes, use gpt_pretrain.generate on the checkpoint.")
         return
     new = sample(
         jax.device_put(params, jax.devices()[0]), config, np.concatenate([[tokenizer.end_of_text], prompt]),
-        seq_len=seq_len, num_valid=dataset.vocab_size, num_tokens=num_tokens, stop=tokenizer.end_of_text,
+        stop=tokenizer.end_of_text, **how,
     )  # fmt: skip
     print(f"\n--- a sample ---\n{tokenizer.decode(prompt)}{tokenizer.decode(new)}\n----------------", flush=True)

@@ -2,6 +2,9 @@
 
 `batch` is uint16 or uint32 (num_microbatches, microbatch, seq_len + 1): the token windows of one global batch, rows
 in their global order. Inputs are all but the last token of a window, targets all but the first.
+
+`document_end` everywhere: the id of the end-of-text token, to keep attention within documents and count positions from
+the start of each (`document_mask.py`); None for windows that are one sequence, as GPT-2's.
 """
 
 import dataclasses
@@ -14,6 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gpt_pretrain import metrics as metrics_lib
+from gpt_pretrain.document_mask import documents_of
 from gpt_pretrain.llm import GPTConfig, graph_of
 from gpt_pretrain.losses import nll_per_row, summed_nll
 from gpt_pretrain.optimizers import Optimizer
@@ -29,7 +33,13 @@ def split_tokens(window_BT):
 
 
 def make_loss_fn(
-    config: GPTConfig, *, seq_len: int, num_valid: int, num_chunks: int, mesh: Mesh | None = None
+    config: GPTConfig,
+    *,
+    seq_len: int,
+    num_valid: int,
+    num_chunks: int,
+    mesh: Mesh | None = None,
+    document_end: int | None = None,
 ) -> Callable:
     """`(params, window_BT, rng, record=None) -> (summed nll, num_correct)` of one microbatch.
 
@@ -51,7 +61,8 @@ def make_loss_fn(
         hook = make_hook(config.perturbations, config.n_layer, rng_hook)
         if record is not None:
             hook = metrics_lib.recording(hook, record)
-        x_BTD = model(inputs_BT, hook=hook, rng=rng_dropout)
+        documents = None if document_end is None else documents_of(inputs_BT, document_end)
+        x_BTD = model(inputs_BT, documents=documents, hook=hook, rng=rng_dropout)
         return loss_of(x_BTD, model.head_VD, targets_BT)
 
     return loss_fn
@@ -99,9 +110,12 @@ def make_train_step(
     num_chunks: int,
     seed: int,
     mesh: Mesh | None = None,
+    document_end: int | None = None,
 ) -> Callable:
     """`(state, batch) -> (state, metrics)`, not yet jitted; see `compile_train_step`."""
-    loss_fn = make_loss_fn(config, seq_len=seq_len, num_valid=num_valid, num_chunks=num_chunks, mesh=mesh)
+    loss_fn = make_loss_fn(
+        config, seq_len=seq_len, num_valid=num_valid, num_chunks=num_chunks, mesh=mesh, document_end=document_end
+    )
     needs_rng = bool(config.dropout or config.perturbations)
 
     def train_step(state: TrainState, batch_MBT):
@@ -123,7 +137,14 @@ def make_train_step(
 
 
 def make_eval_step(
-    config: GPTConfig, *, seq_len: int, num_valid: int, num_chunks: int, seed: int, mesh: Mesh | None = None
+    config: GPTConfig,
+    *,
+    seq_len: int,
+    num_valid: int,
+    num_chunks: int,
+    seed: int,
+    mesh: Mesh | None = None,
+    document_end: int | None = None,
 ) -> Callable:
     """`(params, batch, weights_MB, index) -> (nll, num_correct)` summed over the rows of weight 1."""
     graph = graph_of(config, seq_len)
@@ -134,7 +155,8 @@ def make_eval_step(
         rng = jax.random.fold_in(jax.random.key(seed), index) if perturbations else None
         hook = make_hook(perturbations, config.n_layer, rng)
         inputs_BT, targets_BT = split_tokens(batch_MBT[0])
-        x_BTD = model(inputs_BT, hook=hook)
+        documents = None if document_end is None else documents_of(inputs_BT, document_end)
+        x_BTD = model(inputs_BT, documents=documents, hook=hook)
         nll_B, correct_B = nll_per_row(x_BTD, model.head_VD, targets_BT, num_valid, num_chunks)
         return (nll_B * weights_MB[0]).sum(), (correct_B * weights_MB[0]).sum()
 
@@ -142,14 +164,24 @@ def make_eval_step(
 
 
 def make_statistics(
-    config: GPTConfig, *, seq_len: int, num_valid: int, num_chunks: int, seed: int, mesh: Mesh | None = None
+    config: GPTConfig,
+    *,
+    seq_len: int,
+    num_valid: int,
+    num_chunks: int,
+    seed: int,
+    mesh: Mesh | None = None,
+    document_end: int | None = None,
 ) -> Callable:
     """`(state, batch) -> {name: scalar}`: a function of its own, so that ordinary steps pay nothing.
 
     Activations are those of the first microbatch, at every site of every layer; gradient norms are of the
     whole batch's gradient, before clipping; all with the random numbers that the step itself uses.
     """
-    how = {"seq_len": seq_len, "num_valid": num_valid, "num_chunks": num_chunks, "mesh": mesh}
+    how = {
+        "seq_len": seq_len, "num_valid": num_valid, "num_chunks": num_chunks, "mesh": mesh,
+        "document_end": document_end,
+    }  # fmt: skip
     loss_fn = make_loss_fn(config, **how)
     forward = make_loss_fn(
         dataclasses.replace(config, remat=False), **how

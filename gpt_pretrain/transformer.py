@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gpt_pretrain.document_mask import is_same_document
 from gpt_pretrain.perturbations import Hook
 
 AttentionKernel = Literal["xla", "cudnn"]
@@ -18,30 +19,37 @@ class Attend(Protocol):
     def __call__(self, layer: int, q_BTHK, k_BTHK, v_BTHK) -> jax.Array: ...
 
 
-def causal_attention(kernel: AttentionKernel) -> Attend:
-    """Causal self-attention by `jax.nn.dot_product_attention`.
+def causal_attention(kernel: AttentionKernel, segment_ids_BT: jax.Array | None = None) -> Attend:
+    """Causal self-attention by `jax.nn.dot_product_attention`; with `segment_ids_BT`, within each document only.
 
-    `kernel="cudnn"` is the fused one of NVIDIA GPUs: bfloat16 or float16, head dimension a multiple of 8;
-    JAX raises where it cannot run, there is no fall-back.
+    `kernel="cudnn"` is the fused one of NVIDIA GPUs: bfloat16 or float16, head dimension a multiple of 8, no
+    `segment_ids_BT`; JAX raises where it cannot run, there is no fall-back.
     """
+    assert kernel != "cudnn" or segment_ids_BT is None, "GPTConfig.resolve(document_mask=True) refuses cudnn"
 
     def attend(layer, q_BTHK, k_BTHK, v_BTHK):
         del layer
-        return jax.nn.dot_product_attention(q_BTHK, k_BTHK, v_BTHK, is_causal=True, implementation=kernel)
+        # The (B, 1, T, T) mask is made anew in every layer: XLA shares or fuses it, and remat keeps only the ids.
+        mask_BHTS = None if segment_ids_BT is None else is_same_document(segment_ids_BT)
+        return jax.nn.dot_product_attention(
+            q_BTHK, k_BTHK, v_BTHK, mask=mask_BHTS, is_causal=True, implementation=kernel
+        )
 
     return attend
 
 
-def causal_attention_with_dropout(rate: float, rng: jax.Array) -> Attend:
-    """Causal self-attention with dropout on its probabilities, written out: no fused kernel has it."""
+def causal_attention_with_dropout(rate: float, rng: jax.Array, segment_ids_BT: jax.Array | None = None) -> Attend:
+    """`causal_attention` with dropout on its probabilities, written out: no fused kernel has it."""
 
     def attend(layer, q_BTHK, k_BTHK, v_BTHK):
         num_time, head_dim = q_BTHK.shape[1], q_BTHK.shape[-1]
         scores_BHTS = jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BTHK, preferred_element_type=jnp.float32) / jnp.sqrt(
             head_dim
         )
-        is_past = jnp.tril(jnp.ones((num_time, num_time), bool))
-        probs_BHTS = jax.nn.softmax(jnp.where(is_past, scores_BHTS, -jnp.inf), axis=-1)
+        may_attend = jnp.tril(jnp.ones((num_time, num_time), bool))
+        if segment_ids_BT is not None:
+            may_attend = may_attend & is_same_document(segment_ids_BT)
+        probs_BHTS = jax.nn.softmax(jnp.where(may_attend, scores_BHTS, -jnp.inf), axis=-1)
         probs_BHTS = dropout(probs_BHTS, rate, jax.random.fold_in(rng, layer))
         return jnp.einsum("bhts,bshk->bthk", probs_BHTS.astype(v_BTHK.dtype), v_BTHK)
 

@@ -106,24 +106,40 @@ LEFT, RIGHT, TOP, BOTTOM = 50, 22, 24, 44  # margins around the bars
 
 def render_html(page: Page) -> str:
     """The page as one self-contained file."""
-    tiles = "".join(
-        f'<div><dt>{_html(name)}</dt><dd class="figure">{_html(figure)}</dd>'
-        f'<dd class="remark">{_html(remark)}</dd></div>\n'
-        for name, figure, remark in page.tiles
-    )
     sections = "".join(
         f"<section>\n<h2>{_html(section.title)}</h2>\n{_html_blocks(section.blocks)}</section>\n"
         for section in page.sections
     )
+    footer = (
+        "Made from the manifest and the documents tables by <code>python -m data_prep.card</code>."
+    )
+    return shell(page.title, page.kind, page.tiles, sections, footer)
+
+
+def shell(
+    title: str,
+    kind: str,
+    tiles: Sequence[tuple[str, str, str]],
+    sections: str,
+    footer: str,
+    *,
+    style: str = STYLE,
+    policy: str = POLICY,
+) -> str:
+    """A whole file around `sections` and `footer`, which are HTML already; the rest is text."""
+    dl = "".join(
+        f'<div><dt>{_html(name)}</dt><dd class="figure">{_html(figure)}</dd>'
+        f'<dd class="remark">{_html(remark)}</dd></div>\n'
+        for name, figure, remark in tiles
+    )
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_html(page.title)}: {_html(page.kind)}</title>\n<style>{STYLE}</style>\n</head>\n"
-        f'<body>\n<header>\n<p class="kind">{_html(page.kind)}</p>\n<h1>{_html(page.title)}</h1>\n'
-        f'<dl class="tiles">\n{tiles}</dl>\n</header>\n<main>\n{sections}</main>\n'
-        "<footer>Made from the manifest and the documents tables by <code>python -m "
-        "data_prep.card</code>.</footer>\n</body>\n</html>\n"
+        f"<title>{_html(title)}: {_html(kind)}</title>\n<style>{style}</style>\n</head>\n"
+        f'<body>\n<header>\n<p class="kind">{_html(kind)}</p>\n<h1>{_html(title)}</h1>\n'
+        f'<dl class="tiles">\n{dl}</dl>\n</header>\n<main>\n{sections}</main>\n'
+        f"<footer>{footer}</footer>\n</body>\n</html>\n"
     )
 
 

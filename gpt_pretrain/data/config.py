@@ -100,19 +100,10 @@ class DataConfig:
             )
             for (name, dataset), count in zip(datasets.items(), counts, strict=True)
         )
-        segment = Segment(
+        return Segment(
             seed=self.seed, seq_len=self.seq_len, batch_sizes=tuple(batch_sizes), streams=streams,
             shuffle=self.shuffle, block_windows=self.shuffle_block_windows, group_blocks=self.shuffle_group_blocks,
         )  # fmt: skip
-        for index, (name, dataset) in enumerate(datasets.items()):
-            num_left = segment.num_windows(index) - len(excluded.get(name, ()))
-            if num_left < 1:
-                raise ValueError(
-                    f"data.seq_len={self.seq_len} needs {self.seq_len + 1} tokens for one window; the stream in "
-                    f"{dataset.directory} holds {streams[index].num_tokens}"
-                    + (f" and {len(excluded[name])} of its windows are excluded" if excluded.get(name) else "")
-                )
-        return segment
 
     def check_epochs(self, plan: Plan, num_steps: int) -> None:
         """ValueError where a run of that many steps would meet a stream more often than it may."""

@@ -1,0 +1,110 @@
+"""What a batch holds, row by row: windows, the documents in them, and their text."""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import numpy as np
+
+from data_prep.documents import Document, DocumentTables
+from data_prep.tokenizers import Tokenizer
+from gpt_pretrain.data.batches import read_windows
+from gpt_pretrain.opened_run import OpenedRun
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A document, as far as it lies within a window.
+
+    Attributes:
+      document: None where the dataset has no table of documents.
+      start, stop: tokens [start, stop) of the window, the last target included.
+      text: of these tokens, without the document's end-of-text token.
+    """
+
+    document: Document | None
+    start: int
+    stop: int
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One example of a batch.
+
+    Attributes:
+      row: of the global batch, from 0.
+      position: of the global order.
+      stream: its name in a mixture; "" for one alone.
+      start, stop: tokens [start, stop) of the stream: the window's inputs and its last target.
+      tokens: (stop - start,), as they are stored.
+    """
+
+    row: int
+    position: int
+    stream: str
+    window: int
+    start: int
+    stop: int
+    tokens: np.ndarray
+    parts: tuple[Part, ...]
+    tokenizer: Tokenizer
+
+    def is_whole(self, part: Part) -> bool:
+        """Whether all of a document lies in this window."""
+        document = part.document
+        return document is not None and part.stop - part.start == document.length
+
+    def to_json(self, step: int) -> dict[str, Any]:
+        """JSON values only; `step` is the plan's, the update that is printed counts from 1."""
+        documents = []
+        for part in self.parts:
+            known = {} if part.document is None else dataclasses.asdict(part.document)
+            if known:
+                known["tokens"] = [known["start"], known.pop("start") + known.pop("length")]
+            documents.append(known | {"tokens_of_window": [part.start, part.stop], "text": part.text})
+        return {
+            "update": step + 1, "row": self.row, "position": self.position, "stream": self.stream,
+            "window": self.window, "tokens": [self.start, self.stop], "documents": documents,
+        }  # fmt: skip
+
+
+def read_rows(run: OpenedRun, step: int, chosen: slice = slice(None)) -> list[Row]:
+    """The chosen rows of the batch of `step` (of the plan, from 0), in order.
+
+    Raises ValueError where a dataset is not there or is another one.
+    """
+    segment, batch = run.plan.segment_at(step), run.plan.batch(step)
+    numbers = np.arange(len(batch.windows))[chosen]
+    streams, windows = batch.streams[numbers], batch.windows[numbers]
+    tokens = read_windows(run.sources(segment), segment, streams, windows)
+    rows: dict[int, Row] = {}
+    # In the order of the streams, so that neighbours find their part of the table in memory.
+    for i in np.lexsort([windows, streams]).tolist():
+        stream = segment.streams[int(streams[i])]
+        start = int(windows[i]) * segment.seq_len
+        tokenizer, tables = run.tokenizer(stream), run.documents(stream)
+        parts = _parts(tokens[i], start, tokenizer, tables)
+        rows[i] = Row(
+            int(numbers[i]), batch.position + int(numbers[i]), stream.name, int(windows[i]), start,
+            start + segment.seq_len + 1, tokens[i], parts, tokenizer,
+        )  # fmt: skip
+    return [rows[i] for i in range(len(numbers))]
+
+
+def _parts(tokens: np.ndarray, first: int, tokenizer: Tokenizer, tables: DocumentTables | None) -> tuple[Part, ...]:
+    """The documents of a window that begins at token `first` of the stream."""
+    if tables is None:  # documents begin at end-of-text
+        begins = [0, *(int(i) for i in np.flatnonzero(tokens == tokenizer.end_of_text) if i), len(tokens)]
+        spans: list[tuple[Document | None, int, int]] = [(None, a, b) for a, b in itertools.pairwise(begins)]
+    else:
+        spans = [
+            (each, max(0, each.start - first), min(len(tokens), each.start + each.length - first))
+            for each in tables.between(first, first + len(tokens))
+        ]
+    return tuple(Part(each, a, b, text_of(tokenizer, tokens[a:b])) for each, a, b in spans)
+
+
+def text_of(tokenizer: Tokenizer, ids: np.ndarray) -> str:
+    """Text of a piece of a document, without the end-of-text token that it may begin with."""
+    return tokenizer.decode(ids[1:] if len(ids) and ids[0] == tokenizer.end_of_text else ids)

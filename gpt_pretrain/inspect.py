@@ -1,0 +1,165 @@
+"""What a run saw when: `python -m gpt_pretrain.inspect runs/quickstart --step 57`.
+
+`--step N` prints the documents of the batch of update N, row by row; with `--html` and `--checkpoint` as a page
+on which every token has the colour of its loss. `--document ID`, `--url URL` and `--token N` go the other way: at
+which updates was that document met, and when will it be met again?
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from data_prep.files import whole_file
+from gpt_pretrain.opened_run import NUMBERING, OpenedRun, add_data_dir
+from gpt_pretrain.sightings import describe, find_spans, meetings, notes
+
+if TYPE_CHECKING:
+    from gpt_pretrain.batch_rows import Row
+    from gpt_pretrain.token_losses import TokenLosses
+
+_EXCERPT_CHARS = 160
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status 1 for a document that is not there and for a user's mistake."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gpt_pretrain.inspect", description=__doc__, epilog=NUMBERING, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("run", metavar="RUN", help="save_dir of a run")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--step", type=int, metavar="N", help="the batch of update N, from 1")
+    what.add_argument("--document", metavar="ID", help="when was the document with this id met?")
+    what.add_argument("--url", metavar="URL", help="... with this url")
+    what.add_argument("--token", type=int, metavar="N", help="... that token N of the training stream is in")
+    parser.add_argument("--stream", metavar="NAME", help="look for the document in this stream of the mixture")
+    parser.add_argument("--rows", metavar="A:B", help="of the batch, only rows A to B - 1; or one row, A")
+    parser.add_argument("--full", action="store_true", help="print whole texts, and every line of a long table")
+    parser.add_argument("--jsonl", action="store_true", help="a JSON line a row of the batch, or a meeting")
+    parser.add_argument("--html", metavar="FILE", help="write the batch as a page; it opens in any browser, offline")
+    parser.add_argument("--checkpoint", metavar="DIR", help="also the loss of every token, by this checkpoint or the "
+                        "newest of this run (loads JAX)")  # fmt: skip
+    add_data_dir(parser)
+    args = parser.parse_args(argv)
+    try:
+        run = OpenedRun(args.run, args.data_dir)
+        if args.step is not None:
+            if args.stream is not None:
+                raise ValueError("--stream belongs to --document, --url or --token; --step shows all streams")
+            _show_batch(run, args)
+        else:
+            if args.rows or args.html or args.checkpoint:
+                raise ValueError("--rows, --html and --checkpoint belong to --step")
+            _show_meetings(run, args)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _show_meetings(run: OpenedRun, args) -> None:
+    spans = find_spans(run, document=args.document, url=args.url, token=args.token, stream=args.stream)
+    for number, span in enumerate(spans):
+        found = meetings(run, span)
+        if not args.jsonl:
+            print("\n" * (number > 0) + describe(run, span, found, full=args.full))
+            continue
+        where = {"stream": span.stream.name, "split": span.split, "document": span.document and span.document.id}
+        for each in found:
+            print(json.dumps(where | each.to_json(len(run.ledger)), ensure_ascii=False))
+        for line in notes(run, span):
+            print(line, file=sys.stderr)
+
+
+def _show_batch(run: OpenedRun, args) -> None:
+    from gpt_pretrain.batch_rows import read_rows
+
+    step = run.step_of(args.step)
+    batch_size = run.plan.batch_size(step)
+    rows = read_rows(run, step, _rows(args.rows, batch_size))
+    losses = _losses(run, step, rows, args.checkpoint) if args.checkpoint else None
+    num_seen = len(run.ledger)
+    if args.jsonl:
+        for index, row in enumerate(rows):
+            found = {} if losses is None else {"mean_loss": _mean(losses, index), "losses": losses.nll[index].tolist()}
+            print(json.dumps(row.to_json(step) | found, ensure_ascii=False))
+    if args.html:
+        from gpt_pretrain.inspect_html import BatchPage, render_batch
+
+        page = BatchPage(args.run, args.step, run.data.num_steps, num_seen, batch_size, rows, losses)
+        with whole_file(args.html) as partial:
+            partial.write_text(render_batch(page), encoding="utf-8", newline="\n")
+        size = Path(args.html).stat().st_size
+        print(f"{args.html}: {len(rows)} rows, {size / 1e6:.1f} MB", file=sys.stderr)
+    if not args.jsonl and not args.html:
+        seen = "consumed" if step < num_seen else "planned"
+        some = "" if len(rows) == batch_size else f", {len(rows)} of them here"
+        print(f"{args.run}: update {step + 1} of {run.data.num_steps}, {seen}: {batch_size} rows from position "
+              f"{run.plan.position(step)}{some}")  # fmt: skip
+        for index, row in enumerate(rows):
+            print(_row_as_text(row, "" if losses is None else f"  mean loss {_mean(losses, index):.3f}", args.full))
+
+
+def _rows(text: str | None, batch_size: int) -> slice:
+    """ "0:4" -> slice(0, 4); "7" -> slice(7, 8)"""
+    if text is None:
+        return slice(None)
+    first, colon, stop = text.partition(":")
+    try:
+        start = int(first) if first else 0
+        end = start + 1 if not colon else int(stop) if stop else batch_size
+    except ValueError:
+        raise ValueError(f"--rows {text}: expected two numbers, as 0:4, or one") from None
+    if not 0 <= start < end <= batch_size:
+        raise ValueError(f"--rows {text}: the batch has the rows 0 to {batch_size - 1}")
+    return slice(start, end)
+
+
+def _losses(run: OpenedRun, step: int, rows: Sequence["Row"], checkpoint: str) -> "TokenLosses":
+    from gpt_pretrain.token_losses import losses_of
+
+    manifest = run.manifest(run.plan.segment_at(step).streams[0])
+    tokenizer = None if manifest is None else manifest.spec["tokenizer"]
+    tokens = np.stack([row.tokens for row in rows])
+    return losses_of(checkpoint, tokens, end_of_text=rows[0].tokenizer.end_of_text, tokenizer=tokenizer)
+
+
+def _mean(losses: "TokenLosses", index: int) -> float:
+    return float(losses.nll[index].mean())
+
+
+def _row_as_text(row: "Row", loss: str, full: bool) -> str:
+    stream = f"  stream {row.stream}" if row.stream else ""
+    lines = [
+        f"\nrow {row.row}  position {row.position}{stream}  window {row.window}  tokens [{row.start}, {row.stop})"
+        + loss
+    ]
+    for part in row.parts:
+        document = part.document
+        names = ["(no table of documents)"]
+        if document is not None:
+            names = [name for name in (document.id, document.url) if name]
+            names.append(f"{document.source_file} row {document.row}")
+        lines.append(f"  tokens [{part.start}, {part.stop})  " + "  ".join(names))
+        lines += ["    " + line for line in _shortened(part.text, full)]
+    return "\n".join(lines)
+
+
+def _shortened(text: str, full: bool) -> list[str]:
+    """The text in lines; in short, one line of its beginning."""
+    if full:
+        return text.splitlines()
+    line = " ".join(text[: 2 * _EXCERPT_CHARS].split())
+    return [line[:_EXCERPT_CHARS].rstrip() + " ..." if len(" ".join(text.split())) > _EXCERPT_CHARS else line]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""A run opened for questions: its plan, its ledger and its datasets. What `replay` and `inspect` share.
+
+Users count updates from 1, as the training log does; a plan counts steps from 0. This file is where the one
+becomes the other. Nothing here knows of JAX.
+"""
+
+import argparse
+import dataclasses
+import functools
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep import manifest as manifest_lib
+from data_prep.documents import DocumentTables
+from data_prep.tokenizers import Tokenizer, get_tokenizer
+from gpt_pretrain.data import ledger as ledger_lib
+from gpt_pretrain.data.ledger import Ledger
+from gpt_pretrain.data.plan import Segment, Stream
+from gpt_pretrain.data.run import open_run
+from gpt_pretrain.data.token_sources import TokenDataset, TokenSource, open_dataset
+
+NUMBERING = (
+    "Updates are numbered as in the training log: the first one is 1. Rows, positions, windows, tokens and epochs "
+    "count from 0, and spans [a, b) end before b."
+)
+
+
+def add_data_dir(parser: argparse.ArgumentParser) -> None:
+    """The option that `OpenedRun` takes as `data_dirs`."""
+    parser.add_argument(
+        "--data_dir", nargs="+", default=(), metavar="[NAME=]DIR",
+        help="where the datasets are now, if not where the run had them; NAME is a stream of the mixture",
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedRun:
+    """A run's data, with every dataset opened when it is first asked for.
+
+    Args:
+      save_dir: of the run.
+      data_dirs: "DIR", or "NAME=DIR" of one stream: datasets that are not where the run had them.
+
+    Raises ValueError: no run there, or a name that no stream has.
+    """
+
+    save_dir: str
+    data_dirs: Sequence[str] = ()
+
+    def __post_init__(self):
+        if not os.path.isdir(self.save_dir):
+            raise ValueError(f"{self.save_dir}: no such directory; expected the save_dir of a run of gpt_pretrain.main")
+        _ = self._directories
+
+    @functools.cached_property
+    def data(self):
+        """Plan, directories and length of the run."""
+        return open_run(self.save_dir)
+
+    @property
+    def plan(self):
+        return self.data.plan
+
+    @functools.cached_property
+    def ledger(self) -> Ledger:
+        """What the run has consumed; empty before its first save."""
+        written = Path(self.save_dir, ledger_lib.FILE_NAME).exists()
+        return Ledger.read(self.save_dir) if written else Ledger()
+
+    def step_of(self, update: int, option: str = "--step") -> int:
+        """Number of an update, from 1 -> step of the plan, from 0. ValueError outside the run."""
+        if not 1 <= update <= self.data.num_steps:
+            raise ValueError(f"{option} {update}: {self.save_dir} has the updates 1 to {self.data.num_steps}")
+        return update - 1
+
+    def streams(self) -> list[Stream]:
+        """Every stream of any segment, once for each dataset that has its name."""
+        found = {(each.name, each.fingerprint): each for part in self.plan.segments for each in part.streams}
+        return list(found.values())
+
+    def directory(self, stream: Stream) -> str:
+        """Where a stream's dataset is. ValueError if that is not known or nothing is there."""
+        directory = self._directories.get(stream.name)
+        advice = f"Say where it is now: --data_dir {stream.name + '=' if stream.name else ''}DIR."
+        if directory is None:
+            raise ValueError(f"{self.save_dir}: does not say where the dataset of stream {stream.name!r} is. {advice}")
+        if not os.path.isdir(directory) and not glob.glob(directory):
+            raise ValueError(f"{directory}: not there, seen from {os.getcwd()}. {advice}")
+        return directory
+
+    def dataset(self, stream: Stream) -> TokenDataset:
+        """A stream's dataset. ValueError if it is not the one that the run was trained on."""
+        return self._cached("dataset", stream, lambda directory: open_dataset(directory, verify="size"))
+
+    def sources(self, segment: Segment) -> dict[str, TokenSource]:
+        """The training streams of a segment by name."""
+        return {stream.name: self.dataset(stream).splits["train"] for stream in segment.streams}
+
+    def manifest(self, stream: Stream) -> manifest_lib.Manifest | None:
+        """Of a stream's dataset; None for bare .bin shards, which have none."""
+        if stream.fingerprint.startswith("bare-"):
+            return None
+        return self._cached("manifest", stream, manifest_lib.load)
+
+    def documents(self, stream: Stream, split: str = "train") -> DocumentTables | None:
+        """The documents of a stream; None where nobody recorded them, or there is no such split."""
+        manifest = self.manifest(stream)
+        if manifest is None or split not in manifest.splits:
+            return None
+        return self._cached(split, stream, lambda directory: DocumentTables(directory, split, manifest))
+
+    def tokenizer(self, stream: Stream) -> Tokenizer:
+        """What turns a stream's ids into text: GPT-2's for bare shards."""
+        from data_prep.card.samples import open_tokenizer
+
+        manifest = self.manifest(stream)
+        make = (lambda _: get_tokenizer("gpt2")) if manifest is None else (lambda _: open_tokenizer(manifest))
+        return self._cached("tokenizer", stream, make)
+
+    @functools.cached_property
+    def _directories(self) -> dict[str, str]:
+        names = {stream.name for stream in self.streams()}
+        directories = dict(self.data.directories)
+        for value in self.data_dirs:
+            name, is_named, directory = value.partition("=")
+            if is_named and name in names:
+                directories[name] = directory
+            elif len(names) == 1:
+                directories[names.copy().pop()] = value
+            else:
+                expected = ", ".join(f"{name}=DIR" for name in sorted(names))
+                raise ValueError(f"--data_dir {value}: the run has several streams; expected some of {expected}")
+        return directories
+
+    @functools.cached_property
+    def _opened(self) -> dict:
+        return {}
+
+    def _cached(self, kind: str, stream: Stream, make):
+        key = kind, stream.name, stream.fingerprint
+        if key not in self._opened:
+            directory = self.directory(stream)
+            made = make(directory)
+            found = getattr(made, "fingerprint", stream.fingerprint)
+            if found != stream.fingerprint:
+                raise ValueError(
+                    f"{directory}: has the fingerprint {found:.16}, but {self.save_dir} was trained on "
+                    f"{stream.fingerprint:.16}. Say where that dataset is now: --data_dir."
+                )
+            self._opened[key] = made
+        return self._opened[key]

@@ -1,0 +1,123 @@
+"""Where two runs part, from their ledgers, and why, from their plans. Reads no tokens."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from gpt_pretrain.data.plan import Batch, Segment
+from gpt_pretrain.opened_run import OpenedRun
+
+_MAX_ROWS = 5  # that are named
+
+
+def compare_runs(run: OpenedRun, other: OpenedRun) -> tuple[bool, list[str]]:
+    """Whether two ledgers agree as far as both go, and lines that say so or say where and why not.
+
+    Raises ValueError where one of them has none.
+    """
+    names = f"{run.save_dir} and {other.save_dir}"
+    lengths = [len(each.ledger) for each in (run, other)]
+    if not min(lengths):
+        empty = (run if not lengths[0] else other).save_dir
+        raise ValueError(f"{empty}: has no ledger yet (no update was saved); there is nothing to compare")
+    step = run.ledger.first_difference(other.ledger)
+    if step is None:
+        lines = [f"{names} agree in all {min(lengths)} updates that both made (of {lengths[0]} and {lengths[1]})"]
+        after = min(lengths)
+        if changes := parameters_that_differ(run, other, after):
+            lines += [f"Their plans differ from there: update {after + 1} is", *changes]
+        return True, lines
+    digests = [f"{int(each.ledger.digests[step]):016x}" for each in (run, other)]
+    lines = [
+        f"DIFFER: {names} part at update {step + 1}: the digests of its batch are {digests[0]} and {digests[1]}"
+        + (f". The {step} updates before are equal" if step else "")
+    ]
+    changes = parameters_that_differ(run, other, step)
+    lines += ["What differs there, as (first, second):", *changes] if changes else []
+    return False, lines + _rows_that_differ(run, other, step, bool(changes))
+
+
+def parameters_that_differ(run: OpenedRun, other: OpenedRun, step: int) -> list[str]:
+    """A line for each parameter of the order that is not the same at `step` (of the plan, from 0)."""
+    a, b = run.plan.segment_at(step), other.plan.segment_at(step)
+    pairs: list[tuple[str, object, object]] = [
+        (f"data.{name}", getattr(a, name), getattr(b, name)) for name in ("seed", "seq_len", "shuffle")
+    ]
+    if "block" in (a.shuffle, b.shuffle):
+        pairs += [(f"data.shuffle_{n}", getattr(a, n), getattr(b, n)) for n in ("block_windows", "group_blocks")]
+    pairs += [
+        ("train.batch_size", a.batch_size(step), b.batch_size(step)),
+        ("examples met before", a.position(step), b.position(step)),
+        ("streams", _names(a), _names(b)),
+    ]
+    streams = [{stream.name: stream for stream in each.streams} for each in (a, b)]
+    for name in [name for name in streams[0] if name in streams[1]]:
+        x, y = streams[0][name], streams[1][name]
+        label = f"{name}: " if name else ""
+        pairs += [
+            (f"{label}fingerprint of the dataset", x.fingerprint[:16], y.fingerprint[:16]),
+            (f"{label}weight", _share(x.count, a), _share(y.count, b)),
+            (f"{label}excluded windows", len(x.excluded), len(y.excluded)),
+        ]
+        if len(x.excluded) == len(y.excluded) and x.excluded != y.excluded:
+            number = len(set(x.excluded) - set(y.excluded))
+            pairs.append((f"{label}which windows are excluded", f"{number} others", f"{number} others"))
+        if all(x == y for _, x, y in pairs):
+            # Nothing in force differs, but a stream may have been taken up at another place.
+            met = [each.index_after(each.streams.index(s), each.position(step)) for each, s in ((a, x), (b, y))]
+            pairs.append((f"{label}windows met before", met[0], met[1]))
+    changed = [(name, x, y) for name, x, y in pairs if x != y]
+    return [f"  {name}: {x}, {y}" for name, x, y in changed]
+
+
+def _names(segment: Segment) -> str:
+    return "+".join(stream.name or "one" for stream in segment.streams)
+
+
+def _share(count: int, segment: Segment) -> str:
+    return f"{count} of {sum(stream.count for stream in segment.streams)}"
+
+
+def _rows_that_differ(run: OpenedRun, other: OpenedRun, step: int, explained: bool) -> list[str]:
+    runs = (run, other)
+    segments = [each.plan.segment_at(step) for each in runs]
+    batches = [each.plan.batch(step) for each in runs]
+    spans = [_spans(*pair) for pair in zip(segments, batches, strict=True)]
+    sizes = [len(each) for each in spans]
+    both = min(sizes)
+    unequal = [row for row in range(both) if spans[0][row] != spans[1][row]]
+    if not unequal and sizes[0] == sizes[1]:
+        if explained:
+            return ["Their rows are the same windows of the same datasets, at another place of the order."]
+        return [
+            "Their plans are the same, so other tokens were read or digested: a file was damaged in one of them, or "
+            "they were made by different versions of gpt_pretrain. `python -m gpt_pretrain.replay RUN --verify` on "
+            "each says which."
+        ]
+    counted = f"all {both}" if len(unequal) == both else f"{len(unequal) or 'none'} of {both}"
+    lines = [f"Rows that differ: {counted}" + (f" that both have (of {sizes[0]}, {sizes[1]})" * (sizes[0] != sizes[1]))]
+    for row in unequal[:_MAX_ROWS]:
+        for each, segment, batch in zip(runs, segments, batches, strict=True):
+            lines.append(f"  row {row} of {each.save_dir}: {_row_in_words(each, segment, batch, row)}")
+    return lines + ["  ..."] * (len(unequal) > _MAX_ROWS)
+
+
+def _spans(segment: Segment, batch: Batch) -> list[tuple]:
+    """What each row is, in words that mean the same in every run."""
+    keys = [(stream.name, stream.fingerprint) for stream in segment.streams]
+    pairs: Iterable[tuple[int, int]] = np.stack([batch.streams, batch.windows], 1).tolist()
+    return [(*keys[i], window * segment.seq_len, segment.seq_len) for i, window in pairs]
+
+
+def _row_in_words(run: OpenedRun, segment: Segment, batch: Batch, row: int) -> str:
+    stream, window = segment.streams[int(batch.streams[row])], int(batch.windows[row])
+    first, end = window * segment.seq_len, (window + 1) * segment.seq_len + 1
+    words = f"{'stream ' + stream.name + ', ' if stream.name else ''}window {window} (tokens [{first}, {end}))"
+    try:
+        tables = run.documents(stream)
+    except ValueError:  # the dataset is not at hand
+        return words
+    found = tables.between(first, end) if tables else ()
+    ids = [str(each.id or f"{each.source_file} row {each.row}") for each in found]
+    more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
+    return words + (f": {', '.join(ids[:3])}{more}" if ids else "")

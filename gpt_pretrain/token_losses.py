@@ -1,0 +1,95 @@
+"""Loss and rank of every token of given windows, by a checkpoint."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from gpt_pretrain import checkpoints, generate
+from gpt_pretrain.document_mask import documents_of
+from gpt_pretrain.llm import graph_of
+from gpt_pretrain.losses import num_loss_chunks, token_nll
+from gpt_pretrain.train_step import split_tokens
+
+_TOKENS_AT_ONCE = 1 << 13
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenLosses:
+    """How well each target was predicted; the first token of a window is no target.
+
+    Attributes:
+      checkpoint: the directory it was read from.
+      updates: that the checkpoint has made.
+      document_mask: attention was kept within documents, as in the checkpoint's training.
+      nll: in nats, float32 (rows, seq_len).
+      rank: int32 (rows, seq_len); 1 where the target was the most likely token.
+    """
+
+    checkpoint: str
+    updates: int
+    document_mask: bool
+    nll: np.ndarray
+    rank: np.ndarray
+
+
+def losses_of(checkpoint: str, tokens_NT: np.ndarray, *, end_of_text: int, tokenizer: str | None = None) -> TokenLosses:
+    """Losses of windows (rows, seq_len + 1) without dropout and perturbations.
+
+    Args:
+      checkpoint: a run's save_dir, or one checkpoint in it; its document mask, if it has one, is kept.
+      end_of_text: the id that begins each document.
+      tokenizer: name of the one that made the ids, if known.
+
+    Raises ValueError: no good checkpoint, windows too long for it, or ids of another vocabulary.
+    """
+    directory = str(checkpoints.locate(checkpoint))
+    params, config, metadata = generate.load(directory)
+    num_rows, seq_len = tokens_NT.shape[0], tokens_NT.shape[1] - 1
+    num_positions = config.num_positions(metadata["seq_len"])
+    if seq_len > num_positions:
+        raise ValueError(f"{directory}: has {num_positions} positions, the windows have {seq_len} inputs")
+    if tokenizer and metadata["tokenizer"] and tokenizer != metadata["tokenizer"]:
+        raise ValueError(f"{directory}: trained on ids of tokenizer {metadata['tokenizer']}, these are of {tokenizer}")
+    if tokens_NT.max(initial=0) >= metadata["vocab_size"]:
+        raise ValueError(
+            f"{directory}: knows the ids below {metadata['vocab_size']}, found {tokens_NT.max()} in the windows"
+        )
+    num_at_once = max(1, min(num_rows, _TOKENS_AT_ONCE // seq_len))
+    num_chunks = num_loss_chunks(num_at_once, seq_len, config.vocab_size, jax.default_backend())
+    graph, num_valid = graph_of(config, metadata["seq_len"]), metadata["vocab_size"]
+    is_masked = bool(metadata.get("document_mask"))
+
+    @jax.jit
+    def nll_and_rank(params, window_BT):
+        model = nnx.merge(graph, params)
+        inputs_BT, targets_BT = split_tokens(window_BT)
+        x_BTD = model(inputs_BT, documents=documents_of(inputs_BT, end_of_text) if is_masked else None)
+        return jax.lax.map(partial(_of_chunk, model, num_valid), _chunks((x_BTD, targets_BT), num_chunks))
+
+    nll, rank = (np.empty((num_rows, seq_len), dtype) for dtype in (np.float32, np.int32))
+    padded = np.zeros((num_at_once, seq_len + 1), tokens_NT.dtype)  # one shape: compiled once
+    for first in range(0, num_rows, num_at_once):
+        rows = slice(first, min(first + num_at_once, num_rows))
+        padded[: rows.stop - first] = tokens_NT[rows]
+        for whole, found_CBT in zip((nll, rank), nll_and_rank(params, padded), strict=True):
+            found_BT = np.moveaxis(np.asarray(found_CBT), 0, 1).reshape(num_at_once, seq_len)
+            whole[rows] = found_BT[: rows.stop - first]
+    return TokenLosses(directory, metadata["step"], is_masked, nll, rank)
+
+
+def _of_chunk(model, num_valid: int, inputs):
+    """(nll_BT in nats, rank_BT from 1) of a piece of the time axis; the logits of all of it would be large."""
+    x_BTD, targets_BT = inputs
+    nll_BT, _ = token_nll(x_BTD, model.head_VD, targets_BT, num_valid=num_valid)
+    logits_BTV = model.logits(x_BTD)[..., :num_valid]
+    target_BT1 = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)
+    return nll_BT, 1 + (logits_BTV > target_BT1).sum(-1)
+
+
+def _chunks(arrays, num_chunks: int):
+    """(B, T, ...) -> (num_chunks, B, T / num_chunks, ...)"""
+    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0], num_chunks, -1, *x.shape[2:]), 1, 0), arrays)

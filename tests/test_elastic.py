@@ -1,0 +1,177 @@
+"""A run killed at random and gone on with other processes, devices and microbatches each time is the same run."""
+
+import random
+import socket
+import time
+
+import numpy as np
+import pytest
+from test_data_prep import byte_options, words, write_parquet
+from training_runs import finish, flags, start
+
+from data_prep import fineweb
+from gpt_pretrain.data.batches import Batches
+from gpt_pretrain.data.ledger import Ledger
+from gpt_pretrain.data.run import open_run
+from gpt_pretrain.opened_run import OpenedRun
+
+NUM_STEPS = 24
+SAVE_INTERVAL = 4
+# (processes, devices each, rows a device holds at once): batches of 8 and 16 rows in every cut.
+TOPOLOGIES = [(1, 1, 8), (2, 2, 1), (4, 1, 2), (1, 4, 2), (2, 1, 4)]
+
+
+@pytest.fixture(scope="module")
+def mixture(tiny_dataset, tmp_path_factory) -> dict:
+    """Two streams, three to one, in batches that grow, as gin bindings."""
+    folder = tmp_path_factory.mktemp("second")
+    write_parquet(folder / "a.parquet", words(300))
+    assert fineweb.main(byte_options(folder, folder / "out")) == 0
+    return {
+        "data.mixture": {"cats": (tiny_dataset, 3), "numbers": (str(folder / "out"), 1)},
+        "data.mixture_block": 20,
+        "train.batch_size": ((0, 8), (10, 16)),
+    }
+
+
+def start_processes(arguments, topology, secs_per_step):
+    num_processes, num_devices, rows = topology
+    arguments = [*arguments, f"--per_device_batch_size={rows}"]
+    if num_processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        arguments += [f"--coordinator_address={address}", f"--num_processes={num_processes}"]
+    each = [[f"--process_id={i}"] if num_processes > 1 else [] for i in range(num_processes)]
+    return [
+        start([*arguments, *more], consumed="/dev/null", secs_per_step=secs_per_step, num_devices=num_devices)
+        for more in each
+    ]
+
+
+def num_saved(save_dir) -> int:
+    """The newest finished checkpoint's step."""
+    steps = [int(path.name) for path in (save_dir / "checkpoints").glob("*") if path.name.isdigit()]
+    return max(steps, default=0)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_on_another_topology_each_time_the_ledger_is_that_of_a_quiet_run(
+    tiny_dataset, mixture, tmp_path
+):
+    sizes = {"train.num_tokens": (10 * 8 + 14 * 16) * 32, "train.save_interval": SAVE_INTERVAL}
+    quiet = flags(tiny_dataset, tmp_path / "quiet", **mixture, **sizes)
+    finish(start_processes(quiet, (1, 2, 4), 0.0)[0])
+    expected = Ledger.read(tmp_path / "quiet")
+    assert len(expected) == NUM_STEPS
+
+    rng = random.Random(4)
+    arguments = flags(tiny_dataset, tmp_path / "run", **mixture, **sizes)
+    story = []
+    for topology in TOPOLOGIES[:-1]:
+        before = num_saved(tmp_path / "run")
+        processes = start_processes(arguments, topology, 0.15)
+        deadline = time.monotonic() + 200
+        while num_saved(tmp_path / "run") <= before:
+            assert time.monotonic() < deadline and all(process.poll() is None for process in processes), (
+                processes[0].stdout.read()
+            )
+            time.sleep(0.01)
+        time.sleep(rng.random() * 0.5)
+        for process in rng.sample(processes, len(processes)):
+            process.kill()
+        for process in processes:
+            process.communicate()
+        story.append((topology, num_saved(tmp_path / "run")))
+    processes = start_processes(arguments, TOPOLOGIES[-1], 0.0)
+    outputs = [finish(process) for process in processes]
+    assert f"Done at step {NUM_STEPS} of {NUM_STEPS}" in outputs[0]
+
+    found = Ledger.read(tmp_path / "run")
+    print(f"\n(processes, devices, rows), saved up to: {story}, then {TOPOLOGIES[-1]} to the end")
+    assert found.first_difference(expected) is None and len(found) == NUM_STEPS
+    assert open_run(tmp_path / "run").plan == open_run(tmp_path / "quiet").plan
+    assert story[0][1] < story[-1][1] < NUM_STEPS
+
+
+def test_the_ledger_is_what_the_plan_says_and_the_same_for_another_layout(tiny_dataset, mixture, tmp_path):
+    sizes = {"train.num_tokens": (10 * 8 + 2 * 16) * 32}
+    ledgers = []
+    for name, (devices, rows) in {"a": (1, 8), "b": (4, 1)}.items():
+        arguments = flags(tiny_dataset, tmp_path / name, **mixture, **sizes)
+        output = finish(start_processes(arguments, (1, devices, rows), 0.0)[0])
+        assert "cats, 15 of 20 examples" in output and "Done at step 12 of 12 (112 examples)" in output
+        ledgers.append(Ledger.read(tmp_path / name))
+    run = open_run(tmp_path / "a")
+    sources = OpenedRun(str(tmp_path / "a")).sources(run.plan.segments[0])
+    batches = Batches(sources, run.plan, vocab_size=257, num_steps=12)
+    expected = [batches[step]["digest"] for step in range(12)]
+    assert ledgers[0].digests.tolist() == ledgers[1].digests.tolist() == expected
+    streams = np.concatenate([run.plan.batch(step).streams for step in range(12)])
+    assert np.bincount(streams[:100]).tolist() == [75, 25]
+
+
+def test_another_batch_size_mixture_or_exclusion_is_a_new_segment_and_the_past_stays(tiny_dataset, mixture, tmp_path):
+    first = flags(tiny_dataset, tmp_path / "run", num_steps=5)
+    finish(start(first))
+    past = Ledger.read(tmp_path / "run").digests.tolist()
+    more = {"train.batch_size": 16, "train.num_tokens": (5 * 8 + 3 * 16) * 32, "data.exclude": ()}
+    output = finish(start(flags(tiny_dataset, tmp_path / "run", **more)))
+    assert "Data plan: from step 5 on, train.batch_size: 8 until now, 16 from here on" in output
+    assert "Done at step 8 of 8 (88 examples)" in output
+    run = open_run(tmp_path / "run")
+    assert [segment.from_step for segment in run.plan.segments] == [0, 5]
+    assert Ledger.read(tmp_path / "run").digests[:5].tolist() == past
+    # One stream, cut into other batches: the order goes on where it was.
+    windows = np.concatenate([run.plan.batch(step).windows for step in range(8)])
+    assert len(set(windows.tolist())) == 88
+    # The same configuration again appends nothing.
+    finish(start(flags(tiny_dataset, tmp_path / "run", **more)))
+    assert open_run(tmp_path / "run").plan == run.plan
+
+
+def test_longer_sequences_and_the_document_mask_go_on_in_one_run(tiny_dataset, tmp_path):
+    bindings = {"model.block_size": 32, "data.document_mask": True, "data.seq_len": 16}
+    output = finish(start(flags(tiny_dataset, tmp_path / "run", **bindings, **{"train.num_tokens": 5 * 8 * 16})))
+    assert "attention by xla within documents" in output and "Done at step 5 of 5" in output
+    longer = bindings | {"data.seq_len": 32, "train.num_tokens": 5 * 8 * 16 + 3 * 8 * 32}
+    output = finish(start(flags(tiny_dataset, tmp_path / "run", **longer)))
+    assert "data.seq_len: 16 until now, 32 from here on" in output and "Done at step 8 of 8" in output
+    assert open_run(tmp_path / "run").plan.segments[1].streams[0].start == 32_926 // 32  # the next epoch
+    for name, value in {"data.document_mask": False, "model.block_size": 64}.items():
+        output = finish(start(flags(tiny_dataset, tmp_path / "run", **longer | {name: value})), expect=1)
+        assert "holds the checkpoint of another run" in output
+
+
+def test_a_changed_shard_stops_the_run_and_is_named(tiny_dataset, tmp_path):
+    import shutil
+
+    from gpt_pretrain.data.token_sources import open_dataset
+
+    data = shutil.copytree(tiny_dataset, tmp_path / "data")
+    bindings = {"data.verify": "'size'", "data.format": "'bin'"}
+    finish(start(flags(data, tmp_path / "run", num_steps=5, **bindings)))
+    run = open_run(tmp_path / "run")
+    window = int(run.plan.batch(4).windows[0])
+    shard, offset = divmod(window * 32, 10_000)
+    path = data / f"fineweb_train_{shard:06d}.bin"
+    content = bytearray(path.read_bytes())
+    content[12 + 2 * offset] ^= 1
+    path.write_bytes(content)
+    assert open_dataset(str(data), format="bin", verify="size")  # size alone does not show it
+    output = finish(start(flags(data, tmp_path / "run", num_steps=8, **bindings)), expect=1)
+    assert "the batch of update 5 now has the digest" in output
+    assert f"{path}: is not what its manifest says" in output and "--repair" in output
+    finish(start(flags(data, tmp_path / "run", num_steps=8, **bindings, **{"train.verify_steps": 0})))
+
+
+def test_other_data_is_refused_and_taken_up_by_a_fork(tiny_dataset, mixture, tmp_path):
+    other = mixture["data.mixture"]["numbers"][0]
+    finish(start(flags(tiny_dataset, tmp_path / "run", num_steps=5)))
+    arguments = flags(other, tmp_path / "run", num_steps=8)
+    output = finish(start(arguments), expect=1)
+    assert "the dataset: fingerprint" in output and "--fork" in output
+    output = finish(start([*arguments, "--fork"]))
+    assert "Done at step 8 of 8" in output
+    assert open_run(tmp_path / "run").plan.segments[1].change.startswith("fork: the dataset: fingerprint")
+    assert "Continuing" in finish(start(flags(other, tmp_path / "run", num_steps=9)))
