@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from data_prep import token_bin
-from gpt_pretrain.data import order
+from gpt_pretrain.data import order, token_sources
 from gpt_pretrain.data.token_sources import BinSource, open_dataset
 
 
@@ -92,3 +92,15 @@ def test_the_order_does_not_depend_on_the_format(tiny_dataset):
     a, b = (open_dataset(tiny_dataset, format=name).splits["train"] for name in ("bin", "array_record"))
     windows = order.WindowOrder((a.num_tokens - 1) // 32).windows_at(np.arange(64))
     assert np.array_equal(a.read(windows * 32, 33), b.read(windows * 32, 33))
+
+
+def test_rows_are_the_same_after_a_read_that_waited_for_the_disk(tmp_path, monkeypatch):
+    tokens = np.random.default_rng(0).integers(0, 50257, 50_000).astype(np.uint16)
+    paths = [tmp_path / "a.bin", tmp_path / "b.bin"]
+    for path, part in zip(paths, (tokens[:20_001], tokens[20_001:]), strict=True):
+        token_bin.write_tokens(path, [part], len(part))
+    monkeypatch.setattr(token_sources, "_SLOW_SECS_A_ROW", 0)  # every read counts as one that waited
+    source = BinSource(paths)
+    starts = np.array([0, 19_990, 20_000, 20_001, 49_900, 5])
+    for _ in range(3):
+        assert np.array_equal(source.read(starts, 100), tokens[starts[:, None] + np.arange(100)])

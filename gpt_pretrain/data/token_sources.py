@@ -4,7 +4,9 @@ import dataclasses
 import glob
 import hashlib
 import logging
+import mmap
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol
@@ -44,12 +46,19 @@ def num_windows(source: TokenSource, seq_len: int) -> int:
     return count
 
 
+# A row of 1,024 takes 1 us from memory; from a fast disk 17 if it was asked for ahead, hundreds if not.
+_SLOW_SECS_A_ROW = 8e-6
+
+
 class BinSource:
     """The stream as .bin shards, memory-mapped: a read touches only the pages it needs."""
 
     def __init__(self, paths: Sequence[str | os.PathLike]):
+        maps = [token_bin.open_tokens(path) for path in paths]
         # Plain arrays over the maps: slicing a np.memmap itself costs ten times as much.
-        self._shards = [np.asarray(token_bin.open_tokens(path)) for path in paths]
+        self._shards = [np.asarray(each) for each in maps]
+        self._maps = [(each.base, each.offset) for each in maps]
+        self._waited = True  # for the disk, in the last read; the first one is likely to
         self._first = np.cumsum([0] + [len(shard) for shard in self._shards])
         self.num_tokens = int(self._first[-1])
         self.dtype = self._shards[0].dtype
@@ -62,6 +71,24 @@ class BinSource:
             return np.empty((0, length), self.dtype)
         starts = np.asarray(starts, np.int64)
         begin, end = _range_of(starts, length, self.num_tokens)
+        started = time.perf_counter()
+        if self._waited:
+            self._fetch_ahead(starts, length)
+        out = self._read(starts, length, begin, end)
+        self._waited = time.perf_counter() - started > _SLOW_SECS_A_ROW * len(starts)
+        return out
+
+    def _fetch_ahead(self, starts: np.ndarray, length: int) -> None:
+        """Has the kernel fetch all rows at once and nothing else, where it would fetch one after the other as they are
+        touched, each with 128 KiB around it. Three times as fast from a disk; from memory a third slower."""
+        shards = np.searchsorted(self._first, starts, side="right") - 1
+        for shard, begin in zip(shards.tolist(), (starts - self._first[shards]).tolist(), strict=True):
+            mapped, offset = self._maps[shard]
+            first, size = offset + begin * self.dtype.itemsize, length * self.dtype.itemsize
+            page = first // mmap.PAGESIZE * mmap.PAGESIZE
+            mapped.madvise(mmap.MADV_WILLNEED, page, min(first + size, len(mapped)) - page)
+
+    def _read(self, starts: np.ndarray, length: int, begin: int, end: int) -> np.ndarray:
         shard = int(np.searchsorted(self._first, begin, side="right")) - 1
         if end <= self._first[shard + 1]:
             return _gather(self._shards[shard], starts - self._first[shard], length)  # all of one shard: half the time

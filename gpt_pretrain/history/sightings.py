@@ -109,8 +109,9 @@ def windows_of(span: Span, segment: Segment) -> range:
 
 def meetings(run: OpenedRun, span: Span) -> list[Meeting]:
     """Every row of the run, past and planned, that holds a token of the span, in order."""
-    # Names may have stood for several datasets: windows of another one are none of ours.
-    found = run.plan.sightings(span.stream.name, lambda segment: list(windows_of(span, segment)), run.data.num_steps)
+    # By fingerprint: names may have stood for several datasets, and windows of another one are none of ours.
+    fingerprint, num_steps = span.stream.fingerprint, run.data.num_steps
+    found = run.plan.sightings(fingerprint, lambda segment: list(windows_of(span, segment)), num_steps)
     out = []
     for segment, sighting in found:
         first = sighting.window * segment.seq_len
