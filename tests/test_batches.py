@@ -184,3 +184,17 @@ def test_a_token_id_outside_the_vocabulary_is_an_error_that_names_stream_and_win
     plan = Plan((Segment(seed=0, seq_len=4, batch_sizes=((0, 8),), streams=(Stream("", "f", 801),)),))
     with pytest.raises(ValueError, match=r"^window 100 "):
         list(make(sources={"": sources["code"]}, plan=plan))
+
+
+def test_block_shuffle_has_whole_blocks_fetched_once_and_before_they_are_read():
+    fetched, source = [], Source(64 * 8 * 10 + 1)
+    source.fetch_ahead = lambda starts, length: fetched.extend((int(start), length) for start in starts)
+    stream = Stream("", "f", source.num_tokens)
+    shuffle = {"shuffle": "block", "block_windows": 64, "group_blocks": 2}
+    plan = Plan((Segment(seed=0, seq_len=8, batch_sizes=((0, 16),), streams=(stream,), **shuffle),))
+    batches = Batches({"": source}, plan, vocab_size=1 << 32, num_steps=40)
+    for step in range(40):
+        windows = batches[step]["windows"]
+        assert set((windows.reshape(-1) // 64).tolist()) <= {start // (64 * 8) for start, _ in fetched}
+    assert sorted(start for start, _ in fetched) == [64 * 8 * block for block in range(10)]
+    assert {length for _, length in fetched} == {64 * 8 + 1}

@@ -104,3 +104,9 @@ def test_rows_are_the_same_after_a_read_that_waited_for_the_disk(tmp_path, monke
     starts = np.array([0, 19_990, 20_000, 20_001, 49_900, 5])
     for _ in range(3):
         assert np.array_equal(source.read(starts, 100), tokens[starts[:, None] + np.arange(100)])
+
+
+def test_fetching_ahead_reaches_over_shards_and_not_beyond_the_stream(tiny_dataset):
+    source = open_dataset(tiny_dataset, format="bin").splits["train"]
+    source.fetch_ahead(np.array([0, 9_990, source.num_tokens - 5]), 25_000)  # shards hold 10,000 tokens
+    assert np.array_equal(source.read(np.array([9_990]), 20_010)[0][:10], source.read(np.array([9_990]), 10)[0])

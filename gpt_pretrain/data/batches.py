@@ -58,6 +58,7 @@ class Batches:
         self._num_steps = num_steps
         self._rows_of = rows_of
         self._chunk: tuple[int, int, np.ndarray, np.ndarray] | None = None
+        self._fetched: set[tuple[str, int]] = set()  # blocks of the last chunk
 
     def __len__(self) -> int:
         return self._num_steps
@@ -89,9 +90,9 @@ class Batches:
             # Twice as far ahead each time that steps follow one another: a look at a single step costs little.
             ahead = 2 * (chunk[1] - chunk[0]) if chunk and step == chunk[1] else 1
             ahead = max(1, min(ahead, _CHUNK_EXAMPLES // max(1, rows.size)))
-            last = step + 1
+            last, end = step + 1, min(step + ahead, self._first_step + self._num_steps)
             while (
-                last < step + ahead
+                last < end
                 and self._plan.segment_at(last) is segment
                 and segment.batch_size(last) == batch_size
             ):
@@ -99,7 +100,23 @@ class Batches:
             firsts = segment.position(step) + batch_size * np.arange(last - step)
             chunk = step, last, *segment.examples_at(firsts[:, None, None] + rows)
             self._chunk = chunk  # one assignment: another thread sees the old chunk or the new one
+            if segment.shuffle == "block":
+                self._fetch_blocks(segment, chunk[2].reshape(-1), chunk[3].reshape(-1))
         return chunk[2][step - chunk[0]], chunk[3][step - chunk[0]]
+
+    def _fetch_blocks(self, segment: Segment, streams: np.ndarray, windows: np.ndarray) -> None:
+        """Has sources fetch whole blocks, which are read to the end before the next group's: three times as fast from a
+        disk as a window at a time."""
+        touched = set()
+        for index, stream in enumerate(segment.streams):
+            fetch = getattr(self._sources[stream.name], "fetch_ahead", None)
+            blocks = np.unique(windows[streams == index] // segment.block_windows)
+            keys = {(stream.name, block) for block in blocks.tolist()}
+            touched |= keys
+            if fetch and (new := sorted(block for _, block in keys - self._fetched)):
+                tokens = segment.block_windows * segment.seq_len
+                fetch(np.array(new) * tokens, tokens + 1)
+        self._fetched = touched
 
     def _bad_token(self, segment: Segment, streams, windows, tokens) -> ValueError:
         row = int(np.flatnonzero((tokens >= self._vocab_size).any(1))[0])
