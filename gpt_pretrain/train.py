@@ -212,7 +212,8 @@ def train(
             with whole_file(Path(save_dir, "config.gin")) as partial:
                 partial.write_text(config_text)
             directories = open_run(save_dir).directories if found and Path(save_dir, RUN_FILE).exists() else {}
-            directories |= {name: os.path.abspath(path) for name, path in data.directories.items()}
+            for name, path in data.directories.items():  # by fingerprint, too: a fork gives a name other data
+                directories |= {key: os.path.abspath(path) for key in (name, datasets[name].fingerprint)}
             RunData(save_dir, plan, directories, total_steps).write()
             ledger.write(save_dir)
         writer = make_writer(

@@ -298,18 +298,16 @@ class Plan:
                 break
         return step
 
-    def sightings(self, name: str, windows_of, num_steps: int) -> list[tuple[Segment, Sighting]]:
-        """Every time that windows of the stream `name` are met in the first `num_steps` steps.
+    def sightings(self, fingerprint: str, windows_of, num_steps: int) -> list[tuple[Segment, Sighting]]:
+        """Every time that windows of a stream are met in the first `num_steps` steps, whatever its name was there.
 
-        Segments in which the same data had another name count, those in which the name stood for other data don't.
         `windows_of(segment)` gives the windows, which depend on the segment's sequence length.
         """
-        meant = [each.fingerprint for segment in self.segments for each in segment.streams if each.name == name][-1:]
         found = []
         for segment, stop in zip(self.segments, self._stops(), strict=True):
             stop = min(stop, num_steps)
             for index, stream in enumerate(segment.streams):
-                if stream.fingerprint in meant and stop > segment.from_step:
+                if stream.fingerprint == fingerprint and stop > segment.from_step:
                     windows = windows_of(segment)
                     found += [(segment, each) for each in segment.sightings(index, windows, segment.position(stop))]
         return found
