@@ -124,6 +124,10 @@ class Segment:
         """Of the batch of `step`."""
         return [size for first, size in self.batch_sizes if first <= step][-1]
 
+    def batch_sizes_from(self, step: int) -> list[int]:
+        """Of the batch of `step` and of later ones, as the schedule has them."""
+        return [size for _, size in _from(self.batch_sizes, step)]
+
     def position(self, step: int) -> int:
         """How many examples came before `step`, which is not before the segment."""
         position = self.from_position
