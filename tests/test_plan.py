@@ -362,3 +362,10 @@ def test_far_out_in_a_run_costs_no_more():
     batch = plan.batch(step)
     assert batch.position == plan.position(30) + 70 * (step - 30)
     assert batch.windows.shape == (70,)
+
+
+def test_an_epoch_with_windows_left_out_at_its_end_is_one_epoch():
+    for seed in range(20):
+        stream = Stream("", "f", 41, excluded=(1, 3))
+        plan = Plan((Segment(seed=seed, seq_len=4, batch_sizes=((0, 1),), streams=(stream,)),))
+        assert 0.8 <= plan.epochs(8)[""] <= 1 < plan.epochs(9)[""]
