@@ -314,7 +314,7 @@ def test_a_stream_that_was_renamed_or_replaced_is_followed_by_its_data(datasets,
     names = {"": directories[0], "web": directories[0], "code": directories[1]}
     known = {"": directories[1], a.fingerprint: directories[0], b.fingerprint: directories[1]}
     window = int(first.batch(2).windows[0])
-    for plan, places, options in ((renamed, names, ["--stream", "web"]), (forked, known, ["--stream", ""])):
+    for plan, places in ((renamed, names), (forked, known)):
         save_dir = tmp_path / f"run{len(plan.segments[-1].streams)}"
         save_dir.mkdir()
         RunData(str(save_dir), plan, places, 20).write()

@@ -57,7 +57,8 @@ class DataConfig:
             raise ValueError(f"data.shuffle: found {self.shuffle!r}, expected one of {', '.join(SHUFFLES)}")
         if self.mixture is not None and not (isinstance(self.mixture, Mapping) and self.mixture):
             raise ValueError(
-                f'data.mixture: found {self.mixture!r}, expected {{"name": ("directory", weight), ...}}, or None for data.dir'
+                f'data.mixture: found {self.mixture!r}, expected {{"name": ("directory", weight), ...}}, or None for '
+                "data.dir"
             )
         for name, entry in (self.mixture or {}).items():
             if not _is_entry(entry) or not name or "/" in name:
