@@ -79,9 +79,9 @@ class Checkpoints:
             if "tree structures do not match" not in str(error):
                 raise
             raise ValueError(
-                f"{self.directory / str(step)}: its optimizer state is that of another optimizer. Set `train.optimizer` "
-                "and `optimizer.weight_decay_schedule` back, or take its weights alone: --from_pretrained, with another "
-                f"--save_dir. {error}"
+                f"{self.directory / str(step)}: its optimizer state is that of another optimizer. Set "
+                "`train.optimizer` and `optimizer.weight_decay_schedule` back, or take its weights alone: "
+                f"--from_pretrained, with another --save_dir. {error}"
             ) from error
 
     def wait(self) -> None:
