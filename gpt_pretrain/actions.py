@@ -49,9 +49,11 @@ class MetricsReader:
         step, position, device_metrics = self._pending
         self._pending = None
         metrics = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
-        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
+        # An update may be what breaks the parameters: then the loss shows it only a step later, after a checkpoint.
+        if not all(math.isfinite(metrics.get(name, 0.0)) for name in ("loss", "grad_norm", "param_norm")):
             raise Diverged(
-                f"step {step}: loss is {metrics['loss']}, gradient norm {metrics['grad_norm']}. "
+                f"step {step}: loss is {metrics['loss']}, gradient norm {metrics['grad_norm']}, "
+                f"parameter norm {metrics.get('param_norm', math.nan)}. "
                 f"Its batch began at position {position}"
             )
         return StepResult(step, position, metrics)

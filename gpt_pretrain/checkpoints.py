@@ -73,7 +73,16 @@ class Checkpoints:
     def restore(self, step: int, abstract_state: Any) -> Any:
         """The state of `step`, on the devices that `abstract_state`'s shardings name, however many saved it."""
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-        return self._manager.restore(step, args=args)["state"]
+        try:
+            return self._manager.restore(step, args=args)["state"]
+        except ValueError as error:
+            if "tree structures do not match" not in str(error):
+                raise
+            raise ValueError(
+                f"{self.directory / str(step)}: its optimizer state is that of another optimizer. Set "
+                "`train.optimizer` and `optimizer.weight_decay_schedule` back, or take its weights alone: "
+                f"--from_pretrained, with another --save_dir. {error}"
+            ) from error
 
     def wait(self) -> None:
         """Blocks until the save under way, if any, is on disk; raises its error, if any."""

@@ -87,10 +87,13 @@ def main(argv: list[str] | None = None) -> int:
         return settings.run(command=f"{python_as_typed()} -m gpt_pretrain.main {shlex.join(arguments)}")
     except KeyboardInterrupt:  # before the run looks after signals itself
         return 130
-    except (ValueError, Diverged) as error:
-        if os.environ.get("GPT_PRETRAIN_TRACEBACK"):
+    except Exception as error:
+        in_words = isinstance(error, ValueError | Diverged) and not os.environ.get("GPT_PRETRAIN_TRACEBACK")
+        if in_words:
+            print(f"error: {settings.message_of(error)}", file=sys.stderr)
+        runtime.leave(show_traceback=not in_words)
+        if not in_words:
             raise
-        print(f"error: {settings.message_of(error)}", file=sys.stderr)
         return 1
 
 

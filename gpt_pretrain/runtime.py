@@ -6,6 +6,8 @@ import importlib.util
 import logging
 import os
 import sys
+import threading
+import traceback
 
 _ACCELERATOR_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "libtpu")
 
@@ -44,6 +46,25 @@ def connect(coordinator_address: str | None, num_processes: int | None, process_
     if coordinator_address is None and not _in_a_cluster():
         return
     jax.distributed.initialize(coordinator_address, num_processes, process_id)
+
+
+def leave(*, show_traceback: bool, patience_secs: float = 10.0) -> None:
+    """Call after an error. Where this process alone had it, the others wait for us in a computation, and JAX at our
+    exit for them: both for minutes. Ended at once, the first process takes the others with it.
+    """
+    import jax
+
+    if not jax.distributed.is_initialized():
+        return
+    together = threading.Thread(target=jax.distributed.shutdown, daemon=True)  # ends where all had the error
+    together.start()
+    together.join(patience_secs)
+    if together.is_alive():
+        if show_traceback:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _in_a_cluster() -> bool:

@@ -144,7 +144,6 @@ def train(
         platform = sharding.platform_of(jax.devices()[0])
         config = model.resolve(platform, document_mask=data.document_mask)
         placement = loader.Placement(sharding.batch_sharding(device_mesh), per_device_batch_size)
-        layouts = [placement.layout(size) for _, size in batch_sizes]
 
         # Where to start.
         identity = {"train.seed": seed, **{f"model.{name}": value for name, value in model.shape.items()}}
@@ -156,6 +155,8 @@ def train(
             step = found[0]
             plan, ledger = _continue(found[1], identity, wanted, save_dir, fork=fork)
             check_last_steps(ledger, plan, datasets, num_steps=verify_steps)
+        # Sizes that are past need not fit the devices that there are now.
+        layouts = [placement.layout(size) for size in plan.segments[-1].batch_sizes_from(step)]
         total_steps = max(step, plan.num_steps(num_tokens))
         data.check_epochs(plan, total_steps)
         made = optimizer(total_steps)
@@ -211,8 +212,14 @@ def train(
         if is_primary:
             with whole_file(Path(save_dir, "config.gin")) as partial:
                 partial.write_text(config_text)
-            directories = open_run(save_dir).directories if found and Path(save_dir, RUN_FILE).exists() else {}
-            directories |= {name: os.path.abspath(path) for name, path in data.directories.items()}
+            directories = {}
+            if found and Path(save_dir, RUN_FILE).exists():
+                try:
+                    directories = open_run(save_dir).directories
+                except (ValueError, KeyError, TypeError) as error:  # all else in it is written anew
+                    log.warning("%s; it is written anew, without the directories of earlier datasets.", error)
+            for name, path in data.directories.items():  # by fingerprint, too: a fork gives a name other data
+                directories |= {key: os.path.abspath(path) for key in (name, datasets[name].fingerprint)}
             RunData(save_dir, plan, directories, total_steps).write()
             ledger.write(save_dir)
         writer = make_writer(

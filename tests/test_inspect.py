@@ -21,7 +21,7 @@ from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.data.run import RunData
 from gpt_pretrain.history.opened_run import OpenedRun
 from gpt_pretrain.history.rows import read_rows
-from gpt_pretrain.history.sightings import find_spans, meetings
+from gpt_pretrain.history.sightings import Span, find_spans, meetings
 from gpt_pretrain.history.token_text import pieces
 
 EXCLUDED = (20, 21, 22, 40)
@@ -302,3 +302,26 @@ def test_shards_without_a_manifest_have_rows_but_no_documents(datasets, tmp_path
     assert inspect.main([bare, "--step", "1"]) == 0 and "no table of documents" in capsys.readouterr().out
     assert inspect.main([bare, "--token", "100"]) == 0 and "Met in 1 window (3)" in capsys.readouterr().out
     assert inspect.main([bare, "--document", "x"]) == 1 and "no table of documents" in capsys.readouterr().err
+
+
+def test_a_stream_that_was_renamed_or_replaced_is_followed_by_its_data(datasets, tmp_path, capsys):
+    a, b = (stream(directory) for directory in datasets.values())
+    directories = list(datasets.values())
+    first = simple_plan(a)
+    web, code = dataclasses.replace(a, name="web", count=3), dataclasses.replace(b, name="code")
+    renamed = first.continued(dataclasses.replace(first.segments[0], streams=(web, code)), 5)
+    forked = first.continued(dataclasses.replace(first.segments[0], streams=(b,)), 5, fork=True)
+    names = {"": directories[0], "web": directories[0], "code": directories[1]}
+    known = {"": directories[1], a.fingerprint: directories[0], b.fingerprint: directories[1]}
+    window = int(first.batch(2).windows[0])
+    for plan, places in ((renamed, names), (forked, known)):
+        save_dir = tmp_path / f"run{len(plan.segments[-1].streams)}"
+        save_dir.mkdir()
+        RunData(str(save_dir), plan, places, 20).write()
+        run = OpenedRun(str(save_dir))
+        (span,) = [Span(each, "train", window * 32 + 9, window * 32 + 10, None) for each in run.streams()
+                   if each.fingerprint == a.fingerprint][-1:]
+        assert (2, 0) in [(each.sighting.step, each.sighting.row) for each in meetings(run, span)]
+        assert run.dataset(span.stream).fingerprint == a.fingerprint
+        assert inspect.main([str(save_dir), "--step", "3", "--rows", "0"]) == 0
+        assert f"window {window} " in capsys.readouterr().out

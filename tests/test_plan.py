@@ -179,20 +179,20 @@ def test_sightings_are_the_exact_inverse_of_batches_over_all_segments(name):
 
 def test_sightings_of_some_windows_say_which_epoch():
     plan = changed(MANY_CHANGES[:3])
-    whole = [s for _, s in plan.sightings("fff", lambda _: np.arange(60), 60)]
-    some = [s for _, s in plan.sightings("fff", lambda _: [44, 7, 44, 15], 60)]
+    whole = [s for _, s in plan.sightings(DATA["web"][0], lambda _: np.arange(60), 60)]
+    some = [s for _, s in plan.sightings(DATA["web"][0], lambda _: [44, 7, 44, 15], 60)]
     assert some == [s for s in whole if s.window in (7, 15, 44)]
     for window in (7, 44):
         assert [s.epoch for s in some if s.window == window] == list(range(len([s for s in some if s.window == window])))
-    assert plan.sightings("fff", lambda _: [], 60) == []
+    assert plan.sightings(DATA["web"][0], lambda _: [], 60) == []
 
 
-def test_sightings_of_a_name_leave_out_what_was_other_data_then():
+def test_sightings_leave_out_what_was_other_data_under_the_same_name():
     old = Plan((segment(),))
     other = dataclasses.replace(segment(), streams=(Stream("", "other data", 101),))
     plan = old.continued(other, 5, fork=True)
     assert {s.step for _, s in plan.sightings("other data", lambda _: np.arange(25), 12)} == set(range(5, 12))
-    assert {s.step for _, s in plan.sightings("fff", lambda _: np.arange(60), 12)} == set(range(5))
+    assert {s.step for _, s in plan.sightings(DATA[""][0], lambda _: np.arange(25), 12)} == set(range(5))
 
 
 def test_positions_steps_and_tokens_of_a_ramp_follow_by_counting():
@@ -362,3 +362,10 @@ def test_far_out_in_a_run_costs_no_more():
     batch = plan.batch(step)
     assert batch.position == plan.position(30) + 70 * (step - 30)
     assert batch.windows.shape == (70,)
+
+
+def test_an_epoch_with_windows_left_out_at_its_end_is_one_epoch():
+    for seed in range(20):
+        stream = Stream("", "f", 41, excluded=(1, 3))
+        plan = Plan((Segment(seed=seed, seq_len=4, batch_sizes=((0, 1),), streams=(stream,)),))
+        assert 0.8 <= plan.epochs(8)[""] <= 1 < plan.epochs(9)[""]

@@ -55,8 +55,13 @@ class DataConfig:
             raise ValueError(f"data.seed: found {self.seed!r}, expected a whole number")
         if self.shuffle not in SHUFFLES:
             raise ValueError(f"data.shuffle: found {self.shuffle!r}, expected one of {', '.join(SHUFFLES)}")
+        if self.mixture is not None and not (isinstance(self.mixture, Mapping) and self.mixture):
+            raise ValueError(
+                f'data.mixture: found {self.mixture!r}, expected {{"name": ("directory", weight), ...}}, or None for '
+                "data.dir"
+            )
         for name, entry in (self.mixture or {}).items():
-            if isinstance(entry, str) or not 2 <= len(entry) <= 3 or not name or "/" in name:
+            if not _is_entry(entry) or not name or "/" in name:
                 raise ValueError(
                     f"data.mixture: found {name!r}: {entry!r}, expected a name without '/' and "
                     '("directory", weight) or ("directory", weight, max_epochs)'
@@ -137,6 +142,14 @@ class DataConfig:
                 num_windows = (tables[name].num_tokens - 1) // self.seq_len
                 windows[name] |= set(windows_meeting(document.start, document.length, self.seq_len, num_windows))
         return {name: tuple(sorted(each)) for name, each in windows.items()}
+
+
+def _is_entry(entry) -> bool:
+    """("directory", weight) or ("directory", weight, max_epochs)"""
+    if isinstance(entry, str) or not isinstance(entry, Sequence) or not 2 <= len(entry) <= 3:
+        return False
+    numbers = all(isinstance(each, int | float) for each in entry[1:2])
+    return isinstance(entry[0], str) and numbers and all(isinstance(each, int | float | None) for each in entry[2:])
 
 
 def windows_meeting(start: int, length: int, seq_len: int, num_windows: int) -> range:

@@ -124,6 +124,10 @@ class Segment:
         """Of the batch of `step`."""
         return [size for first, size in self.batch_sizes if first <= step][-1]
 
+    def batch_sizes_from(self, step: int) -> list[int]:
+        """Of the batch of `step` and of later ones, as the schedule has them."""
+        return [size for _, size in _from(self.batch_sizes, step)]
+
     def position(self, step: int) -> int:
         """How many examples came before `step`, which is not before the segment."""
         position = self.from_position
@@ -176,6 +180,12 @@ class Segment:
         """Index in a stream's endless sequence of the next window of it that is met at `position` or later."""
         draws = self._mixture.draws_before(position - self.from_position)[stream]
         return int(self._passage(stream).indices_at(np.array([draws]))[0])
+
+    def epochs(self, stream: int, position: int) -> float:
+        """How often a stream has been met before `position`: whole where an epoch's last window was just met."""
+        draws = self._mixture.draws_before(position - self.from_position)[stream]
+        whole = self._passage(stream).whole_epochs(draws)
+        return self.index_after(stream, position) / self.num_windows(stream) if whole is None else float(whole)
 
     @functools.cached_property
     def _mixture(self) -> Mixture:
@@ -235,6 +245,11 @@ class _Passage:
             jumped = np.searchsorted(holes - np.arange(len(holes)), ranks[chosen], side="right")
             indices[chosen] = epoch * self._order.num_windows + ranks[chosen] + jumped
         return indices
+
+    def whole_epochs(self, num_draws: int) -> int | None:
+        """How many epochs have ended with that many draws, if one ends just there."""
+        epochs, rest = divmod(num_draws + self._skipped, self._num_left)
+        return None if rest else self._first_epoch + epochs
 
     def draws_of(self, windows, num_draws: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Every draw among the first `num_draws` that gives one of the windows: (draws, windows, epochs)."""
@@ -299,7 +314,7 @@ class Plan:
         return step
 
     def sightings(self, fingerprint: str, windows_of, num_steps: int) -> list[tuple[Segment, Sighting]]:
-        """Every time that windows of a stream are met in the first `num_steps` steps, whatever its name was then.
+        """Every time that windows of a stream are met in the first `num_steps` steps, whatever its name was there.
 
         `windows_of(segment)` gives the windows, which depend on the segment's sequence length.
         """
@@ -317,7 +332,7 @@ class Plan:
         segment = self.segment_at(max(0, step - 1))
         position = segment.position(step)
         return {
-            stream.name: segment.index_after(i, position) / segment.num_windows(i)
+            stream.name: segment.epochs(i, position)
             for i, stream in enumerate(segment.streams)
         }
 

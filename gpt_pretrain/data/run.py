@@ -20,8 +20,8 @@ class RunData:
     """A run's data.
 
     Attributes:
-      directories: of each stream's dataset, by the stream's name in the plan ("" for one alone); also of streams
-        that the run had once.
+      directories: of each stream's dataset, by the stream's name in the plan ("" for one alone) and by the dataset's
+        fingerprint; also of streams that the run had once.
       num_steps: of the whole run, as it is planned now.
     """
 

@@ -52,7 +52,7 @@ class OpenedRun:
     def __post_init__(self):
         if not os.path.isdir(self.save_dir):
             raise ValueError(f"{self.save_dir}: no such directory; expected the save_dir of a run of gpt_pretrain.main")
-        _ = self._directories
+        _ = self._given
 
     @functools.cached_property
     def data(self):
@@ -82,7 +82,13 @@ class OpenedRun:
 
     def directory(self, stream: Stream) -> str:
         """Where a stream's dataset is. ValueError if that is not known or nothing is there."""
-        directory = self._directories.get(stream.name)
+        given = self._given[stream.name]
+        recorded = [*map(self.data.directories.get, (stream.fingerprint, stream.name))]
+        is_forked = sum(each.name == stream.name for each in self.streams()) > 1  # one name, several datasets
+        found = [*given, *recorded] if is_forked or not given else given
+        places = list(dict.fromkeys(each for each in found if each is not None))
+        same = [each for each in places if len(places) > 1 and _fingerprint_at(each) == stream.fingerprint]
+        directory = next(iter(same or places), None)
         advice = f"Say where it is now: --data_dir {stream.name + '=' if stream.name else ''}DIR."
         if directory is None:
             raise ValueError(f"{self.save_dir}: does not say where the dataset of stream {stream.name!r} is. {advice}")
@@ -120,19 +126,20 @@ class OpenedRun:
         return self._cached("tokenizer", stream, make)
 
     @functools.cached_property
-    def _directories(self) -> dict[str, str]:
+    def _given(self) -> dict[str, list[str]]:
+        """`data_dirs` by name of the stream."""
         names = {stream.name for stream in self.streams()}
-        directories = dict(self.data.directories)
+        given: dict[str, list[str]] = {name: [] for name in names}
         for value in self.data_dirs:
             name, is_named, directory = value.partition("=")
             if is_named and name in names:
-                directories[name] = directory
+                given[name].append(directory)
             elif len(names) == 1:
-                directories[names.copy().pop()] = value
+                given[names.copy().pop()].append(value)
             else:
                 expected = ", ".join(f"{name}=DIR" for name in sorted(names))
                 raise ValueError(f"--data_dir {value}: the run has several streams; expected some of {expected}")
-        return directories
+        return given
 
     @functools.cached_property
     def _opened(self) -> dict:
@@ -151,3 +158,13 @@ class OpenedRun:
                 )
             self._opened[key] = made
         return self._opened[key]
+
+
+def _fingerprint_at(directory: str) -> str | None:
+    """Of the dataset that is there, if one is."""
+    try:
+        if Path(directory, manifest_lib.MANIFEST_NAME).exists():
+            return manifest_lib.load(directory).fingerprint
+        return open_dataset(directory, verify="size").fingerprint
+    except ValueError:
+        return None

@@ -59,7 +59,8 @@ def find_spans(
 
     Raises ValueError where there is none, or more than one stream that `token` may count in.
     """
-    streams = [each for each in run.streams() if stream is None or each.name == stream]
+    named = [each for each in run.streams() if stream is None or each.name == stream]
+    streams = list({each.fingerprint: each for each in named}.values())  # one that was renamed is one
     if not streams:
         names = ", ".join(each.name for each in run.streams()) or "one, without a name"
         raise ValueError(f"--stream {stream}: no such stream in {run.save_dir}; it has {names}")
@@ -109,9 +110,9 @@ def windows_of(span: Span, segment: Segment) -> range:
 
 def meetings(run: OpenedRun, span: Span) -> list[Meeting]:
     """Every row of the run, past and planned, that holds a token of the span, in order."""
-    # By fingerprint: names may have stood for several datasets, and windows of another one are none of ours.
-    fingerprint, num_steps = span.stream.fingerprint, run.data.num_steps
-    found = run.plan.sightings(fingerprint, lambda segment: list(windows_of(span, segment)), num_steps)
+    found = run.plan.sightings(
+        span.stream.fingerprint, lambda segment: list(windows_of(span, segment)), run.data.num_steps
+    )
     out = []
     for segment, sighting in found:
         first = sighting.window * segment.seq_len
@@ -229,7 +230,6 @@ def _span(span: tuple[int, int]) -> str:
 
 
 def _index_of(segment: Segment, stream: Stream) -> int | None:
-    """Index of a stream in a segment, where it stands for the same dataset."""
-    keys = [(each.name, each.fingerprint) for each in segment.streams]
-    key = (stream.name, stream.fingerprint)
-    return keys.index(key) if key in keys else None
+    """Index of a stream in a segment, under any name: a stream is known by its dataset."""
+    fingerprints = [each.fingerprint for each in segment.streams]
+    return fingerprints.index(stream.fingerprint) if stream.fingerprint in fingerprints else None
