@@ -112,7 +112,10 @@ class Evaluation:
         self._sources = sources
         self._seq_len = seq_len
         most = max(1, max_tokens // len(sources) // seq_len)
-        self._num_windows = {name: min(num_windows(source, seq_len), most) for name, source in sources.items()}
+        try:
+            self._num_windows = {name: min(num_windows(source, seq_len), most) for name, source in sources.items()}
+        except ValueError as error:
+            raise ValueError(f"validation split: {error}; prepare the data with a larger --val_tokens") from None
         self._rows_at_once = rows_at_once
         self._placement = placement
 

@@ -5,6 +5,15 @@ import os
 import shlex
 import sys
 
+
+def count(text: str) -> int:
+    """"1e9" -> 1000000000. ValueError for what is not a whole number."""
+    value = float(text)
+    if not value.is_integer():
+        raise ValueError(text)
+    return int(value)
+
+
 # Flags with the names that users of GPT trainers type; each is a gin binding and nothing else.
 _SHORTHANDS = {
     "model.n_layer": ("model.n_layer", int, "blocks (12)"),
@@ -15,7 +24,7 @@ _SHORTHANDS = {
     "batch_size": ("train.batch_size", int, "windows an update, over all devices (512)"),
     "per_device_batch_size": ("train.per_device_batch_size", int, "windows a device holds at once (16)"),
     "seq_len": ("data.seq_len", int, "tokens a window (1024)"),
-    "num_tokens": ("train.num_tokens", float, "tokens to train on; 1e9 is understood (10e9)"),
+    "num_tokens": ("train.num_tokens", count, "tokens to train on; 1e9 is understood (10e9)"),
     "optimizer.lr": ("optimizer.lr", float, "peak learning rate (6e-4)"),
     "optimizer.weight_decay": ("optimizer.weight_decay", float, "decay of matrices (0.1)"),
     "data_dir": ("data.dir", str, "prepared dataset, or directory or glob of .bin files"),
@@ -59,7 +68,7 @@ def bindings_of(args: argparse.Namespace) -> list[str]:
     for flag, (binding, _, _) in _SHORTHANDS.items():
         value = getattr(args, flag)
         if value is not None:
-            bindings.append(f"{binding} = {int(value) if flag == 'num_tokens' else value!r}")
+            bindings.append(f"{binding} = {value!r}")
     if args.fork:
         bindings.append("train.fork = True")
     return bindings

@@ -3,12 +3,14 @@
 import random
 import re
 import socket
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 from test_data_prep import byte_options, words, write_parquet
-from training_runs import finish, flags, start
+from training_runs import environment, finish, flags, start
 
 from data_prep import fineweb
 from gpt_pretrain.data.batches import Batches
@@ -168,6 +170,51 @@ def test_a_changed_shard_stops_the_run_and_is_named(tiny_dataset, tmp_path):
     assert "the batch of update 5 now has the digest" in output
     assert f"{path}: is not what its manifest says" in output and "--repair" in output
     finish(start(flags(data, tmp_path / "run", num_steps=8, **bindings, **{"train.verify_steps": 0})))
+
+
+def test_a_schedules_past_sizes_need_not_fit_and_a_damaged_data_json_is_written_anew(tiny_dataset, tmp_path):
+    ramp = {"train.batch_size": ((0, 2), (3, 8)), "train.num_tokens": (3 * 2 + 2 * 8) * 32}
+    finish(start(flags(tiny_dataset, tmp_path / "run", **ramp)))
+    (tmp_path / "run" / "data.json").write_text("{")
+    more = flags(tiny_dataset, tmp_path / "run", **ramp | {"train.num_tokens": (3 * 2 + 4 * 8) * 32})
+    output = finish(start([*more, "--per_device_batch_size=2"], num_devices=4))
+    assert "data.json: not valid JSON" in output and "Done at step 7 of 7 (38 examples)" in output
+    assert open_run(tmp_path / "run").num_steps == 7
+    output = finish(start(flags(tiny_dataset, tmp_path / "new", **ramp), num_devices=4), expect=1)
+    assert "train.batch_size=2 cannot be split over 4 devices" in output
+
+
+ALONE = """
+import sys
+from gpt_pretrain import runtime
+runtime.configure()
+address, process = sys.argv[1], int(sys.argv[2])
+runtime.connect(address, 2, process)
+import numpy as np
+from jax.experimental import multihost_utils
+try:
+    if process == 0:
+        raise ValueError("of process 0 alone")
+    multihost_utils.process_allgather(np.ones(2))  # waits for process 0
+except ValueError as error:
+    print(error, flush=True)
+    runtime.leave(show_traceback=False, patience_secs=2.0)
+"""
+
+
+def test_an_error_of_one_process_ends_the_others_within_seconds():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", ALONE, address, str(i)], env=environment(), text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for i in range(2)
+    ]  # fmt: skip
+    began = time.monotonic()
+    outputs = [process.communicate(timeout=100)[0] for process in processes]
+    assert "of process 0 alone" in outputs[0] and processes[0].returncode == 1 and processes[1].returncode != 0
+    assert time.monotonic() - began < 60, outputs
 
 
 def test_other_data_is_refused_and_taken_up_by_a_fork(tiny_dataset, mixture, tmp_path):

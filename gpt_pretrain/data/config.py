@@ -132,6 +132,12 @@ class DataConfig:
         ids = [each.strip() for each in ids if each.strip()]
         if not ids:
             return {}
+        for dataset in datasets.values():
+            if dataset.tokenizer_digest is None:
+                raise ValueError(
+                    f"data.exclude: {dataset.directory} holds bare .bin shards, and nobody recorded which document is "
+                    f"where. `python -m data_prep.convert {dataset.directory} OUT` makes a prepared dataset of them."
+                )
         windows: dict[str, set[int]] = {name: set() for name in datasets}
         tables = {name: DocumentTables(dataset.directory) for name, dataset in datasets.items()}
         for document_id in ids:
