@@ -31,7 +31,8 @@ from data_prep.token_records import record_prefix
 from gpt_pretrain.data import loader
 from gpt_pretrain.data.batches import Batches
 from gpt_pretrain.data.order import SHUFFLES, Shuffle
-from gpt_pretrain.data.plan import Plan, Segment, Stream
+from gpt_pretrain.data.plan import Plan
+from gpt_pretrain.data.segments import Segment, Stream
 from gpt_pretrain.data.token_sources import BinSource, TokenSource, open_dataset
 
 NUM_TURNS = 7

@@ -51,7 +51,8 @@ def main() -> int:
     from gpt_pretrain import metrics, sharding, train_state, train_step
     from gpt_pretrain.data import loader, token_sources
     from gpt_pretrain.data.batches import Batches
-    from gpt_pretrain.data.plan import Plan, Segment, Stream
+    from gpt_pretrain.data.plan import Plan
+    from gpt_pretrain.data.segments import Segment, Stream
     from gpt_pretrain.losses import num_loss_chunks
     from gpt_pretrain.settings import parse
 

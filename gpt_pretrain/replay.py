@@ -20,7 +20,7 @@ from data_prep.progress import Progress, duration
 from gpt_pretrain.data.batches import Batches
 from gpt_pretrain.data.damage import explain
 from gpt_pretrain.data.ledger import Ledger
-from gpt_pretrain.data.plan import Segment
+from gpt_pretrain.data.segments import Segment
 from gpt_pretrain.history.differences import compare_runs
 from gpt_pretrain.history.opened_run import NUMBERING, OpenedRun, add_data_dir
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import jax
 from jax.sharding import Mesh
 
-from gpt_pretrain.data.plan import Segment
+from gpt_pretrain.data.segments import Segment
 from gpt_pretrain.data.token_sources import TokenDataset
 from gpt_pretrain.llm import GPTConfig
 from gpt_pretrain.sharding import BatchLayout

@@ -20,9 +20,10 @@ from gpt_pretrain.data import loader
 from gpt_pretrain.data.batches import Batches
 from gpt_pretrain.data.config import DataConfig
 from gpt_pretrain.data.ledger import Ledger
-from gpt_pretrain.data.plan import Plan, PlanError, Segment
+from gpt_pretrain.data.plan import Plan, PlanError
 from gpt_pretrain.data.run import FILE_NAME as RUN_FILE
 from gpt_pretrain.data.run import RunData, open_run
+from gpt_pretrain.data.segments import Segment
 from gpt_pretrain.data.token_sources import TokenDataset
 from gpt_pretrain.data.verify import check_last_steps
 from gpt_pretrain.generate import sample

@@ -13,7 +13,8 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 from gpt_pretrain.data.batches import Batches
-from gpt_pretrain.data.plan import Plan, Segment, Stream
+from gpt_pretrain.data.plan import Plan
+from gpt_pretrain.data.segments import Segment, Stream
 from gpt_pretrain.llm import GPTConfig
 
 TINY_MODEL = {"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 264}

@@ -6,8 +6,9 @@ import os
 from data_prep import fineweb
 from gpt_pretrain.data.batches import Batches
 from gpt_pretrain.data.ledger import Ledger
-from gpt_pretrain.data.plan import Plan, Segment, Stream
+from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.data.run import RunData
+from gpt_pretrain.data.segments import Segment, Stream
 from gpt_pretrain.data.token_sources import open_dataset
 
 HOSTILE = "<script>alert('é')</script> & \"'`<img src=x onerror=alert(1)> 日本 😀 "

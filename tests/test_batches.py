@@ -6,7 +6,8 @@ import pytest
 from data_prep import token_bin, token_records
 from gpt_pretrain.data import batches as batches_lib
 from gpt_pretrain.data.batches import Batches, digest_of_rows, read_windows
-from gpt_pretrain.data.plan import Plan, Segment, Stream
+from gpt_pretrain.data.plan import Plan
+from gpt_pretrain.data.segments import Segment, Stream
 from gpt_pretrain.data.token_sources import BinSource, RecordSource
 
 SEQ_LEN = 4

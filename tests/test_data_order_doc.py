@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import xxhash
 
-from gpt_pretrain.data import mixture, order, plan
+from gpt_pretrain.data import mixture, order, plan, segments
 from gpt_pretrain.data.batches import Batches, digest_of_rows
 from gpt_pretrain.data.ledger import Ledger
 
@@ -300,7 +300,7 @@ class Source:
 
 def test_a_run_of_many_changes_agrees_in_starts_batches_and_digests():
     web, code, books = (
-        plan.Stream(name, f"print of {name}", n, c) for name, n, c in (("web", 241, 5), ("code", 150, 3), ("books", 95, 2))
+        segments.Stream(name, f"print of {name}", n, c) for name, n, c in (("web", 241, 5), ("code", 150, 3), ("books", 95, 2))
     )
     some = dataclasses.replace(web, excluded=(3, 5, 8, 40)), dataclasses.replace(code, excluded=(0, 1, 36))
     block = {"shuffle": "block", "block_windows": 4, "group_blocks": 3}
@@ -317,7 +317,7 @@ def test_a_run_of_many_changes_agrees_in_starts_batches_and_digests():
     sources = {name: Source(n, np.uint16) for name, n in (("web", 241), ("", 241), ("code", 150))}
     sources["books"] = Source(95, np.uint32)
     for number, (first, streams, fields) in enumerate(changes):
-        wanted = plan.Segment(**{"seed": 0, "seq_len": 4, "streams": streams} | fields)
+        wanted = segments.Segment(**{"seed": 0, "seq_len": 4, "streams": streams} | fields)
         made = plan.Plan((wanted,)) if made is None else made.continued(wanted, first, fork=True)
         segment = json.loads(json.dumps(made.to_json()))["segments"][-1]
         assert [stream["start"] for stream in segment["streams"]] == page_starts(past, segment)

@@ -13,7 +13,7 @@ from flax import nnx
 
 from gpt_pretrain import generate, llm, metrics, train_state, train_step, transformer
 from gpt_pretrain.checkpoints import Checkpoints
-from gpt_pretrain.data.plan import Segment, Stream
+from gpt_pretrain.data.segments import Segment, Stream
 from gpt_pretrain.document_mask import documents_of
 from gpt_pretrain.llm import GPT, GPTConfig, graph_of, init_params
 from gpt_pretrain.optimizers import adamw

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from gpt_pretrain.data.mixture import counts_of
-from gpt_pretrain.data.plan import Plan, PlanError, Segment, Stream
+from gpt_pretrain.data.plan import Plan, PlanError
+from gpt_pretrain.data.segments import Segment, Stream
 
 # Streams by name: (fingerprint, tokens); with seq_len 4 they hold 60, 37 and 23 windows.
 DATA = {"": ("fff", 241), "web": ("fff", 241), "code": ("ccc", 150), "books": ("bbb", 95)}

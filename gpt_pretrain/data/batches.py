@@ -10,7 +10,8 @@ from typing import TypedDict
 import numpy as np
 import xxhash
 
-from gpt_pretrain.data.plan import Plan, Segment
+from gpt_pretrain.data.plan import Plan
+from gpt_pretrain.data.segments import Segment
 from gpt_pretrain.data.token_sources import TokenSource
 
 _CHUNK_EXAMPLES = 1 << 15  # looked up at once, at most: an order is cheap by the thousand, not by the batch

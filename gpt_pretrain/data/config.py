@@ -8,7 +8,8 @@ from pathlib import Path
 from data_prep.documents import DocumentTables
 from gpt_pretrain.data.mixture import counts_of
 from gpt_pretrain.data.order import SHUFFLES, Shuffle
-from gpt_pretrain.data.plan import Plan, Segment, Stream
+from gpt_pretrain.data.plan import Plan
+from gpt_pretrain.data.segments import Segment, Stream
 from gpt_pretrain.data.token_sources import Format, TokenDataset, Verify, open_dataset
 
 

@@ -17,8 +17,8 @@ from data_prep.documents import DocumentTables
 from data_prep.tokenizers import Tokenizer, get_tokenizer
 from gpt_pretrain.data import ledger as ledger_lib
 from gpt_pretrain.data.ledger import Ledger
-from gpt_pretrain.data.plan import Segment, Stream
 from gpt_pretrain.data.run import open_run
+from gpt_pretrain.data.segments import Segment, Stream
 from gpt_pretrain.data.token_sources import TokenDataset, TokenSource, open_dataset
 
 NUMBERING = (

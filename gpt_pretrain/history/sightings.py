@@ -6,7 +6,7 @@ from typing import Any
 
 from data_prep.documents import Document
 from gpt_pretrain.data.config import windows_meeting
-from gpt_pretrain.data.plan import Segment, Sighting, Stream
+from gpt_pretrain.data.segments import Segment, Sighting, Stream
 from gpt_pretrain.history.opened_run import OpenedRun
 
 _MAX_LINES = 20  # of a table, unless all are asked for
