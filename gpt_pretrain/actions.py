@@ -23,7 +23,11 @@ class StepResult(NamedTuple):
 
 
 class Diverged(RuntimeError):
-    """The loss or the gradient is not finite."""
+    """The loss, the gradient or the parameters after the update are not finite."""
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
 
 
 class MetricsReader:
@@ -42,7 +46,7 @@ class MetricsReader:
         """Waits for the step that is held back and returns it, if there is one.
 
         Raises:
-          Diverged: its loss or gradient norm is NaN or infinite.
+          Diverged: its loss or a norm is NaN or infinite.
         """
         if self._pending is None:
             return None
@@ -50,12 +54,10 @@ class MetricsReader:
         self._pending = None
         metrics = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
         # An update may be what breaks the parameters: then the loss shows it only a step later, after a checkpoint.
-        if not all(math.isfinite(metrics.get(name, 0.0)) for name in ("loss", "grad_norm", "param_norm")):
-            raise Diverged(
-                f"step {step}: loss is {metrics['loss']}, gradient norm {metrics['grad_norm']}, "
-                f"parameter norm {metrics.get('param_norm', math.nan)}. "
-                f"Its batch began at position {position}"
-            )
+        checked = {name: metrics[name] for name in ("loss", "grad_norm", "param_norm")}
+        if not all(map(math.isfinite, checked.values())):
+            found = ", ".join(f"{name} is {value}" for name, value in checked.items())
+            raise Diverged(f"step {step}: {found}. Its batch began at position {position}", step)
         return StepResult(step, position, metrics)
 
 

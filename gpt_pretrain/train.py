@@ -255,11 +255,12 @@ def train(
             checkpoints.wait()
             last = checkpoints.latest_step
             raise Diverged(
-                f"{error} (`python -m gpt_pretrain.inspect {save_dir} --step N` shows its documents). "
+                f"{error} (`python -m gpt_pretrain.inspect {save_dir} --step {error.step}` shows its documents). "
                 "Stopped; nothing was saved after it. Last good checkpoint: "
                 + ("none was saved yet" if last is None else str(checkpoints.directory / str(last)))
                 + ". Lower optimizer.lr or raise optimizer.warmup_steps and start again; or begin a new run from that "
-                "checkpoint: another --save_dir, --from_pretrained, another data.seed."
+                "checkpoint: another --save_dir, --from_pretrained, another data.seed.",
+                error.step,
             ) from None
 
     finished = loop.step == total_steps

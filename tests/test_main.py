@@ -205,8 +205,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_positions_and_la
         stderr=subprocess.STDOUT, env={**environment(), "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPO}"},
     )  # fmt: skip
     output = finish(process, expect=1)
-    # The update of step 7 breaks the parameters; the loss of step 8, at positions 56 to 63, is the first to show it.
-    assert re.search(r"error: step 8: loss is nan.*position 56 .*gpt_pretrain\.inspect.*checkpoints/5\.", output), output
+    # The update of step 7 breaks the parameters; their norm shows it before a loss does.
+    assert re.search(r"error: step 7: .*param_norm is nan.*position 48 .*gpt_pretrain\.inspect .*run --step 7`.*checkpoints/5\.", output), output
     assert final_state(tmp_path / "run")[0] == 5
 
 
