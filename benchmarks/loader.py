@@ -4,7 +4,8 @@
     python benchmarks/loader.py --cold [--cold_gb 2]
 
 Contenders take turns (A B C ... A B C ...), medians of seven turns, in million tokens per second. "Loader" is what the
-trainer iterates: the plan's order, tokens and digests, through Grain, from the page cache. Then: how long it takes from
+trainer iterates: the plan's order, tokens and digests, through Grain, from the page cache. The plain contenders read
+the first shard alone, so the ratios to them are fair for a dataset of one shard only. Then: how long it takes from
 nothing to the first batch, near and far into a run, and what memory the order needs. `--cold` makes a file, drops it
 from the page cache before each turn, and counts what is read from the disk. The last line is JSON.
 """

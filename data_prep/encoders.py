@@ -16,7 +16,6 @@ from data_prep.tokenizers import Tokenizer
 from data_prep.units import text_bytes
 
 ENGINES = ("auto", "gigatoken", "tiktoken")
-VERIFY = ("sample", "all", "none")
 # gigatoken remembers every word that it meets and never forgets one: it is opened anew after this
 # much text. That takes 0.05 s, and its memory stays below about 200 MB.
 RENEW_BYTES = 256 << 20

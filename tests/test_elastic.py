@@ -227,3 +227,7 @@ def test_other_data_is_refused_and_taken_up_by_a_fork(tiny_dataset, mixture, tmp
     assert "Done at step 8 of 8" in output
     assert open_run(tmp_path / "run").plan.segments[1].change.startswith("fork: the dataset: fingerprint")
     assert "Continuing" in finish(start(flags(other, tmp_path / "run", num_steps=9)))
+    reseeded = flags(other, tmp_path / "run", num_steps=10, **{"train.seed": 5})
+    assert "train.seed: the checkpoint has 0, this run has 5" in finish(start(reseeded), expect=1)
+    output = finish(start([*reseeded, "--fork"]))
+    assert "Fork: train.seed is another from step 9 on" in output and "Done at step 10 of 10" in output

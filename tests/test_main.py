@@ -77,6 +77,7 @@ def test_every_config_parses_and_makes_a_model(path):
     (["--gin_param=train.writers = ('consol',)"], r"train\.writers: no such writer \['consol'\]"),
     (["--gin_param=train.batch_size = '4'"], r"train\.batch_size: found '4', expected a size, or"),
     (["--gin_param=train.num_checkpoints_kept = 1"], r"num_checkpoints_kept: found 1, expected a whole number, at least 2"),
+    (["--gin_param=data.max_epochs = 0.01"], r"would be met 0\.31 times in 40 steps, expected at most 0\.01"),
     (["--seq_len=0"], r"data\.seq_len: found 0"),
     (["--save_dir=gs://bucket/run"], r"train\.save_dir: gs://bucket/run is a URL"),
     (["--gin_param=train.sample_prompt = '" + "x" * 40 + "'"], r"sample_prompt has 40 tokens"),

@@ -5,7 +5,6 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data_prep.documents import DocumentTables
 from gpt_pretrain.data.mixture import counts_of
 from gpt_pretrain.data.order import SHUFFLES, Shuffle
 from gpt_pretrain.data.plan import Plan
@@ -133,6 +132,8 @@ class DataConfig:
         ids = [each.strip() for each in ids if each.strip()]
         if not ids:
             return {}
+        from data_prep.documents import DocumentTables  # only who excludes documents waits for pyarrow
+
         for dataset in datasets.values():
             if dataset.tokenizer_digest is None:
                 raise ValueError(
