@@ -20,11 +20,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep import manifest as manifest_lib
-from data_prep.document_index import index_table, write_index
-from data_prep.documents import GROUP_ROWS, DocumentTables
-from data_prep.manifest import DOCUMENTS, INDEX, Manifest, Shard, Split
-from data_prep.segments import DOCUMENT_COLUMNS
+from data_prep.parts import DOCUMENT_COLUMNS
+from data_prep.store import manifest as manifest_lib
+from data_prep.store.document_index import index_table, write_index
+from data_prep.store.documents import GROUP_ROWS, DocumentTables
+from data_prep.store.manifest import DOCUMENTS, INDEX, Manifest, Shard, Split
 
 SHARD_TOKENS, NUM_ROWS = 100_000_000, 150_000
 
@@ -85,12 +85,17 @@ def main() -> int:
                     assert found.row == row
                 times[what].append(1e3 * (time.perf_counter() - start))
         total = sum(shard.num_bytes for shard in shards if shard.format == INDEX)
-    print(json.dumps({
-        "documents": args.num_tables * NUM_ROWS, "tokens": args.num_tables * SHARD_TOKENS,
-        "index bytes a document": round(total / args.num_tables / NUM_ROWS, 1),
-        "first, ms": {what: round(values[0], 1) for what, values in times.items()},
-        "median, ms": {what: round(statistics.median(values[1:]), 1) for what, values in times.items()},
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "documents": args.num_tables * NUM_ROWS,
+                "tokens": args.num_tables * SHARD_TOKENS,
+                "index bytes a document": round(total / args.num_tables / NUM_ROWS, 1),
+                "first, ms": {what: round(values[0], 1) for what, values in times.items()},
+                "median, ms": {what: round(statistics.median(values[1:]), 1) for what, values in times.items()},
+            }
+        )
+    )
     return 0
 
 

@@ -26,15 +26,15 @@ from pathlib import Path
 import grain
 import numpy as np
 
-from data_prep import token_bin
-from data_prep.manifest import load as load_manifest
-from data_prep.token_records import record_prefix
+from data_prep.store import token_bin
+from data_prep.store.manifest import load as load_manifest
+from data_prep.store.streams import BinSource, TokenSource, open_dataset
+from data_prep.store.token_records import record_prefix
 from gpt_pretrain.data import loader
 from gpt_pretrain.data.batches import Batches
 from gpt_pretrain.data.order import SHUFFLES, Shuffle
 from gpt_pretrain.data.plan import Plan
-from gpt_pretrain.data.segments import Segment, Stream
-from gpt_pretrain.data.token_sources import BinSource, TokenSource, open_dataset
+from gpt_pretrain.data.stages import Segment, Stream
 
 NUM_TURNS = 7
 MIXTURE = {"a": 500, "b": 300, "c": 200}  # of each 1,000 examples

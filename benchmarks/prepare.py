@@ -34,7 +34,7 @@ LETTERS = "etaoinshrdlucmfwypvbgkjqxz"
 PLAIN = """
 import sys, numpy as np, pyarrow.parquet as pq
 from multiprocessing import Process
-from data_prep.tokenizers import get_tokenizer
+from data_prep.store.tokenizers import get_tokenizer
 
 def write(paths, out):
     encode = get_tokenizer("gpt2")._encoding.encode_to_numpy
@@ -173,7 +173,7 @@ def compare(paths: list[str], folder: str, args: argparse.Namespace) -> dict:
         "ratio": round(plain_net / net, 1),
         "ratio with start-up": round(wall["plain loop"] / wall["data_prep"], 1),
         "peak MB": {name: round(max(peak for _, _, peak in values) / 1e6) for name, values in runs.items()},
-    }  # fmt: skip
+    }
 
 
 def profile(paths: list[str], folder: str) -> str:

@@ -15,10 +15,10 @@ import time
 
 import numpy as np
 
-from data_prep import manifest as manifest_lib
-from data_prep.documents import read_tokens
-from data_prep.token_bin import token_dtype
-from data_prep.token_records import COMPRESSION, open_records, write_records
+from data_prep.store import manifest as manifest_lib
+from data_prep.store.documents import read_tokens
+from data_prep.store.token_bin import token_dtype
+from data_prep.store.token_records import COMPRESSION, open_records, write_records
 
 
 def main() -> int:

@@ -48,13 +48,17 @@ def main() -> int:
     import gin
     import jax
 
-    from gpt_pretrain import metrics, sharding, train_state, train_step
-    from gpt_pretrain.data import loader, token_sources
+    from data_prep.store import streams as token_sources
+    from gpt_pretrain.data import loader
     from gpt_pretrain.data.batches import Batches
     from gpt_pretrain.data.plan import Plan
-    from gpt_pretrain.data.segments import Segment, Stream
-    from gpt_pretrain.losses import num_loss_chunks
+    from gpt_pretrain.data.stages import Segment, Stream
+    from gpt_pretrain.model import statistics as metrics
+    from gpt_pretrain.model.losses import num_loss_chunks
+    from gpt_pretrain.parallel import mesh as sharding
     from gpt_pretrain.settings import parse
+    from gpt_pretrain.train import state as train_state
+    from gpt_pretrain.train import step as train_step
 
     named = CONFIGS / f"{args.config}.gin"
     parse([str(named) if named.exists() else args.config, *args.gin_file], cli.bindings_of(args))

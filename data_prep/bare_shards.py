@@ -15,24 +15,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_prep import inputs
-from data_prep.engines import Report, Workers
-from data_prep.files import digest_of, whole_file
-from data_prep.inputs import InputError, is_remote
-from data_prep.manifest import DOCUMENTS, Manifest
+from data_prep.cuts import StoredStream
+from data_prep.engines.local import Report, Workers
+from data_prep.inputs.paths import expand
+from data_prep.options import Options, make_spec
+from data_prep.pages.progress import Progress
+from data_prep.parts import DOCUMENT_COLUMNS
 from data_prep.pipeline import Outcome, confirm_complete, inspect_all
-from data_prep.plan import StoredStream
-from data_prep.progress import Progress
-from data_prep.segments import DOCUMENT_COLUMNS
 from data_prep.shards import CHUNK_TOKENS, Piece, write_documents
-from data_prep.spec import Options, make_spec
-from data_prep.token_bin import open_tokens, read_header
-from data_prep.tokenizers import get_tokenizer
+from data_prep.store.files import digest_of, whole_file
+from data_prep.store.locations import InputError, file_name, is_remote
+from data_prep.store.locations import download as download_file
+from data_prep.store.manifest import DOCUMENTS, Manifest
+from data_prep.store.token_bin import open_tokens, read_header
+from data_prep.store.tokenizers import get_tokenizer
 from data_prep.writing import run_to_the_end
 
-PRESETS = {
-    name: f"hf://datasets/kjj0/{name}/*.bin" for name in ("fineweb100B-gpt2", "fineweb10B-gpt2")
-}
+PRESETS = {name: f"hf://datasets/kjj0/{name}/*.bin" for name in ("fineweb100B-gpt2", "fineweb10B-gpt2")}
 
 
 def find_files(named: str, num_shards: int | None = None) -> dict[str, list[str]]:
@@ -45,9 +44,9 @@ def find_files(named: str, num_shards: int | None = None) -> dict[str, list[str]
     """
     pieces = [piece.strip() for piece in PRESETS.get(named, named).split(",")]
     patterns = ",".join(map(_pattern, pieces))
-    paths = inputs.expand(patterns, (".bin",), " and ".join(PRESETS))
-    paths.sort(key=lambda path: (inputs.file_name(path), path))
-    val = [path for path in paths if "val" in inputs.file_name(path)]
+    paths = expand(patterns, (".bin",), " and ".join(PRESETS))
+    paths.sort(key=lambda path: (file_name(path), path))
+    val = [path for path in paths if "val" in file_name(path)]
     train = [path for path in paths if path not in set(val)]
     if not train:
         raise InputError(f"{named}: every file has 'val' in its name; none is left to train on")
@@ -59,7 +58,7 @@ def find_files(named: str, num_shards: int | None = None) -> dict[str, list[str]
 
 def _pattern(piece: str) -> str:
     """A directory, here or elsewhere, means the .bin files in it."""
-    remote = is_remote(piece) and "*" not in piece and not inputs.file_name(piece).endswith(".bin")
+    remote = is_remote(piece) and "*" not in piece and not file_name(piece).endswith(".bin")
     if remote or os.path.isdir(piece):
         return f"{piece.rstrip('/')}/*.bin"
     return piece
@@ -119,9 +118,7 @@ class BareShards:
         unknown = {"text_column": None, "val_tokens": None}
         return spec | unknown | {"num_shards": self._num_shards}
 
-    def read(
-        self, work: Path, workers: Workers
-    ) -> tuple[dict[str, StoredStream], dict[str, StoredStream]]:
+    def read(self, work: Path, workers: Workers) -> tuple[dict[str, StoredStream], dict[str, StoredStream]]:
         """Of each split the tokens, and its documents: see `write_dataset`.
 
         Raises ValueError: files that cannot be downloaded, are damaged, or of another tokenizer.
@@ -164,19 +161,14 @@ class BareShards:
             for index, path in enumerate(self._entries)
         }
         remote = [self._entries[path] for path in local if is_remote(path)]
-        jobs = [
-            DownloadJob(entry["path"], local[entry["path"]], entry["size"], entry["version"])
-            for entry in remote
-        ]
+        jobs = [DownloadJob(entry["path"], local[entry["path"]], entry["size"], entry["version"]) for entry in remote]
         if jobs:
             directory.mkdir(exist_ok=True)
             progress = Progress("download", sum(job.size for job in jobs))
             try:
                 run_to_the_end(download, jobs, workers, progress)
             except ValueError as error:
-                raise InputError(
-                    f"{error}\nWhat is complete is kept: run the same command again."
-                ) from error
+                raise InputError(f"{error}\nWhat is complete is kept: run the same command again.") from error
         return local
 
     def finish(self, manifest: Manifest) -> Manifest:
@@ -199,7 +191,7 @@ def download(job: DownloadJob, report: Report) -> None:
     """
     if not os.path.exists(job.target):
         with whole_file(job.target) as partial:
-            inputs.download(job.path, partial, lambda num_bytes: report(0, 0, num_bytes, num_bytes))
+            download_file(job.path, partial, lambda num_bytes: report(0, 0, num_bytes, num_bytes))
             _check_download(job, partial)
     else:
         report(0, 0, 0, job.size)

@@ -18,11 +18,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from data_prep.document_index import index_table
-from data_prep.engines import Report, Workers, all_cores
-from data_prep.files import digest_of
-from data_prep.fingerprints import BLOCK_TOKENS, block_digests, fingerprint
-from data_prep.manifest import (
+from data_prep.cuts import dataset_stream
+from data_prep.engines.local import Report, Workers, all_cores
+from data_prep.pages.progress import Progress
+from data_prep.shards import Piece, count_ids, num_ids, read_pieces, tfds_metadata
+from data_prep.store.document_index import index_table
+from data_prep.store.files import digest_of
+from data_prep.store.fingerprints import BLOCK_TOKENS, block_digests, fingerprint
+from data_prep.store.manifest import (
     DOCUMENTS,
     FORMATS,
     INDEX,
@@ -33,10 +36,7 @@ from data_prep.manifest import (
     load,
     unigram_entropy,
 )
-from data_prep.plan import dataset_stream
-from data_prep.progress import Progress
-from data_prep.shards import Piece, count_ids, num_ids, read_pieces, tfds_metadata
-from data_prep.token_bin import token_dtype
+from data_prep.store.token_bin import token_dtype
 
 OWN_FILES = ("fineweb_*", "fineweb-*", "documents_*", ".*", "dataset_info.json", "features.json")
 
@@ -250,24 +250,17 @@ def _check_manifest(path: Path, manifest: Manifest) -> Iterator[str]:
         for format in (*manifest.spec["formats"], DOCUMENTS, INDEX):
             found = sum(shard.num_tokens for shard in manifest.shards_of(name, format))
             if found != split.num_tokens:
-                yield (
-                    f"{path}: split {name} has {split.num_tokens} tokens, but its {format} files "
-                    f"have {found}"
-                )
+                yield (f"{path}: split {name} has {split.num_tokens} tokens, but its {format} files have {found}")
 
 
-def _check_documents(
-    directory: Path, manifest: Manifest, name: str, found: Sequence[Finding]
-) -> Iterator[str]:
+def _check_documents(directory: Path, manifest: Manifest, name: str, found: Sequence[Finding]) -> Iterator[str]:
     """The tables of a split one after the other."""
     split, position = manifest.splits[name], 0
     for shard, finding in zip(manifest.shards_of(name, DOCUMENTS), found, strict=True):
         if finding.end < 0:  # no document starts here
             continue
         if finding.first != position:
-            yield (
-                f"{directory / shard.name}: row 0 starts at {finding.first}, expected {position}"
-            )
+            yield (f"{directory / shard.name}: row 0 starts at {finding.first}, expected {position}")
         position = finding.end
     where = directory / DOCUMENTS
     if position != split.num_tokens:
@@ -351,8 +344,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     sizes = ", ".join(f"{name} {split.num_tokens:,}" for name, split in manifest.splits.items())
     print(
-        f"{args.directory}: OK, {len(manifest.shards)} files, {sizes} tokens, fingerprint "
-        f"{manifest.fingerprint[:16]}"
+        f"{args.directory}: OK, {len(manifest.shards)} files, {sizes} tokens, fingerprint {manifest.fingerprint[:16]}"
     )
     return 0
 

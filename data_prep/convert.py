@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.bare_shards import PRESETS, BareShards
-from data_prep.engines import WorkerDied, Workers, all_cores, locked
+from data_prep.engines.local import WorkerDied, Workers, all_cores, locked
 from data_prep.fineweb import count, summary
-from data_prep.manifest import MANIFEST_NAME, WORK_DIR
+from data_prep.options import Options
 from data_prep.pipeline import Outcome, agree_on_spec, disk_full, is_disk_full, refuse_strays
 from data_prep.prepared_dataset import CHANGEABLE, PreparedDataset
-from data_prep.spec import Options
+from data_prep.store.manifest import MANIFEST_NAME, WORK_DIR
 from data_prep.writing import publish, write_dataset
 
 DESCRIPTION = """\
@@ -162,9 +162,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            "\ninterrupted; what is complete is kept, the same command continues.", file=sys.stderr
-        )
+        print("\ninterrupted; what is complete is kept, the same command continues.", file=sys.stderr)
         return 130
     made_of = outcome.manifest.spec["source"]
     print(summary(outcome, made_of, output_dir, time.monotonic() - start))

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from data_prep.tokenizers import Tokenizer
-from data_prep.units import text_bytes
+from data_prep.inputs.units import text_bytes
+from data_prep.store.tokenizers import Tokenizer
 
 ENGINES = ("auto", "gigatoken", "tiktoken")
 # gigatoken remembers every word that it meets and never forgets one: it is opened anew after this
@@ -40,7 +40,7 @@ class TextByText:
     """The tokenizer itself, a text at a time: the reference."""
 
     def __init__(self, tokenizer: Tokenizer):
-        from data_prep.tokenizers import BytePairTokenizer
+        from data_prep.store.tokenizers import BytePairTokenizer
 
         self.name = "tiktoken" if isinstance(tokenizer, BytePairTokenizer) else tokenizer.name
         self._tokenizer = tokenizer
@@ -81,9 +81,7 @@ def _without_panic(function: Callable[[], Any]) -> Any:
         if type(error).__name__ != "PanicException":
             raise
         text = " ".join(str(error).split())
-        raise ValueError(
-            f"gigatoken broke down ({text}). Use --tokenizer_engine=tiktoken."
-        ) from None
+        raise ValueError(f"gigatoken broke down ({text}). Use --tokenizer_engine=tiktoken.") from None
 
 
 def choose_engine(tokenizer: Tokenizer, asked: str = "auto") -> str:

@@ -129,19 +129,17 @@ def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done or already complete, 1 an error the user can remove, 130 Ctrl-C."""
     args = make_parser().parse_args(argv)
     # Only now: --help must not wait for pyarrow.
-    from data_prep.engines import WorkerDied, all_cores
-    from data_prep.inputs import find_preset
+    from data_prep.engines.local import WorkerDied, all_cores
+    from data_prep.options import Options
     from data_prep.pipeline import prepare
-    from data_prep.spec import Options
+    from data_prep.store.locations import find_preset
 
     start = time.monotonic()
     try:
         preset = find_preset(args.input)
         output_dir = args.output_dir or (preset.output_dir if preset else None)
         if output_dir is None:
-            raise ValueError(
-                f"--input={args.input} is no preset, so say where to: --output_dir=..."
-            )
+            raise ValueError(f"--input={args.input} is no preset, so say where to: --output_dir=...")
         num_workers = all_cores() if args.num_workers is None else args.num_workers
         if num_workers < 1:
             raise ValueError(f"--num_workers={num_workers}: expected at least 1")
@@ -172,9 +170,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, WorkerDied) as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        print(
-            "\ninterrupted; what is complete is kept, the same command continues.", file=sys.stderr
-        )
+        print("\ninterrupted; what is complete is kept, the same command continues.", file=sys.stderr)
         return 130
     print(summary(outcome, args.input, output_dir, time.monotonic() - start))
     return 0
@@ -187,7 +183,7 @@ def _fail(message: str) -> int:
 
 def summary(outcome: "Outcome", source: str, output_dir: str, seconds: float) -> str:
     """The one line that a run ends with."""
-    from data_prep.progress import duration
+    from data_prep.pages.progress import duration
 
     config = "quickstart" if source == "sample" else "gpt2_124m"
     command = f"python -m gpt_pretrain.main --gin_file=configs/{config}.gin --data_dir={output_dir}"

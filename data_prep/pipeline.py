@@ -12,11 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep import engines, inputs
+from data_prep.cuts import segment_streams
 from data_prep.encoders import choose_engine
-from data_prep.engines import Workers
-from data_prep.files import read_json, write_json
-from data_prep.manifest import (
+from data_prep.engines.local import Workers, locked
+from data_prep.inputs.paths import expand
+from data_prep.inputs.units import Inspection, inspect
+from data_prep.options import Options, differences, make_spec
+from data_prep.pages.progress import Progress
+from data_prep.parts import Segment, SegmentJob, tokenize_unit
+from data_prep.shards import (
+    DATASET_NAME,
+)
+from data_prep.store.files import read_json, write_json
+from data_prep.store.locations import InputError, is_remote
+from data_prep.store.manifest import (
     DOCUMENTS,
     MANIFEST_NAME,
     WORK_DIR,
@@ -24,15 +33,7 @@ from data_prep.manifest import (
     Source,
     load,
 )
-from data_prep.plan import segment_streams
-from data_prep.progress import Progress
-from data_prep.segments import Segment, SegmentJob, tokenize_unit
-from data_prep.shards import (
-    DATASET_NAME,
-)
-from data_prep.spec import Options, differences, make_spec
-from data_prep.tokenizers import get_tokenizer
-from data_prep.units import Inspection, inspect
+from data_prep.store.tokenizers import get_tokenizer
 from data_prep.writing import publish, try_card, write_dataset
 
 INSPECTION_THREADS = 16  # it is mostly waiting for the network
@@ -64,7 +65,7 @@ def prepare(
 
     Args:
       options: what decides the bytes.
-      patterns: the files, as `inputs.expand` takes them.
+      patterns: the files, as `inputs.paths.expand` takes them.
       num_workers: processes; decides nothing but the time it takes, as do the next two.
       engine: what makes the ids, see `encoders.choose_engine`.
       verify: which documents to encode a second time, see `encoders.Verifier`.
@@ -78,14 +79,14 @@ def prepare(
     output, work = Path(output_dir), Path(output_dir, WORK_DIR)
     if (output / MANIFEST_NAME).exists():
         return _already_complete(options, patterns, output)
-    paths = inputs.expand(patterns)
+    paths = expand(patterns)
     found = inspect_all(paths, options.text_column)
     spec = make_spec(options, tokenizer, [inspection.identity for inspection in found])
     print(_engine_in_words(tokenizer.name, engine, verify), file=sys.stderr)
     if not (work / "spec.json").exists():
         refuse_strays(output)
     try:
-        with engines.locked(work), Workers(num_workers, work) as workers:
+        with locked(work), Workers(num_workers, work) as workers:
             agree_on_spec(spec, output, work)
             jobs = segment_jobs(found, spec, work / "segments", engine, verify)
             segments = _tokenize(jobs, spec["max_tokens"], workers, work)
@@ -110,10 +111,10 @@ def prepare(
 def _already_complete(options: Options, patterns: str, output: Path) -> Outcome:
     """Compares the command with the complete dataset in `output`, and does nothing."""
     entries: list[Any] | None = None
-    if not inputs.is_remote(patterns):
+    if not is_remote(patterns):
         # The inputs may be gone by now, and need not be there; if they are, they must agree.
-        with contextlib.suppress(inputs.InputError):
-            found = inspect_all(inputs.expand(patterns), options.text_column)
+        with contextlib.suppress(InputError):
+            found = inspect_all(expand(patterns), options.text_column)
             entries = [inspection.identity for inspection in found]
     asked = make_spec(options, get_tokenizer(options.tokenizer), entries or [])
     return confirm_complete(output, asked, None if entries is None else ())
@@ -214,9 +215,7 @@ def _tokenize(
 ) -> list[Segment]:
     """Stage 1. The segments of the whole input, or of as much of it as max_tokens needs."""
     jobs = {job: place for place, job in enumerate(work) if isinstance(job, SegmentJob)}
-    results: dict[int, Segment | str] = {
-        place: error for place, error in enumerate(work) if isinstance(error, str)
-    }
+    results: dict[int, Segment | str] = {place: error for place, error in enumerate(work) if isinstance(error, str)}
     total_bytes = sum(job.unit.num_bytes for job in jobs)
     progress = Progress("tokenize", max_tokens or total_bytes, in_tokens=max_tokens is not None)
     prefix: list[Segment | str] = []  # results without a gap from the front
@@ -234,7 +233,7 @@ def _tokenize(
     answers = workers.run(tokenize_unit, wanted(), progress)
     with contextlib.closing(answers), contextlib.closing(progress):
         for job, result in answers:
-            if isinstance(result, inputs.InputError):
+            if isinstance(result, InputError):
                 result = str(result)
             if isinstance(result, Exception):
                 raise result

@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data_prep.engines import Report, Workers
-from data_prep.files import digest_of
-from data_prep.manifest import DOCUMENTS, Manifest, load
+from data_prep.cuts import StoredStream, dataset_stream
+from data_prep.engines.local import Report, Workers
+from data_prep.options import Options
+from data_prep.pages.progress import Progress
 from data_prep.pipeline import Outcome, confirm_complete
-from data_prep.plan import StoredStream, dataset_stream
-from data_prep.progress import Progress
-from data_prep.spec import Options
+from data_prep.store.files import digest_of
+from data_prep.store.manifest import DOCUMENTS, Manifest, load
 from data_prep.writing import run_to_the_end
 
 CHANGEABLE = ("formats", "bin_header", "shard_tokens", "record_tokens", "record_compression")
@@ -45,9 +45,7 @@ class PreparedDataset:
         """The spec of the dataset in `output`: this one's, with the changes."""
         return self._spec
 
-    def read(
-        self, work: Path, workers: Workers
-    ) -> tuple[dict[str, StoredStream], dict[str, StoredStream]]:
+    def read(self, work: Path, workers: Workers) -> tuple[dict[str, StoredStream], dict[str, StoredStream]]:
         """Of each split the tokens, and its documents: see `write_dataset`.
 
         Raises ValueError: a file is not what the manifest says. Names all of them.
@@ -64,10 +62,7 @@ class PreparedDataset:
         except ValueError as error:
             raise ValueError(f"{error}\n{self._advice()}") from error
         tokens, tables = (
-            {
-                split: dataset_stream(self._directory, self._manifest, split, kind)
-                for split in self._manifest.splits
-            }
+            {split: dataset_stream(self._directory, self._manifest, split, kind) for split in self._manifest.splits}
             for kind in (format, DOCUMENTS)
         )
         return tokens, tables

@@ -11,17 +11,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.cuts import StoredStream, dataset_stream, shard_jobs
 from data_prep.encoders import choose_engine
-from data_prep.engines import Workers, locked
-from data_prep.inputs import InputError
-from data_prep.manifest import DOCUMENTS, FORMATS, INDEX, WORK_DIR, Manifest, Shard, load
+from data_prep.engines.local import Workers, locked
+from data_prep.inputs.units import inspect
+from data_prep.pages.progress import Progress
+from data_prep.parts import Segment, SegmentJob, tokenize_unit, tokens_path
 from data_prep.pipeline import segment_jobs
-from data_prep.plan import StoredStream, dataset_stream, shard_jobs
-from data_prep.progress import Progress
-from data_prep.segments import Segment, SegmentJob, tokenize_unit, tokens_path
 from data_prep.shards import Piece, ShardJob
-from data_prep.tokenizers import get_tokenizer
-from data_prep.units import inspect
+from data_prep.store.locations import InputError
+from data_prep.store.manifest import DOCUMENTS, FORMATS, INDEX, WORK_DIR, Manifest, Shard, load
+from data_prep.store.tokenizers import get_tokenizer
 from data_prep.writing import run_all, write_tfds_metadata
 
 
@@ -64,9 +64,7 @@ def repair(directory: str | Path, damaged: Sequence[Shard], num_workers: int) ->
     shutil.rmtree(work)
 
 
-def _plan(
-    directory: Path, manifest: Manifest, names: set[str], work: Path
-) -> tuple[list[ShardJob], list[ShardJob]]:
+def _plan(directory: Path, manifest: Manifest, names: set[str], work: Path) -> tuple[list[ShardJob], list[ShardJob]]:
     """Jobs for the damaged files: those from other shards, and those from the inputs."""
     spec = manifest.spec
     from_shards: list[ShardJob] = []
@@ -84,8 +82,7 @@ def _plan(
         return from_shards, []
     if not manifest.sources:
         raise RepairError(
-            f"{directory / min(left)}: this dataset was converted from shards, not made from text: "
-            "convert them again."
+            f"{directory / min(left)}: this dataset was converted from shards, not made from text: convert them again."
         )
     streams = _source_streams(manifest, work / "segments")
     jobs = shard_jobs(streams, [*FORMATS, DOCUMENTS, INDEX], spec, directory, work / "shards")
@@ -95,8 +92,7 @@ def _plan(
 def _source_streams(manifest: Manifest, segments: Path) -> dict[str, StoredStream]:
     """The splits' streams as they were when the segments were still there."""
     whole = StoredStream(
-        Piece(str(tokens_path(segments, s.unit)), "segment", s.digest, 0, s.num_tokens)
-        for s in manifest.sources
+        Piece(str(tokens_path(segments, s.unit)), "segment", s.digest, 0, s.num_tokens) for s in manifest.sources
     )
     num_val = manifest.splits["val"].num_tokens if "val" in manifest.splits else 0
     total = num_val + manifest.splits["train"].num_tokens
@@ -104,9 +100,7 @@ def _source_streams(manifest: Manifest, segments: Path) -> dict[str, StoredStrea
     return {name: StoredStream(whole.pieces(*ranges[name])) for name in manifest.splits}
 
 
-def _tokenize_again(
-    manifest: Manifest, jobs: Sequence[ShardJob], workers: Workers, work: Path
-) -> None:
+def _tokenize_again(manifest: Manifest, jobs: Sequence[ShardJob], workers: Workers, work: Path) -> None:
     """Makes the segments that the jobs need, from inputs that are still what they were."""
     spec = manifest.spec
     tokenizer = get_tokenizer(spec["tokenizer"])

@@ -13,15 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.document_index import index_table, write_index
-from data_prep.documents import GROUP_ROWS
-from data_prep.engines import Report
-from data_prep.files import digest_of, is_intact, read_json, whole_file, write_json
-from data_prep.fingerprints import BLOCK_TOKENS, block_digests
-from data_prep.manifest import DOCUMENTS, INDEX, Shard
-from data_prep.segments import DOCUMENT_COLUMNS, read_documents
-from data_prep.token_bin import open_tokens, token_dtype, write_tokens
-from data_prep.token_records import open_records, write_records
+from data_prep.engines.local import Report
+from data_prep.parts import DOCUMENT_COLUMNS, read_documents
+from data_prep.store.document_index import index_table, write_index
+from data_prep.store.documents import GROUP_ROWS
+from data_prep.store.files import digest_of, is_intact, read_json, whole_file, write_json
+from data_prep.store.fingerprints import BLOCK_TOKENS, block_digests
+from data_prep.store.manifest import DOCUMENTS, INDEX, Shard
+from data_prep.store.token_bin import open_tokens, token_dtype, write_tokens
+from data_prep.store.token_records import open_records, write_records
 
 DATASET_NAME = "fineweb"  # as TFDS knows it, and the front of every file's name
 CHUNK_TOKENS = 1 << 20  # read at a time
@@ -115,9 +115,7 @@ def write_shard(job: ShardJob, report: Report) -> Shard:
     if job.format == "bin":
         num_rows = num_tokens
         dtype = token_dtype(job.vocab_size)
-        write_tokens(
-            path, _reported(job, report), num_tokens, dtype=dtype, header=job.bin_header
-        )
+        write_tokens(path, _reported(job, report), num_tokens, dtype=dtype, header=job.bin_header)
     elif job.format == "array_record":
         num_rows = -(-num_tokens // job.record_tokens)
         write_records(
@@ -185,9 +183,7 @@ def _read_groups(piece: Piece, columns: list[str]) -> pa.Table:
         return file.read_row_groups(groups, columns, use_threads=False).select(columns)
 
 
-def read_pieces(
-    pieces: Sequence[Piece], record_tokens: int, dtype: np.dtype
-) -> Iterator[np.ndarray]:
+def read_pieces(pieces: Sequence[Piece], record_tokens: int, dtype: np.dtype) -> Iterator[np.ndarray]:
     """The pieces' tokens, in chunks of bounded size, as `dtype`, which must hold them."""
     for piece in pieces:
         if piece.format == "array_record":

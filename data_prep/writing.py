@@ -10,10 +10,20 @@ from typing import Any
 import numpy as np
 
 from data_prep.card import write_card
-from data_prep.engines import Report, Workers
-from data_prep.files import write_json
-from data_prep.fingerprints import fingerprint
-from data_prep.manifest import (
+from data_prep.cuts import StoredStream, fingerprint_jobs, shard_jobs
+from data_prep.engines.local import Report, Workers
+from data_prep.pages.progress import Progress
+from data_prep.shards import (
+    DATASET_NAME,
+    FingerprintJob,
+    ShardJob,
+    fingerprint_blocks,
+    tfds_metadata,
+    write_shard,
+)
+from data_prep.store.files import write_json
+from data_prep.store.fingerprints import fingerprint
+from data_prep.store.manifest import (
     DOCUMENTS,
     FORMAT_VERSION,
     INDEX,
@@ -24,16 +34,6 @@ from data_prep.manifest import (
     dataset_fingerprint,
     save,
     unigram_entropy,
-)
-from data_prep.plan import StoredStream, fingerprint_jobs, shard_jobs
-from data_prep.progress import Progress
-from data_prep.shards import (
-    DATASET_NAME,
-    FingerprintJob,
-    ShardJob,
-    fingerprint_blocks,
-    tfds_metadata,
-    write_shard,
 )
 
 

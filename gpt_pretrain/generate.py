@@ -1,163 +1,22 @@
-"""Sampling from a checkpoint, with a key-value cache.
+"""Samples text from a checkpoint.
 
 python -m gpt_pretrain.generate --checkpoint=runs/quickstart --prompt="Once upon a time"
 """
 
 import argparse
-import dataclasses
 import sys
-from collections.abc import Callable
-from functools import lru_cache, partial
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from gpt_pretrain.llm import GPT, GPTConfig, graph_of, init_params
-
-
-class Cache:
-    """Keys and values of the tokens so far, lists over layers of (batch, seq_len, heads, head dim) arrays.
-
-    An `Attend` for the model: called by each layer, it puts the new keys and values at `start` and attends
-    over everything up to there. `layers` holds the updated arrays afterwards.
-    """
-
-    def __init__(self, layers: list, start):
-        self.layers = list(layers)
-        self._start = start
-
-    def __call__(self, layer, q_BTHK, k_BTHK, v_BTHK):
-        at = (0, self._start, 0, 0)
-        k_BSHK = jax.lax.dynamic_update_slice(self.layers[layer][0], k_BTHK, at)
-        v_BSHK = jax.lax.dynamic_update_slice(self.layers[layer][1], v_BTHK, at)
-        self.layers[layer] = (k_BSHK, v_BSHK)
-        queries_T = self._start + jnp.arange(q_BTHK.shape[1])
-        mask_TS = jnp.arange(k_BSHK.shape[1]) <= queries_T[:, None]
-        return jax.nn.dot_product_attention(q_BTHK, k_BSHK, v_BSHK, mask=mask_TS[None, None])
-
-
-def empty_cache(config: GPTConfig, batch: int, seq_len: int) -> list:
-    shape = (batch, seq_len, config.n_head, config.n_embd // config.n_head)
-    zeros = jnp.zeros(shape, config.dtype)
-    return [(zeros, zeros) for _ in range(config.n_layer)]
-
-
-def choose_token(logits_BV, rng, *, temperature: float, top_k: int, top_p: float):
-    """Next ids (batch,) int32.
-
-    Args:
-      temperature: 0 takes the most likely token.
-      top_k: keep the k most likely; 0 keeps all.
-      top_p: keep the smallest set of most likely tokens that holds this much probability (nucleus).
-    """
-    if temperature == 0.0:
-        return logits_BV.argmax(-1).astype(jnp.int32)
-    logits_BV = logits_BV / temperature
-    if 0 < top_k < logits_BV.shape[-1]:
-        kth = jax.lax.top_k(logits_BV, top_k)[0][:, -1:]
-        logits_BV = jnp.where(logits_BV < kth, -jnp.inf, logits_BV)
-    if top_p < 1.0:
-        sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
-        probs_BV = jax.nn.softmax(sorted_BV, axis=-1)
-        before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV  # the first token is always kept
-        last = jnp.where(before_BV < top_p, sorted_BV, jnp.inf).min(-1, keepdims=True)
-        logits_BV = jnp.where(logits_BV < last, -jnp.inf, logits_BV)
-    return jax.random.categorical(rng, logits_BV).astype(jnp.int32)
-
-
-@lru_cache
-def make_sampler(config: GPTConfig, seq_len: int, num_valid: int, **how) -> tuple[Callable, Callable]:
-    """`prefill(params, tokens_BT, length, rng)` and `decode(params, token_B, start, cache, rng)`, both jitted
-    and returning (next token, cache). `how` goes to `choose_token`. Compiled once for equal arguments.
-    """
-    graph = graph_of(config, seq_len)
-
-    def next_token(model: GPT, x_BTD, at, rng):
-        last_B1D = jax.lax.dynamic_slice_in_dim(x_BTD, at, 1, axis=1)
-        return choose_token(model.logits(last_B1D)[:, 0, :num_valid], rng, **how)
-
-    @jax.jit
-    def prefill(params, tokens_BT, length, rng):
-        model = nnx.merge(graph, params)
-        cache = Cache(empty_cache(config, tokens_BT.shape[0], seq_len), 0)
-        x_BTD = model(tokens_BT, attend=cache)
-        return next_token(model, x_BTD, length - 1, rng), cache.layers
-
-    @partial(jax.jit, donate_argnums=3)
-    def decode(params, token_B, start, layers, rng):
-        model = nnx.merge(graph, params)
-        cache = Cache(layers, start)
-        x_BTD = model(token_B[:, None], start=start, attend=cache)
-        return next_token(model, x_BTD, 0, rng), cache.layers
-
-    return prefill, decode
-
-
-def sample(
-    params,
-    config: GPTConfig,
-    prompt: np.ndarray,
-    *,
-    seq_len: int,
-    num_valid: int,
-    num_tokens: int,
-    seed: int = 0,
-    temperature: float = 0.8,
-    top_k: int = 50,
-    top_p: float = 1.0,
-    stop: int | None = None,
-    document_end: int | None = None,
-) -> np.ndarray:
-    """Continues `prompt` (ids, at least one) by up to `num_tokens` ids, or until `stop`; returns the new ids.
-
-    Args:
-      seq_len: tokens the model was trained to see at once; generation ends there. A longer position table
-        (`config.block_size`) makes no difference: training has not reached its other rows.
-      document_end: the end-of-text id if the model was trained with the document mask. It sees nothing before
-        the last one in the prompt and counts positions from there, so the prompt is cut to its last document;
-        generation ends with the document.
-    """
-    if document_end is not None and len(ends := np.flatnonzero(prompt == document_end)):
-        prompt = prompt[ends[-1] :]
-    if not 0 < len(prompt) <= seq_len:
-        raise ValueError(f"the prompt has {len(prompt)} tokens; the model has room for 1 to {seq_len}")
-    config = plain(config)
-    prefill, decode = make_sampler(config, seq_len, num_valid, temperature=temperature, top_k=top_k, top_p=top_p)
-    rng = jax.random.key(seed)
-    padded = np.zeros((1, seq_len), np.int32)  # one shape for every prompt: compiled once
-    padded[0, : len(prompt)] = prompt
-    token, cache = prefill(params, padded, len(prompt), jax.random.fold_in(rng, 0))
-    new = [int(token[0])]
-    while len(new) < num_tokens and new[-1] not in (stop, document_end) and len(prompt) + len(new) <= seq_len:
-        start = len(prompt) + len(new) - 1
-        token, cache = decode(params, token, start, cache, jax.random.fold_in(rng, len(new)))
-        new.append(int(token[0]))
-    return np.array(new[:-1] if new[-1] in (stop, document_end) else new, np.int32)
-
-
-def plain(config: GPTConfig) -> GPTConfig:
-    """Without what only training needs, or could not run here: the weights mean the same."""
-    return dataclasses.replace(config, remat=False, attention="xla", perturbations=())
-
-
-def load(directory: str, platform: str | None = None) -> tuple[dict, GPTConfig, dict]:
-    """A checkpoint's (params, resolved config, metadata), on the default device."""
-    from gpt_pretrain import checkpoints
-
-    checkpoint = checkpoints.locate(directory)
-    metadata = checkpoints.read_metadata(checkpoint)
-    config = plain(GPTConfig(**metadata["model"])).resolve(platform or jax.default_backend())
-    shapes = jax.eval_shape(partial(init_params, config, metadata["seq_len"]), jax.random.key(0))
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
-    return checkpoints.restore_params(checkpoint, abstract), config, metadata
+from data_prep.store.tokenizers import get_tokenizer
+from gpt_pretrain.model.sampling import sample
+from gpt_pretrain.train.pretrained import load
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m gpt_pretrain.generate", allow_abbrev=False,
-                                     description="Samples text from a checkpoint.")  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m gpt_pretrain.generate", allow_abbrev=False, description="Samples text from a checkpoint."
+    )
     parser.add_argument(
         "--checkpoint", required=True, help="a run's save_dir (newest good checkpoint) or one checkpoint"
     )
@@ -166,13 +25,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--num_samples", type=int, default=1, help="how many continuations (default 1)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 for the most likely token (default 0.8)")
     parser.add_argument("--top_k", type=int, default=50, help="only among the k most likely; 0 for all (default 50)")
-    parser.add_argument("--top_p", type=float, default=1.0, help="nucleus: only among the likeliest that hold this "
-                        "much probability (default 1.0)")  # fmt: skip
+    parser.add_argument(
+        "--top_p",
+        type=float,
+        default=1.0,
+        help="nucleus: only among the likeliest that hold this much probability (default 1.0)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokenizer", help="for checkpoints trained on .bin files without a manifest (default gpt2)")
     args = parser.parse_args(argv)
-
-    from data_prep.tokenizers import get_tokenizer
 
     try:
         if not args.temperature >= 0.0 or not 0.0 < args.top_p <= 1.0 or args.top_k < 0:
@@ -185,11 +46,19 @@ def main(argv: list[str] | None = None) -> int:
         prompt = np.concatenate([[tokenizer.end_of_text], tokenizer.encode(args.prompt)])
         for index in range(args.num_samples):
             new = sample(
-                params, config, prompt, seq_len=metadata["seq_len"], num_valid=metadata["vocab_size"],
-                num_tokens=args.num_tokens, seed=args.seed + index, temperature=args.temperature,
-                top_k=args.top_k, top_p=args.top_p, stop=tokenizer.end_of_text,
+                params,
+                config,
+                prompt,
+                seq_len=metadata["seq_len"],
+                num_valid=metadata["vocab_size"],
+                num_tokens=args.num_tokens,
+                seed=args.seed + index,
+                temperature=args.temperature,
+                top_k=args.top_k,
+                top_p=args.top_p,
+                stop=tokenizer.end_of_text,
                 document_end=tokenizer.end_of_text if metadata.get("document_mask") else None,
-            )  # fmt: skip
+            )
             print(args.prompt + tokenizer.decode(new), flush=True)
             if index + 1 < args.num_samples:
                 print("-" * 40)

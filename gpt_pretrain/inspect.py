@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_prep.files import whole_file
+from data_prep.store.files import whole_file
+from gpt_pretrain.history.occurrences import describe, find_spans, meetings, notes
 from gpt_pretrain.history.opened_run import NUMBERING, OpenedRun, add_data_dir
-from gpt_pretrain.history.sightings import describe, find_spans, meetings, notes
 
 if TYPE_CHECKING:
     from gpt_pretrain.history.rows import Row
@@ -29,9 +29,12 @@ _EXCERPT_CHARS = 160
 def main(argv: list[str] | None = None) -> int:
     """Exit status 1 for a document that is not there and for a user's mistake."""
     parser = argparse.ArgumentParser(
-        prog="python -m gpt_pretrain.inspect", description=__doc__, epilog=NUMBERING, allow_abbrev=False,
+        prog="python -m gpt_pretrain.inspect",
+        description=__doc__,
+        epilog=NUMBERING,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("run", metavar="RUN", help="save_dir of a run")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--step", type=int, metavar="N", help="the batch of update N, from 1")
@@ -43,8 +46,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--full", action="store_true", help="print whole texts, and every line of a long table")
     parser.add_argument("--jsonl", action="store_true", help="a JSON line a row of the batch, or a meeting")
     parser.add_argument("--html", metavar="FILE", help="write the batch as a page; it opens in any browser, offline")
-    parser.add_argument("--checkpoint", metavar="DIR", help="also the loss of every token, by this checkpoint or the "
-                        "newest of this run (loads JAX)")  # fmt: skip
+    parser.add_argument(
+        "--checkpoint",
+        metavar="DIR",
+        help="also the loss of every token, by this checkpoint or the newest of this run (loads JAX)",
+    )
     add_data_dir(parser)
     args = parser.parse_args(argv)
     try:
@@ -92,7 +98,7 @@ def _show_batch(run: OpenedRun, args) -> None:
             found = {} if losses is None else {"mean_loss": _mean(losses, index), "losses": losses.nll[index].tolist()}
             print(json.dumps(row.to_json(step) | found, ensure_ascii=False))
     if args.html:
-        from gpt_pretrain.history.html import BatchPage, render_batch
+        from gpt_pretrain.history.page import BatchPage, render_batch
 
         page = BatchPage(args.run, args.step, run.data.num_steps, num_seen, batch_size, rows, losses)
         with whole_file(args.html) as partial:
@@ -102,8 +108,10 @@ def _show_batch(run: OpenedRun, args) -> None:
     if not args.jsonl and not args.html:
         seen = "consumed" if step < num_seen else "planned"
         some = "" if len(rows) == batch_size else f", {len(rows)} of them here"
-        print(f"{args.run}: update {step + 1} of {run.data.num_steps}, {seen}: {batch_size} rows from position "
-              f"{run.plan.position(step)}{some}")  # fmt: skip
+        print(
+            f"{args.run}: update {step + 1} of {run.data.num_steps}, {seen}: {batch_size} rows from position "
+            f"{run.plan.position(step)}{some}"
+        )
         for index, row in enumerate(rows):
             print(_row_as_text(row, "" if losses is None else f"  mean loss {_mean(losses, index):.3f}", args.full))
 

@@ -7,7 +7,7 @@ import sys
 
 
 def count(text: str) -> int:
-    """"1e9" -> 1000000000. ValueError for what is not a whole number."""
+    """ "1e9" -> 1000000000. ValueError for what is not a whole number."""
     value = float(text)
     if not value.is_integer():
         raise ValueError(text)
@@ -50,8 +50,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     short = parser.add_argument_group("shorthands for gin bindings (defaults in brackets; they win over --gin_param)")
     for flag, (binding, kind, text) in _SHORTHANDS.items():
-        short.add_argument(f"--{flag}", dest=flag, type=kind, metavar=kind.__name__.upper(),
-                           help=text if flag == binding else f"{binding}: {text}")  # fmt: skip
+        short.add_argument(
+            f"--{flag}",
+            dest=flag,
+            type=kind,
+            metavar=kind.__name__.upper(),
+            help=text if flag == binding else f"{binding}: {text}",
+        )
     parser.add_argument(
         "--fork", action="store_true", help="go on with other data or another seed, as a new branch of the run"
     )
@@ -86,8 +91,8 @@ def main(argv: list[str] | None = None) -> int:
 
     runtime.configure()
     from gpt_pretrain import settings
-    from gpt_pretrain.actions import Diverged
-    from gpt_pretrain.report import python_as_typed
+    from gpt_pretrain.train.actions.evaluation import Diverged
+    from gpt_pretrain.train.report import python_as_typed
 
     try:
         settings.parse(args.gin_file, bindings_of(args))

@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from data_prep.card.pages import short
-from data_prep.progress import Progress, duration
+from data_prep.pages.progress import Progress, duration
 from gpt_pretrain.data.batches import Batches
 from gpt_pretrain.data.damage import explain
 from gpt_pretrain.data.ledger import Ledger
-from gpt_pretrain.data.segments import Segment
+from gpt_pretrain.data.stages import Segment
 from gpt_pretrain.history.differences import compare_runs
 from gpt_pretrain.history.opened_run import NUMBERING, OpenedRun, add_data_dir
 
@@ -118,22 +118,35 @@ class _Progress(Progress):
 def main(argv: list[str] | None = None) -> int:
     """Exit status 0 where all is as it should be, 1 for a difference or a user's mistake."""
     parser = argparse.ArgumentParser(
-        prog="python -m gpt_pretrain.replay", description=__doc__, epilog=NUMBERING, allow_abbrev=False,
+        prog="python -m gpt_pretrain.replay",
+        description=__doc__,
+        epilog=NUMBERING,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("run", metavar="RUN", help="save_dir of a run")
     parser.add_argument("--from_step", type=int, metavar="A", help="first update (default 1)")
-    parser.add_argument("--to_step", type=int, metavar="B", help="last update (default: the last that the ledger has, "
-                        "or of the whole run where nothing is saved yet)")  # fmt: skip
-    parser.add_argument("--verify", action="store_true", help="compare with the ledger; name the damaged file if it "
-                        "differs")  # fmt: skip
+    parser.add_argument(
+        "--to_step",
+        type=int,
+        metavar="B",
+        help="last update (default: the last that the ledger has, or of the whole run where nothing is saved yet)",
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="compare with the ledger; name the damaged file if it differs"
+    )
     parser.add_argument("--against", metavar="OTHER_RUN", help="where do the two runs part, and why? Reads no data")
     add_data_dir(parser)
     out = parser.add_mutually_exclusive_group()
     out.add_argument("--list", action="store_true", help="print a line an update: number, position, digest")
     out.add_argument("--jsonl", action="store_true", help="print them as JSON, with stream and window of each row")
-    parser.add_argument("--num_workers", type=int, default=min(8, os.cpu_count() or 1), metavar="N",
-                        help="processes that read (default %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--num_workers",
+        type=int,
+        default=min(8, os.cpu_count() or 1),
+        metavar="N",
+        help="processes that read (default %(default)s)",
+    )
     args = parser.parse_args(argv)
     try:
         run = OpenedRun(args.run, args.data_dir)

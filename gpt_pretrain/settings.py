@@ -16,8 +16,12 @@ from collections.abc import Sequence
 
 import gin
 
-from gpt_pretrain import llm, optimizers, perturbations, sharding, train
 from gpt_pretrain.data import config
+from gpt_pretrain.model import gpt as llm
+from gpt_pretrain.model import perturbations
+from gpt_pretrain.optim import adamw as optimizers
+from gpt_pretrain.parallel import mesh as sharding
+from gpt_pretrain.train import train
 
 _WIRING = """
 train.model = @model()

@@ -14,8 +14,8 @@ from jax.sharding import AxisType, Mesh
 
 from gpt_pretrain.data.batches import Batches
 from gpt_pretrain.data.plan import Plan
-from gpt_pretrain.data.segments import Segment, Stream
-from gpt_pretrain.llm import GPTConfig
+from gpt_pretrain.data.stages import Segment, Stream
+from gpt_pretrain.model.gpt import GPTConfig
 
 TINY_MODEL = {"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 264}
 
@@ -31,10 +31,17 @@ def tiny_dataset(tmp_path_factory) -> str:
     text = directory / "text.jsonl"
     text.write_text("".join(f'{{"text": "{line}"}}\n' for line in lines))
     out = directory / "prepared"
-    status = fineweb.main([
-        f"--input={text}", f"--output_dir={out}", "--tokenizer=byte", "--shard_tokens=10000", "--val_tokens=3000",
-        "--record_tokens=64", "--num_workers=1",
-    ])  # fmt: skip
+    status = fineweb.main(
+        [
+            f"--input={text}",
+            f"--output_dir={out}",
+            "--tokenizer=byte",
+            "--shard_tokens=10000",
+            "--val_tokens=3000",
+            "--record_tokens=64",
+            "--num_workers=1",
+        ]
+    )
     assert not status
     return str(out)
 

@@ -4,12 +4,14 @@ import time
 import jax.numpy as jnp
 import pytest
 
-from gpt_pretrain.actions import Diverged, MetricsReader, Throughput
+from gpt_pretrain.train.actions.evaluation import Diverged, MetricsReader, Throughput
 
 
 def test_metrics_are_handed_out_one_step_late():
     reader = MetricsReader()
-    device_metrics = [{"loss": jnp.float32(i), "grad_norm": jnp.float32(1), "param_norm": jnp.float32(1)} for i in range(3)]
+    device_metrics = [
+        {"loss": jnp.float32(i), "grad_norm": jnp.float32(1), "param_norm": jnp.float32(1)} for i in range(3)
+    ]
     assert reader.push(1, 0, device_metrics[0]) is None
     late = reader.push(2, 8, device_metrics[1])
     assert late is not None and (late.step, late.position, late.metrics["loss"]) == (1, 0, 0.0)

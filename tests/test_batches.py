@@ -3,12 +3,12 @@ import itertools
 import numpy as np
 import pytest
 
-from data_prep import token_bin, token_records
+from data_prep.store import token_bin, token_records
+from data_prep.store.streams import BinSource, RecordSource
 from gpt_pretrain.data import batches as batches_lib
 from gpt_pretrain.data.batches import Batches, digest_of_rows, read_windows
 from gpt_pretrain.data.plan import Plan
-from gpt_pretrain.data.segments import Segment, Stream
-from gpt_pretrain.data.token_sources import BinSource, RecordSource
+from gpt_pretrain.data.stages import Segment, Stream
 
 SEQ_LEN = 4
 
@@ -41,7 +41,12 @@ def plan_of(batch_size=((0, 8), (20, 12)), shuffle="global") -> Plan:
 
 def make(first_step=0, num_steps=60, sources=None, plan=None, vocab_size=50257, **rows) -> Batches:
     return Batches(
-        sources or sources_of(), plan or plan_of(), vocab_size=vocab_size, first_step=first_step, num_steps=num_steps, **rows
+        sources or sources_of(),
+        plan or plan_of(),
+        vocab_size=vocab_size,
+        first_step=first_step,
+        num_steps=num_steps,
+        **rows,
     )
 
 
@@ -158,7 +163,10 @@ def test_streams_of_different_width_are_not_cut_and_every_batch_is_as_wide(names
         assert np.array_equal(element["tokens"][..., 0], element["windows"] * 4 + np.where(wide, 100_000, 100))
     assert num_narrow_only > 10
     # So parts of a batch add up, whichever process holds the wide row.
-    parts = [make(sources=sources, plan=plan, num_steps=30, vocab_size=200_000, rows_of=lambda _, r=r: np.array([[r]])) for r in (0, 1)]
+    parts = [
+        make(sources=sources, plan=plan, num_steps=30, vocab_size=200_000, rows_of=lambda _, r=r: np.array([[r]]))
+        for r in (0, 1)
+    ]
     for element, *halves in zip(batches, *parts, strict=True):
         assert sum(half["digest"] for half in halves) % 2**64 == element["digest"]
 
@@ -180,7 +188,10 @@ def test_no_rows_have_no_tokens_and_digest_zero():
 def test_a_token_id_outside_the_vocabulary_is_an_error_that_names_stream_and_window():
     sources = sources_of()
     sources["code"].tokens[402] = 60_000  # of window 100 at seq_len 4
-    with pytest.raises(ValueError, match=r"code: window 100 \(tokens 400 to 404 of the stream\) holds token id 60000, expected ids below 50257"):
+    with pytest.raises(
+        ValueError,
+        match=r"code: window 100 \(tokens 400 to 404 of the stream\) holds token id 60000, expected ids below 50257",
+    ):
         list(make(sources=sources, num_steps=100, plan=Plan(plan_of().segments[:1])))
     plan = Plan((Segment(seed=0, seq_len=4, batch_sizes=((0, 8),), streams=(Stream("", "f", 801),)),))
     with pytest.raises(ValueError, match=r"^window 100 "):

@@ -15,18 +15,19 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from data_prep import card, documents
+from data_prep import card
 from data_prep.card import __main__ as card_main
 from data_prep.card import summary as card_summary
 from data_prep.card.samples import read_excerpts
 from data_prep.card.sections import shown_path
 from data_prep.card.summary import NOTHING, SummaryJob, summarize, summarize_splits
-from data_prep.engines import Workers
-from data_prep.manifest import FORMAT_VERSION, Manifest, Shard, Split, load, save
-from data_prep.segments import DOCUMENT_COLUMNS
-from data_prep.token_bin import write_tokens
-from data_prep.token_records import write_records
-from data_prep.tokenizers import get_tokenizer
+from data_prep.engines.local import Workers
+from data_prep.parts import DOCUMENT_COLUMNS
+from data_prep.store import documents
+from data_prep.store.manifest import FORMAT_VERSION, Manifest, Shard, Split, load, save
+from data_prep.store.token_bin import write_tokens
+from data_prep.store.token_records import write_records
+from data_prep.store.tokenizers import get_tokenizer
 
 HOSTILE = "</blockquote><script>alert(1)</script>\n````\n# <b onclick='x'>b</b> [a](javascript:x) | \x00\u202e"
 DOCUMENTS = [  # text, url, dump, language
@@ -46,8 +47,7 @@ def make_dataset(directory: Path, documents, formats=("bin",), shard_documents=2
     splits, shards = {}, []
     for split, part in (("train", documents[1:]), ("val", documents[:1])):
         streams = [
-            np.concatenate([[tokenizer.end_of_text], tokenizer.encode(text)]).astype(np.uint16)
-            for text, *_ in part
+            np.concatenate([[tokenizer.end_of_text], tokenizer.encode(text)]).astype(np.uint16) for text, *_ in part
         ]
         lengths = [len(stream) for stream in streams]
         starts = np.cumsum([0, *lengths])
@@ -67,9 +67,7 @@ def make_dataset(directory: Path, documents, formats=("bin",), shard_documents=2
         ]
         columns.append([f"/home/me/{HOSTILE}.jsonl"] * len(part))
         for name, values in zip(fields, columns, strict=True):
-            table = table.set_column(
-                table.column_names.index(name), name, pa.array(values, pa.string())
-            )
+            table = table.set_column(table.column_names.index(name), name, pa.array(values, pa.string()))
         assert set(DOCUMENT_COLUMNS.names) <= set(table.column_names)
         # Documents cross the shards of tokens, whose cuts are elsewhere.
         stream, cut = np.concatenate(streams), int(starts[-1]) // 16 * 8
@@ -81,9 +79,7 @@ def make_dataset(directory: Path, documents, formats=("bin",), shard_documents=2
                 if format in formats and start < stop:
                     path = directory / f"fineweb_{split}_{index:06d}.{format}"
                     write(path, [stream[start:stop]], stop - start, **options)
-                    shards.append(
-                        Shard(path.name, format, split, stop - start, stop - start, 100, "0")
-                    )
+                    shards.append(Shard(path.name, format, split, stop - start, stop - start, 100, "0"))
         for index in range(0, len(part), shard_documents):
             path = directory / f"documents_{split}_{index:06d}.parquet"
             rows = table.slice(index, shard_documents)
@@ -216,9 +212,7 @@ def test_hostile_text_is_shown_and_not_obeyed(dataset):
     page = Tags((dataset / "card.html").read_text())
     assert not {"script", "a", "img", "iframe", "link"} & set(page.tags)
     assert page.tags.count("blockquote") == page.tags.count("article") == 5
-    assert not any(
-        name.startswith("on") or "javascript" in value for name, value in page.attributes
-    )
+    assert not any(name.startswith("on") or "javascript" in value for name, value in page.attributes)
     shown = HOSTILE.replace("\x00", "\ufffd")
     assert any(text.startswith(shown) for text in page.texts)
 
@@ -227,9 +221,7 @@ def test_hostile_text_is_shown_and_not_obeyed(dataset):
     inline = [token for one in tokens for token in (one.children or ())]
     assert not {token.type for token in (*tokens, *inline)} & {"html_block", "html_inline", "image"}
     assert [t.attrs["href"] for t in inline if t.type == "link_open"] == ["card.html"]
-    headings = [
-        two.content for one, two in itertools.pairwise(tokens) if one.type == "heading_open"
-    ]
+    headings = [two.content for one, two in itertools.pairwise(tokens) if one.type == "heading_open"]
     assert (headings[0], headings[1], headings[-1]) == (
         "Prepared text",
         "Stream",

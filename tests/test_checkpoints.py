@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from training_runs import assert_bitwise_equal, final_state, finish, flags, start
+from support.training_runs import assert_bitwise_equal, final_state, finish, flags, start
 
-from gpt_pretrain import checkpoints
-from gpt_pretrain.checkpoints import Checkpoints
+from gpt_pretrain.train import checkpoints
+from gpt_pretrain.train.checkpoints import Checkpoints
 
 STATE = {"step": jnp.int32(3), "params": {"blocks": {0: jnp.arange(6.0).reshape(2, 3)}}}
 ABSTRACT = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), STATE)

@@ -5,7 +5,7 @@ import pytest
 from test_data_prep import byte_options, words, write_parquet
 
 from data_prep import fineweb
-from data_prep.documents import DocumentTables
+from data_prep.store.documents import DocumentTables
 from gpt_pretrain.data.config import DataConfig, windows_meeting
 from gpt_pretrain.data.plan import Plan
 

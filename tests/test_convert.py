@@ -13,11 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from test_data_prep import byte_options, run, tree, words, write_parquet
 
-from data_prep import bare_shards, convert, inputs, manifest, shards
+from data_prep import bare_shards, convert, shards
 from data_prep.check import find_problems
-from data_prep.documents import DocumentTables
-from data_prep.token_bin import read_header, write_tokens
-from gpt_pretrain.data.token_sources import open_dataset
+from data_prep.store import locations as inputs
+from data_prep.store import manifest
+from data_prep.store.documents import DocumentTables
+from data_prep.store.streams import open_dataset
+from data_prep.store.token_bin import read_header, write_tokens
 
 END = 50256
 
@@ -83,9 +85,7 @@ ODD = {"formats": "array_record", "record_tokens": 31}
         (ODD, {"record_compression": "zstd", "shard_tokens": 2500}),
     ],
 )
-def test_converting_gives_what_preparing_with_those_options_gives(
-    corpus, tmp_path, monkeypatch, kept, changes
-):
+def test_converting_gives_what_preparing_with_those_options_gives(corpus, tmp_path, monkeypatch, kept, changes):
     monkeypatch.setattr(shards, "GROUP_ROWS", 16)  # tables of several row groups
     before, expected = tmp_path / "before", tmp_path / "expected"
     assert run(*byte_options(corpus, before, **kept)) == 0
@@ -134,9 +134,7 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_damaged_files_are_refused_by_name_and_can_be_restored(
-    corpus, damaged, tmp_path, failing
-):
+def test_damaged_files_are_refused_by_name_and_can_be_restored(corpus, damaged, tmp_path, failing):
     flip(damaged / "fineweb_train_000001.bin")
     flip(damaged / "documents_train_000000.parquet")
     (damaged / "fineweb_val_000000.bin").write_bytes(b"")
@@ -171,9 +169,7 @@ def test_other_tokens_under_a_digest_that_agrees_are_refused_and_leave_nothing(
     assert tree(tmp_path / "out") == tree(corpus / "both")
 
 
-def test_another_spec_or_dataset_in_the_same_directory_is_refused(
-    corpus, tmp_path, monkeypatch, failing, capsys
-):
+def test_another_spec_or_dataset_in_the_same_directory_is_refused(corpus, tmp_path, monkeypatch, failing, capsys):
     def killed(*args):
         raise KeyboardInterrupt
 
@@ -207,9 +203,7 @@ def test_mistakes_are_said_before_any_work(corpus, tmp_path, failing):
     assert "--formats=parquet: expected" in failing(both, out, formats="parquet")
     assert "nowhere: no such file. The presets are fineweb100B-gpt2 and " in failing("nowhere", out)
     assert "*.bin: no file matches" in failing(tmp_path, out)
-    assert "unknown kind of file; expected a name ending in .bin" in failing(
-        corpus / "a.parquet", out
-    )
+    assert "unknown kind of file; expected a name ending in .bin" in failing(corpus / "a.parquet", out)
     assert not out.exists()
     with pytest.raises(SystemExit, match="2"):
         convert.main([f"--input={both}", "in", "out"])
@@ -331,9 +325,7 @@ def test_large_vocabularies_are_stored_as_uint32(tmp_path):
 
 
 @pytest.mark.parametrize("dtype, wrong", [("<u2", 50257), ("<u4", 70_000)])
-def test_ids_that_the_tokenizer_does_not_have_are_refused(
-    elsewhere, tmp_path, failing, dtype, wrong
-):
+def test_ids_that_the_tokenizer_does_not_have_are_refused(elsewhere, tmp_path, failing, dtype, wrong):
     llmc_file(elsewhere / "x_train_000002.bin", [5, 6, wrong, 7], dtype)
     message = failing(elsewhere, tmp_path / "out")
     path = elsewhere / "x_train_000002.bin"
@@ -396,9 +388,7 @@ def server(elsewhere):
         running.shutdown()
 
 
-def test_remote_shards_by_preset_killed_and_continued(
-    elsewhere, server, tmp_path, monkeypatch, capsys, failing
-):
+def test_remote_shards_by_preset_killed_and_continued(elsewhere, server, tmp_path, monkeypatch, capsys, failing):
     url, asked = server
     monkeypatch.setitem(bare_shards.PRESETS, "mine", f"{url}/*.bin")
     out, options = tmp_path / "out", {"num_shards": 2, "shard_tokens": 3, "formats": "bin"}
@@ -412,7 +402,7 @@ def test_remote_shards_by_preset_killed_and_continued(
         return download(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(inputs, "download", killed)
+        patch.setattr(bare_shards, "download_file", killed)
         assert converted("mine", out, **options) == 130
     assert len(list((out / ".work" / "downloads").glob("*.bin"))) == 1
     other = options | {"num_shards": 3}
@@ -437,17 +427,13 @@ def test_remote_shards_by_preset_killed_and_continued(
     assert "num_shards: 2 there, 3 asked for" in failing("mine", out, **other)
 
 
-def test_a_remote_directory_is_the_shards_in_it_and_downloads_run_side_by_side(
-    elsewhere, server, tmp_path
-):
+def test_a_remote_directory_is_the_shards_in_it_and_downloads_run_side_by_side(elsewhere, server, tmp_path):
     url, _ = server
     assert convert.main([f"--input={url}", str(tmp_path / "out"), "--num_workers=2"]) == 0
     assert manifest.load(tmp_path / "out").splits["train"].num_tokens == 15
 
 
-def test_a_download_that_is_not_what_was_listed_is_refused(
-    elsewhere, server, tmp_path, monkeypatch, failing
-):
+def test_a_download_that_is_not_what_was_listed_is_refused(elsewhere, server, tmp_path, monkeypatch, failing):
     url, _ = server
     (elsewhere / "x_train_000001.bin").write_bytes(b"no such thing" * 100)
     message = failing(f"{url}/*.bin", tmp_path / "out")
@@ -455,14 +441,12 @@ def test_a_download_that_is_not_what_was_listed_is_refused(
     assert "run the same command again" in message
     llmc_file(elsewhere / "x_train_000001.bin", TRAIN[0])
     (tmp_path / "out" / ".work" / "spec.json").unlink()
-    monkeypatch.setattr(inputs, "download", lambda path, target, received: target.write_bytes(b""))
+    monkeypatch.setattr(bare_shards, "download_file", lambda path, target, received: target.write_bytes(b""))
     message = failing(f"{url}/*.bin", tmp_path / "out")
     assert f"{url}/x_train_000001.bin: 0 bytes arrived, expected 1040" in message
 
 
-def test_a_server_that_falls_silent_is_given_up_and_a_slow_one_is_not(
-    elsewhere, server, tmp_path, monkeypatch
-):
+def test_a_server_that_falls_silent_is_given_up_and_a_slow_one_is_not(elsewhere, server, tmp_path, monkeypatch):
     url, _ = server
     monkeypatch.setattr(inputs, "SILENCE_SECS", 0.5)
     file_system, _ = inputs._file_system(url)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import xxhash
 
-from gpt_pretrain.data import mixture, order, plan, segments
+from gpt_pretrain.data import mixture, order, plan
+from gpt_pretrain.data import stages as segments
 from gpt_pretrain.data.batches import Batches, digest_of_rows
 from gpt_pretrain.data.ledger import Ledger
 
@@ -236,9 +237,13 @@ def test_sequences_agree_beyond_the_vectors(shuffle):
     rng = np.random.default_rng(0)
     for num_windows in (1, 4, 31, 32, 33, 77, 96, 100):
         settings = {
-            "num_windows": num_windows, "seed": int(rng.integers(1000)), "stream": f"s/{num_windows}", "shuffle": shuffle,
-            "block_windows": int(rng.integers(1, 12)), "group_blocks": int(rng.integers(1, 5)),
-        }  # fmt: skip
+            "num_windows": num_windows,
+            "seed": int(rng.integers(1000)),
+            "stream": f"s/{num_windows}",
+            "shuffle": shuffle,
+            "block_windows": int(rng.integers(1, 12)),
+            "group_blocks": int(rng.integers(1, 5)),
+        }
         indices = rng.integers(0, 10 * num_windows, 100)
         expected = [page_window(n, **settings) for n in indices.tolist()]
         assert order.WindowOrder(**settings).windows_at(indices).tolist() == expected
@@ -300,7 +305,8 @@ class Source:
 
 def test_a_run_of_many_changes_agrees_in_starts_batches_and_digests():
     web, code, books = (
-        segments.Stream(name, f"print of {name}", n, c) for name, n, c in (("web", 241, 5), ("code", 150, 3), ("books", 95, 2))
+        segments.Stream(name, f"print of {name}", n, c)
+        for name, n, c in (("web", 241, 5), ("code", 150, 3), ("books", 95, 2))
     )
     some = dataclasses.replace(web, excluded=(3, 5, 8, 40)), dataclasses.replace(code, excluded=(0, 1, 36))
     block = {"shuffle": "block", "block_windows": 4, "group_blocks": 3}
@@ -332,6 +338,8 @@ def test_a_run_of_many_changes_agrees_in_starts_batches_and_digests():
             bits = 32 if "books" in {stream["name"] for stream in segment["streams"]} else 16
             digests = [
                 page_row_digest(tokens, bits, position + row, window, stream)[1]
-                for row, (tokens, (stream, window)) in enumerate(zip(element["tokens"][0].tolist(), expected, strict=True))
+                for row, (tokens, (stream, window)) in enumerate(
+                    zip(element["tokens"][0].tolist(), expected, strict=True)
+                )
             ]
             assert element["digest"] == sum(digests) % U64

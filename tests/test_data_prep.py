@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 from test_tokenizers import NASTY, encode_ordinary
 
-from data_prep import fineweb, manifest, shards
-from data_prep.files import digest_json
-from data_prep.token_bin import open_tokens, read_header
-from data_prep.token_records import open_records
-from data_prep.tokenizers import ASSETS, ByteTokenizer
+from data_prep import fineweb, shards
+from data_prep.store import manifest
+from data_prep.store.files import digest_json
+from data_prep.store.token_bin import open_tokens, read_header
+from data_prep.store.token_records import open_records
+from data_prep.store.tokenizers import ASSETS, ByteTokenizer
 
 KILL_SEED = 11
 
@@ -45,9 +46,7 @@ def run(*options: str) -> int:
 def tree(directory: Path) -> dict[str, bytes]:
     """Every file of a directory, hidden ones too."""
     return {
-        str(path.relative_to(directory)): path.read_bytes()
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
+        str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()
     }
 
 
@@ -155,7 +154,7 @@ def test_tfds_opens_the_directory_and_gives_the_ids(corpus, tmp_path):
 
 
 def test_documents_tables_lead_from_token_to_source(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr("data_prep.units.BATCH_ROWS", 16)  # several batches a unit
+    monkeypatch.setattr("data_prep.inputs.units.BATCH_ROWS", 16)  # several batches a unit
     assert run(*byte_options(corpus, tmp_path / "out")) == 0
     loaded = manifest.load(tmp_path / "out")
     tokens = stream(tmp_path / "out", splits=("train",))
@@ -229,9 +228,7 @@ def test_max_tokens_stops_before_the_rest_of_the_input(corpus, tmp_path, monkeyp
     assert [Path(path).name for path in done] == ["0.parquet", "1.parquet"]
 
 
-def test_nothing_left_to_train_on_is_an_error_that_another_val_tokens_mends(
-    corpus, tmp_path, capsys
-):
+def test_nothing_left_to_train_on_is_an_error_that_another_val_tokens_mends(corpus, tmp_path, capsys):
     assert run(*byte_options(corpus, tmp_path / "out", val_tokens=24_790)) == 1
     message = capsys.readouterr().err
     assert "--val_tokens=24790" in message and "24,800 tokens in all" in message
@@ -260,7 +257,7 @@ def test_the_fingerprint_is_of_the_stream_alone(corpus, tmp_path, monkeypatch):
 
 
 def test_fingerprints_of_jobs_equal_the_fingerprint_of_the_whole(monkeypatch):
-    from data_prep import fingerprints
+    from data_prep.store import fingerprints
 
     monkeypatch.setattr(fingerprints, "BLOCK_TOKENS", 10)
     tokens = np.arange(95, dtype=np.uint16)
@@ -286,9 +283,7 @@ def test_started_again_it_says_so_and_does_nothing(corpus, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_another_spec_in_the_same_directory_is_refused_by_name(
-    corpus, tmp_path, capsys, monkeypatch, finished
-):
+def test_another_spec_in_the_same_directory_is_refused_by_name(corpus, tmp_path, capsys, monkeypatch, finished):
     options = byte_options(corpus, tmp_path / "out")
     if not finished:
         monkeypatch.setattr(shards, "write_tokens", _raise(KeyboardInterrupt()))
@@ -362,9 +357,7 @@ def test_input_without_any_text_is_an_error(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("where", ["segments.whole_file", "shards.write_tokens"])
-def test_a_full_disk_is_said_with_numbers_and_mended_by_the_same_command(
-    corpus, tmp_path, capsys, monkeypatch, where
-):
+def test_a_full_disk_is_said_with_numbers_and_mended_by_the_same_command(corpus, tmp_path, capsys, monkeypatch, where):
     reference = tmp_path / "reference"
     assert run(*byte_options(corpus, reference)) == 0
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -397,7 +390,7 @@ def test_the_writers_report_a_full_disk_themselves(corpus, tmp_path, format):
 
 
 def test_two_processes_cannot_prepare_one_directory(corpus, tmp_path, capsys):
-    from data_prep.engines import locked
+    from data_prep.engines.local import locked
 
     with locked(tmp_path / "out" / ".work"):
         assert run(*byte_options(corpus, tmp_path / "out")) == 1
@@ -541,9 +534,7 @@ def test_a_killed_worker_costs_its_unit_only(sliced_sample, uninterrupted, tmp_p
     output = tmp_path / "out"
     command = [sys.executable, "-m", "data_prep.fineweb"]
     options = sample_options(sliced_sample, output, 2)
-    process = subprocess.Popen(
-        command + options, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    process = subprocess.Popen(command + options, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not list(output.glob(".work/segments/*.partial")):
         assert process.poll() is None
         time.sleep(0.001)
@@ -580,9 +571,7 @@ def test_a_unit_that_kills_every_worker_is_named_and_the_rest_is_kept(tmp_path, 
     assert {path.name for path in kept} >= {"00000-000000.json"}
 
 
-def test_interrupted_by_the_user_it_ends_in_words_and_resumes(
-    sliced_sample, uninterrupted, tmp_path
-):
+def test_interrupted_by_the_user_it_ends_in_words_and_resumes(sliced_sample, uninterrupted, tmp_path):
     output = tmp_path / "out"
     options = sample_options(sliced_sample, output, 2)
     process = subprocess.Popen(

@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from test_data_prep import byte_options, run, words, write_parquet
 
-from data_prep import check, manifest
+from data_prep import check
 from data_prep.check import find_problems
-from data_prep.files import digest_json, digest_of
+from data_prep.store import manifest
+from data_prep.store.files import digest_json, digest_of
 
 
 @pytest.fixture(scope="module")

@@ -11,15 +11,20 @@ import pytest
 from conftest import make_test_mesh
 from flax import nnx
 
-from gpt_pretrain import generate, llm, metrics, train_state, train_step, transformer
-from gpt_pretrain.checkpoints import Checkpoints
-from gpt_pretrain.data.segments import Segment, Stream
-from gpt_pretrain.document_mask import documents_of
-from gpt_pretrain.llm import GPT, GPTConfig, graph_of, init_params
-from gpt_pretrain.optimizers import adamw
-from gpt_pretrain.perturbations import Perturbation, scaling
-from gpt_pretrain.report import say_what_runs
-from gpt_pretrain.sharding import batch_layout, batch_sharding
+from gpt_pretrain import generate
+from gpt_pretrain.data.stages import Segment, Stream
+from gpt_pretrain.model import gpt as llm
+from gpt_pretrain.model import layers as transformer
+from gpt_pretrain.model import statistics as metrics
+from gpt_pretrain.model.document_mask import documents_of
+from gpt_pretrain.model.gpt import GPT, GPTConfig, graph_of, init_params
+from gpt_pretrain.model.perturbations import Perturbation, scaling
+from gpt_pretrain.optim.adamw import adamw
+from gpt_pretrain.parallel.mesh import batch_layout, batch_sharding
+from gpt_pretrain.train import state as train_state
+from gpt_pretrain.train import step as train_step
+from gpt_pretrain.train.checkpoints import Checkpoints
+from gpt_pretrain.train.report import say_what_runs
 
 SEQ_LEN, NUM_VALID, END = 16, 257, 256
 HOW = {"seq_len": SEQ_LEN, "num_valid": NUM_VALID, "num_chunks": 2, "seed": 0}
@@ -65,12 +70,15 @@ def assert_close(found, expected, rtol=2e-4, atol=2e-6):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), found, expected)
 
 
-@pytest.mark.parametrize("tokens, segment_ids, positions", [
-    ([5, 6, END, 7, 8, END], [0, 0, 1, 1, 1, 2], [0, 1, 0, 1, 2, 0]),
-    ([END, 5, END, END, 6, 7], [1, 1, 2, 3, 3, 3], [0, 1, 0, 0, 1, 2]),
-    ([5, 6, 7, 8, 9, 10], [0] * 6, [0, 1, 2, 3, 4, 5]),
-    ([END] * 6, [1, 2, 3, 4, 5, 6], [0] * 6),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "tokens, segment_ids, positions",
+    [
+        ([5, 6, END, 7, 8, END], [0, 0, 1, 1, 1, 2], [0, 1, 0, 1, 2, 0]),
+        ([END, 5, END, END, 6, 7], [1, 1, 2, 3, 3, 3], [0, 1, 0, 0, 1, 2]),
+        ([5, 6, 7, 8, 9, 10], [0] * 6, [0, 1, 2, 3, 4, 5]),
+        ([END] * 6, [1, 2, 3, 4, 5, 6], [0] * 6),
+    ],
+)
 def test_a_document_begins_at_its_end_of_text_and_positions_restart_there(tokens, segment_ids, positions):
     found = documents_of(jnp.array([tokens, tokens[::-1]]), END)
     assert found.segment_ids_BT[0].tolist() == segment_ids and found.positions_BT[0].tolist() == positions
@@ -286,9 +294,14 @@ def test_the_run_says_whether_attention_stays_within_documents(config, caplog):
         caplog.clear()
         with caplog.at_level(logging.INFO):
             say_what_runs(
-                {"": dataset}, dataclasses.replace(config, block_size=block_size), batch_layout(4, 4, 1),
-                make_test_mesh(1, 1), num_params=5, segment=segment, document_mask=mask,
-            )  # fmt: skip
+                {"": dataset},
+                dataclasses.replace(config, block_size=block_size),
+                batch_layout(4, 4, 1),
+                make_test_mesh(1, 1),
+                num_params=5,
+                segment=segment,
+                document_mask=mask,
+            )
         line = next(message for message in caplog.messages if message.startswith("Model"))
         assert line.endswith(words) and f"{block_size or SEQ_LEN} positions" in line
 

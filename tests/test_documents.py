@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 from test_data_prep import byte_options, run, words, write_parquet
 
-from data_prep import documents, manifest
-from data_prep.document_index import find_rows, index_table, write_index
-from data_prep.documents import DocumentTables
+from data_prep.store import documents, manifest
+from data_prep.store.document_index import find_rows, index_table, write_index
+from data_prep.store.documents import DocumentTables
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture
 def tables(dataset, monkeypatch):
-    monkeypatch.setattr("data_prep.documents.GROUP_ROWS", 16)
+    monkeypatch.setattr("data_prep.store.documents.GROUP_ROWS", 16)
     return DocumentTables(dataset)
 
 
@@ -78,16 +78,14 @@ def test_values_that_crowd_the_index_are_all_found(tmp_path):
 def test_a_look_up_reads_one_row_group(dataset, tables, monkeypatch):
     groups = []
     original = DocumentTables._group
-    monkeypatch.setattr(
-        DocumentTables, "_group", lambda self, *which: groups.append(which) or original(self, *which)
-    )
+    monkeypatch.setattr(DocumentTables, "_group", lambda self, *which: groups.append(which) or original(self, *which))
     tables.at(9000)
     tables.find("id", "<a:700>")
     assert len(groups) == 2
 
 
 def test_the_command_prints_json_and_text(dataset, capsys, monkeypatch):
-    monkeypatch.setattr("data_prep.documents.GROUP_ROWS", 16)
+    monkeypatch.setattr("data_prep.store.documents.GROUP_ROWS", 16)
     assert documents.main([str(dataset), "--token", "40", "--text"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["start"] == 31 and found["text"] == words(400)[found["row"]]

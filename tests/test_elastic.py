@@ -9,8 +9,8 @@ import time
 
 import numpy as np
 import pytest
+from support.training_runs import environment, finish, flags, start
 from test_data_prep import byte_options, words, write_parquet
-from training_runs import environment, finish, flags, start
 
 from data_prep import fineweb
 from gpt_pretrain.data.batches import Batches
@@ -76,9 +76,9 @@ def test_killed_and_resumed_on_another_topology_each_time_the_ledger_is_that_of_
         processes = start_processes(arguments, topology, 0.15)
         deadline = time.monotonic() + 200
         while num_saved(tmp_path / "run") <= before:
-            assert time.monotonic() < deadline and all(process.poll() is None for process in processes), (
-                processes[0].stdout.read()
-            )
+            assert time.monotonic() < deadline and all(process.poll() is None for process in processes), processes[
+                0
+            ].stdout.read()
             time.sleep(0.01)
         time.sleep(rng.random() * 0.5)
         for process in rng.sample(processes, len(processes)):
@@ -153,7 +153,7 @@ def test_longer_sequences_and_the_document_mask_go_on_in_one_run(tiny_dataset, t
 def test_a_changed_shard_stops_the_run_and_is_named(tiny_dataset, tmp_path):
     import shutil
 
-    from gpt_pretrain.data.token_sources import open_dataset
+    from data_prep.store.streams import open_dataset
 
     data = shutil.copytree(tiny_dataset, tmp_path / "data")
     bindings = {"data.verify": "'size'", "data.format": "'bin'"}
@@ -207,10 +207,15 @@ def test_an_error_of_one_process_ends_the_others_within_seconds():
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     processes = [
-        subprocess.Popen([sys.executable, "-c", ALONE, address, str(i)], env=environment(), text=True,
-                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        subprocess.Popen(
+            [sys.executable, "-c", ALONE, address, str(i)],
+            env=environment(),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         for i in range(2)
-    ]  # fmt: skip
+    ]
     began = time.monotonic()
     outputs = [process.communicate(timeout=100)[0] for process in processes]
     assert "of process 0 alone" in outputs[0] and processes[0].returncode == 1 and processes[1].returncode != 0

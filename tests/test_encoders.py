@@ -17,11 +17,12 @@ from test_tokenizers import (
     train_tokenizer_json,
 )
 
-from data_prep import encoders, fineweb, manifest
+from data_prep import encoders, fineweb
 from data_prep.encoders import Gigatoken, TextByText, TokenizerMismatch, Verifier, choose_engine
-from data_prep.token_bin import open_tokens, read_header
-from data_prep.token_records import open_records
-from data_prep.tokenizers import ASSETS, format_ranks, get_tokenizer
+from data_prep.store import manifest
+from data_prep.store.token_bin import open_tokens, read_header
+from data_prep.store.token_records import open_records
+from data_prep.store.tokenizers import ASSETS, format_ranks, get_tokenizer
 
 
 def column(texts: list[str]) -> pa.LargeStringArray:
@@ -208,9 +209,7 @@ def test_a_panic_is_an_error_and_an_interrupt_stays_one():
 
 
 @pytest.mark.parametrize("header, num_bytes", [("short", 12), ("llmc", 1024)])
-def test_ids_above_65535_are_stored_as_uint32_in_both_formats(
-    large_file, tmp_path, header, num_bytes
-):
+def test_ids_above_65535_are_stored_as_uint32_in_both_formats(large_file, tmp_path, header, num_bytes):
     import tensorflow_datasets as tfds
 
     texts, output = large_texts(), tmp_path / "out"

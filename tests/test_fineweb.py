@@ -32,9 +32,7 @@ def failing(tmp_path, capsys, monkeypatch):
 
 
 def test_no_such_file(failing):
-    assert failing("--input=nothing.parquet", "--output_dir=o").startswith(
-        "nothing.parquet: no such file"
-    )
+    assert failing("--input=nothing.parquet", "--output_dir=o").startswith("nothing.parquet: no such file")
     assert "*.parquet: no file matches" in failing("--input=*.parquet", "--output_dir=o")
 
 
@@ -146,13 +144,11 @@ def test_preparing_imports_neither_jax_nor_tensorflow(tmp_path):
 
 
 def test_progress_lines_have_documents_tokens_speed_and_time_left(capsys, monkeypatch):
-    from data_prep import progress
+    from data_prep.pages import progress
 
     monkeypatch.setattr(progress, "LINE_SECS", 0)
     shown = progress.Progress("tokenize", 1000)
     shown.add(12_345, 9_900_000, 8_100_000, 250)
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(
-        r"tokenize: 25%, 12,345 documents, 9\.9 M tokens, [\d.]+ MB/s, [\d:]+ left", line
-    )
+    assert re.fullmatch(r"tokenize: 25%, 12,345 documents, 9\.9 M tokens, [\d.]+ MB/s, [\d:]+ left", line)
     assert progress.duration(83) == "1:23" and progress.duration(3725) == "1:02:05"

@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from gpt_pretrain.generate import choose_token, sample
-from gpt_pretrain.llm import graph_of, init_params
+from gpt_pretrain.model.gpt import graph_of, init_params
 
 SEQ_LEN, NUM_VALID = 24, 257
 

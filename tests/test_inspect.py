@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from inspected_run import HOSTILE, batches_of, prepare, simple_plan, stream, write_run
+from support.inspected_run import HOSTILE, batches_of, prepare, simple_plan, stream, write_run
 
-from data_prep import manifest as manifest_lib
-from data_prep.documents import DocumentTables
+from data_prep.store import manifest as manifest_lib
+from data_prep.store.documents import DocumentTables
 from gpt_pretrain import inspect
 from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.data.run import RunData
+from gpt_pretrain.history.occurrences import Span, find_spans, meetings
 from gpt_pretrain.history.opened_run import OpenedRun
 from gpt_pretrain.history.rows import read_rows
-from gpt_pretrain.history.sightings import Span, find_spans, meetings
 from gpt_pretrain.history.token_text import pieces
 
 EXCLUDED = (20, 21, 22, 40)
@@ -73,8 +73,9 @@ def test_sightings_of_every_document_equal_a_search_through_all_batches(run, dat
                 start, stop = document["start"], document["start"] + document["length"]
                 expected = [
                     (step, row, (max(start, a) - a, min(stop, b) - a), max(start, a) == b - 1)
-                    for step, row, a, b in met[name] if max(start, a) < min(stop, b)
-                ]  # fmt: skip
+                    for step, row, a, b in met[name]
+                    if max(start, a) < min(stop, b)
+                ]
                 (span,) = find_spans(opened, document=document["id"], stream=name)
                 found = meetings(opened, span)
                 assert [(m.sighting.step, m.sighting.row, m.window_span, m.only_target) for m in found] == expected
@@ -203,7 +204,7 @@ def test_page_is_self_contained_escapes_hostile_text_and_has_every_row(datasets,
 
 
 def test_an_address_that_is_no_web_page_is_no_link():
-    from gpt_pretrain.history.html import _link
+    from gpt_pretrain.history.page import _link
 
     assert _link("javascript:alert(1)") == "javascript:alert(1)" and "href" in _link("https://example.org")
 
@@ -223,9 +224,8 @@ def save_checkpoint(directory, config, seq_len, document_mask=False):
     """Random weights, as a run would save them; the parameters."""
     import jax
 
-    from gpt_pretrain import checkpoints
-    from gpt_pretrain.llm import init_params
-    from gpt_pretrain.train import _as_json
+    from gpt_pretrain.model.gpt import init_params
+    from gpt_pretrain.train import _as_json, checkpoints
 
     params = init_params(config, seq_len, jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf * 5, params)  # far from even probabilities
@@ -246,10 +246,10 @@ def test_losses_are_those_of_the_evaluation_step_and_colour_the_page(
     import jax.numpy as jnp
     from flax import nnx
 
-    from gpt_pretrain.document_mask import documents_of
     from gpt_pretrain.history import token_losses
-    from gpt_pretrain.llm import graph_of
-    from gpt_pretrain.train_step import make_eval_step
+    from gpt_pretrain.model.document_mask import documents_of
+    from gpt_pretrain.model.gpt import graph_of
+    from gpt_pretrain.train.step import make_eval_step
 
     monkeypatch.setattr(token_losses, "num_loss_chunks", lambda *_: num_chunks)
     monkeypatch.setattr(token_losses, "_TOKENS_AT_ONCE", 3 * 32)  # the last rows are not a whole batch
@@ -319,8 +319,11 @@ def test_a_stream_that_was_renamed_or_replaced_is_followed_by_its_data(datasets,
         save_dir.mkdir()
         RunData(str(save_dir), plan, places, 20).write()
         run = OpenedRun(str(save_dir))
-        (span,) = [Span(each, "train", window * 32 + 9, window * 32 + 10, None) for each in run.streams()
-                   if each.fingerprint == a.fingerprint][-1:]
+        (span,) = [
+            Span(each, "train", window * 32 + 9, window * 32 + 10, None)
+            for each in run.streams()
+            if each.fingerprint == a.fingerprint
+        ][-1:]
         assert (2, 0) in [(each.sighting.step, each.sighting.row) for each in meetings(run, span)]
         assert run.dataset(span.stream).fingerprint == a.fingerprint
         assert inspect.main([str(save_dir), "--step", "3", "--rows", "0"]) == 0

@@ -36,7 +36,9 @@ def test_new_digests_are_put_in_when_they_are_those_of_whole_batches():
 @pytest.mark.parametrize("content", [b"", b"GPTLEDG", b"GPTLEDG2" + bytes(8), MAGIC + bytes(12), b"{}"])
 def test_a_file_that_is_no_ledger_is_an_error_that_says_what_to_do(tmp_path, content):
     (tmp_path / FILE_NAME).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"ledger\.bin: {len(content)} bytes .*expected b'GPTLEDG1' and 8 bytes a step"):
+    with pytest.raises(
+        ValueError, match=rf"ledger\.bin: {len(content)} bytes .*expected b'GPTLEDG1' and 8 bytes a step"
+    ):
         Ledger.read(tmp_path)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gpt_pretrain.llm import GPT, GPTConfig, graph_of, init_params
+from gpt_pretrain.model.gpt import GPT, GPTConfig, graph_of, init_params
 
 SEQ_LEN = 12
 
@@ -101,12 +101,15 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(tiny_config)
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"n_embd": 100}, r"n_embd=100 is not divisible by model.n_head=12"),
-    ({"n_layer": 0}, "n_layer: found 0"),
-    ({"dropout": 1.0}, "dropout: found 1.0"),
-    ({"dtype": "float16"}, "dtype: found 'float16'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"n_embd": 100}, r"n_embd=100 is not divisible by model.n_head=12"),
+        ({"n_layer": 0}, "n_layer: found 0"),
+        ({"dropout": 1.0}, "dropout: found 1.0"),
+        ({"dtype": "float16"}, "dtype: found 'float16'"),
+    ],
+)
 def test_impossible_shapes_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         GPTConfig(**changes)

@@ -7,7 +7,7 @@ from conftest import ArraySource, make_batches, make_plan, make_test_mesh
 
 from gpt_pretrain.data import loader
 from gpt_pretrain.data.loader import Placement
-from gpt_pretrain.sharding import batch_sharding
+from gpt_pretrain.parallel.mesh import batch_sharding
 
 
 def placement(mesh=(1, 1), per_device_batch_size=4) -> Placement:

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from gpt_pretrain.losses import num_loss_chunks, summed_nll, token_nll
+from gpt_pretrain.model.losses import num_loss_chunks, summed_nll, token_nll
 
 B, T, D, V, NUM_VALID = 3, 8, 5, 16, 13
 

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from training_runs import assert_bitwise_equal, consumed_batches, environment, final_state, finish, flags, start
+from support.training_runs import assert_bitwise_equal, consumed_batches, environment, final_state, finish, flags, start
 
 from gpt_pretrain import main
 
@@ -31,21 +31,36 @@ def test_help_imports_nothing_heavy():
 
 
 def test_each_shorthand_is_nothing_but_a_gin_binding():
-    args = main.make_parser().parse_args([
-        "--model.n_layer=6", "--batch_size=8", "--optimizer.lr=1e-3", "--num_tokens=1e9", "--data_dir=a b",
-        "--from_pretrained=x", "--gin_param=model.n_embd = 64", "--save_interval=7", "--seq_len=9",
-    ])  # fmt: skip
+    args = main.make_parser().parse_args(
+        [
+            "--model.n_layer=6",
+            "--batch_size=8",
+            "--optimizer.lr=1e-3",
+            "--num_tokens=1e9",
+            "--data_dir=a b",
+            "--from_pretrained=x",
+            "--gin_param=model.n_embd = 64",
+            "--save_interval=7",
+            "--seq_len=9",
+        ]
+    )
     assert main.bindings_of(args) == [
-        "model.n_embd = 64", "model.n_layer = 6", "train.batch_size = 8", "data.seq_len = 9",
-        "train.num_tokens = 1000000000", "optimizer.lr = 0.001", "data.dir = 'a b'", "train.save_interval = 7",
+        "model.n_embd = 64",
+        "model.n_layer = 6",
+        "train.batch_size = 8",
+        "data.seq_len = 9",
+        "train.num_tokens = 1000000000",
+        "optimizer.lr = 0.001",
+        "data.dir = 'a b'",
+        "train.save_interval = 7",
         "train.from_pretrained = 'x'",
-    ]  # fmt: skip
+    ]
 
 
 def test_the_documented_defaults_are_the_signatures_own():
     code = (
         "import inspect\nfrom gpt_pretrain import settings\n"
-        "from gpt_pretrain.llm import GPTConfig\nfrom gpt_pretrain.optimizers import adamw\n"
+        "from gpt_pretrain.model.gpt import GPTConfig\nfrom gpt_pretrain.optim.adamw import adamw\n"
         "from gpt_pretrain.train import train\nfrom gpt_pretrain.data.config import DataConfig\n"
         "t = inspect.signature(train).parameters; o = inspect.signature(adamw).parameters; m = GPTConfig()\n"
         "print(m.n_layer, m.n_head, m.n_embd, m.vocab_size, m.dropout, t['batch_size'].default,\n"
@@ -64,25 +79,31 @@ def test_every_config_parses_and_makes_a_model(path):
     assert "GPTConfig(n_layer=" in result.stdout, result.stderr
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--gin_param=model.n_layers = 3"], r"doesn't have a parameter named 'n_layers'"),
-    (["--gin_param=modell.n_layer = 3"], r"modell"),
-    (["--gin_file=nowhere.gin"], r"nowhere\.gin"),
-    (["--model.n_embd=101"], r"model\.n_embd=101 is not divisible by model\.n_head=2: 101 / 2 = 50\.50"),
-    (["--data_dir=nowhere"], r"nowhere: not a prepared dataset"),
-    (["--batch_size=9"], r"batch_size=9 is not a whole number of microbatches.*= 4 rows at once, 9 / 4 = 2\.25"),
-    (["--num_tokens=100"], r"num_tokens=100 is less than one step: batch_size 8 x seq_len 32 = 256"),
-    (["--model.vocab_size=200"], r"vocab_size=200 is smaller than the 257 ids"),
-    (["--gin_param=mesh.fsdp = 3"], r"fsdp=3 does not make the 1 devices"),
-    (["--gin_param=train.writers = ('consol',)"], r"train\.writers: no such writer \['consol'\]"),
-    (["--gin_param=train.batch_size = '4'"], r"train\.batch_size: found '4', expected a size, or"),
-    (["--gin_param=train.num_checkpoints_kept = 1"], r"num_checkpoints_kept: found 1, expected a whole number, at least 2"),
-    (["--gin_param=data.max_epochs = 0.01"], r"would be met 0\.31 times in 40 steps, expected at most 0\.01"),
-    (["--seq_len=0"], r"data\.seq_len: found 0"),
-    (["--save_dir=gs://bucket/run"], r"train\.save_dir: gs://bucket/run is a URL"),
-    (["--gin_param=train.sample_prompt = '" + "x" * 40 + "'"], r"sample_prompt has 40 tokens"),
-    (["--gin_param=optimizer.warmup_steps = 99"], r"warmup_steps: found 99, expected fewer than the 40 steps"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--gin_param=model.n_layers = 3"], r"doesn't have a parameter named 'n_layers'"),
+        (["--gin_param=modell.n_layer = 3"], r"modell"),
+        (["--gin_file=nowhere.gin"], r"nowhere\.gin"),
+        (["--model.n_embd=101"], r"model\.n_embd=101 is not divisible by model\.n_head=2: 101 / 2 = 50\.50"),
+        (["--data_dir=nowhere"], r"nowhere: not a prepared dataset"),
+        (["--batch_size=9"], r"batch_size=9 is not a whole number of microbatches.*= 4 rows at once, 9 / 4 = 2\.25"),
+        (["--num_tokens=100"], r"num_tokens=100 is less than one step: batch_size 8 x seq_len 32 = 256"),
+        (["--model.vocab_size=200"], r"vocab_size=200 is smaller than the 257 ids"),
+        (["--gin_param=mesh.fsdp = 3"], r"fsdp=3 does not make the 1 devices"),
+        (["--gin_param=train.writers = ('consol',)"], r"train\.writers: no such writer \['consol'\]"),
+        (["--gin_param=train.batch_size = '4'"], r"train\.batch_size: found '4', expected a size, or"),
+        (
+            ["--gin_param=train.num_checkpoints_kept = 1"],
+            r"num_checkpoints_kept: found 1, expected a whole number, at least 2",
+        ),
+        (["--gin_param=data.max_epochs = 0.01"], r"would be met 0\.31 times in 40 steps, expected at most 0\.01"),
+        (["--seq_len=0"], r"data\.seq_len: found 0"),
+        (["--save_dir=gs://bucket/run"], r"train\.save_dir: gs://bucket/run is a URL"),
+        (["--gin_param=train.sample_prompt = '" + "x" * 40 + "'"], r"sample_prompt has 40 tokens"),
+        (["--gin_param=optimizer.warmup_steps = 99"], r"warmup_steps: found 99, expected fewer than the 40 steps"),
+    ],
+)
 def test_mistakes_are_named_before_work_starts(tiny_dataset, tmp_path, arguments, message):
     output = finish(start([*flags(tiny_dataset, tmp_path / "run"), *arguments]), expect=1)
     assert re.search("error: .*" + message, output, re.DOTALL), output
@@ -91,27 +112,55 @@ def test_mistakes_are_named_before_work_starts(tiny_dataset, tmp_path, arguments
 
 
 def test_a_run_tells_its_story_and_its_curves_and_config_are_where_it_says(tiny_dataset, tmp_path):
-    arguments = flags(tiny_dataset, tmp_path / "run", num_steps=12, **{
-        "train.writers": ("console", "tensorboard"), "train.eval_interval": 5, "train.statistics_interval": 6,
-        "train.sample_prompt": "'the cat'", "train.log_interval": 4, "model.remat": True,
-        "train.num_tokens": 12.0 * 8 * 32,
-    })  # fmt: skip
+    arguments = flags(
+        tiny_dataset,
+        tmp_path / "run",
+        num_steps=12,
+        **{
+            "train.writers": ("console", "tensorboard"),
+            "train.eval_interval": 5,
+            "train.statistics_interval": 6,
+            "train.sample_prompt": "'the cat'",
+            "train.log_interval": 4,
+            "model.remat": True,
+            "train.num_tokens": 12.0 * 8 * 32,
+        },
+    )
     output = finish(start(arguments))
     for expected in (
-        "Unigram entropy of the training data: 2.", "compute in float32, attention by xla", "2 microbatch(es) x 1 devices x 4",
-        "step  1/12", "step  4/12", "step 10/12 | validation loss", "step 12/12 | validation loss",
-        "step  6/12 | statistics: ", "tok/s", "ETA", "--- a sample ---\nthe cat", "Done at step 12 of 12 (96 examples)",
+        "Unigram entropy of the training data: 2.",
+        "compute in float32, attention by xla",
+        "2 microbatch(es) x 1 devices x 4",
+        "step  1/12",
+        "step  4/12",
+        "step 10/12 | validation loss",
+        "step 12/12 | validation loss",
+        "step  6/12 | statistics: ",
+        "tok/s",
+        "ETA",
+        "--- a sample ---\nthe cat",
+        "Done at step 12 of 12 (96 examples)",
         "python -m gpt_pretrain.generate --checkpoint=",
-    ):  # fmt: skip
+    ):
         assert expected in output, f"{expected!r} not in:\n{output}"
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     curves = EventAccumulator(str(tmp_path / "run" / "tensorboard"), size_guidance={"scalars": 0})
     curves.Reload()
     tags = set(curves.Tags()["scalars"])
-    assert {f"train/{name}" for name in (
-        "loss", "accuracy", "learning_rate", "grad_norm", "param_norm", "update_norm", "tokens_per_sec", "examples_seen",
-    )} <= tags  # fmt: skip
+    assert {
+        f"train/{name}"
+        for name in (
+            "loss",
+            "accuracy",
+            "learning_rate",
+            "grad_norm",
+            "param_norm",
+            "update_norm",
+            "tokens_per_sec",
+            "examples_seen",
+        )
+    } <= tags
     assert {"validation/loss", "statistics/activations/1/mlp_out/rms", "statistics/gradients/blocks/0"} <= tags
     assert [e.step for e in curves.Scalars("validation/loss")] == [5, 10, 12]
     assert "model.n_embd = 32" in (tmp_path / "run" / "config.gin").read_text()
@@ -191,7 +240,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_positions_and_la
 ):
     module = tmp_path / "faults.py"
     module.write_text(
-        "import jax.numpy as jnp\nfrom gpt_pretrain.optimizers import Optimizer, adamw\nimport gin\n\n"
+        "import jax.numpy as jnp\nfrom gpt_pretrain.optim.adamw import Optimizer, adamw\nimport gin\n\n"
         "@gin.register\ndef explode(total_steps):\n    made = adamw(total_steps, warmup_steps=1)\n"
         "    def update(grads, state, params):\n        updates, state = made.transform.update(grads, state, params)\n"
         "        big = jnp.where(state[1].count == 7, jnp.nan, 0.0)\n        import jax\n"
@@ -202,12 +251,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_positions_and_la
     arguments = [f"--gin_file={tmp_path / 'x.gin'}", *flags(tiny_dataset, tmp_path / "run")]
     arguments = [each for each in arguments if "optimizer." not in each]
     process = subprocess.Popen(
-        [sys.executable, "-m", "gpt_pretrain.main", *arguments], text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, env={**environment(), "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPO}"},
-    )  # fmt: skip
+        [sys.executable, "-m", "gpt_pretrain.main", *arguments],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**environment(), "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPO}"},
+    )
     output = finish(process, expect=1)
     # The update of step 7 breaks the parameters; their norm shows it before a loss does.
-    assert re.search(r"error: step 7: .*param_norm is nan.*position 48 .*gpt_pretrain\.inspect .*run --step 7`.*checkpoints/5\.", output), output
+    assert re.search(
+        r"error: step 7: .*param_norm is nan.*position 48 .*gpt_pretrain\.inspect .*run --step 7`.*checkpoints/5\.",
+        output,
+    ), output
     assert final_state(tmp_path / "run")[0] == 5
 
 
@@ -220,12 +275,17 @@ def test_perturbations_from_the_users_own_module_are_imported_by_the_gin_file(ti
     )
     losses = []
     for gin_file in ([], [f"--gin_file={tmp_path / 'x.gin'}"]):
-        arguments = [*gin_file, *flags(tiny_dataset, tmp_path / f"run{len(gin_file)}", num_steps=3, **{
-            "optimizer.warmup_steps": 1})]  # fmt: skip
+        arguments = [
+            *gin_file,
+            *flags(tiny_dataset, tmp_path / f"run{len(gin_file)}", num_steps=3, **{"optimizer.warmup_steps": 1}),
+        ]
         process = subprocess.Popen(
-            [sys.executable, "-m", "gpt_pretrain.main", *arguments], text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, env={**environment(), "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPO}"},
-        )  # fmt: skip
+            [sys.executable, "-m", "gpt_pretrain.main", *arguments],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**environment(), "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPO}"},
+        )
         output = finish(process)
         losses.append(re.findall(r"loss +([\d.]+)", output))
     assert "my_module" in output or "shift" in output

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from gpt_pretrain.optimizers import adamw
+from gpt_pretrain.optim.adamw import adamw
 
 
 def rates(total_steps=100, **settings):
@@ -58,11 +58,14 @@ def test_gradients_are_clipped_to_the_global_norm():
     np.testing.assert_allclose(optax.global_norm(first_moment), 0.1, rtol=1e-4)  # (1 - beta1) * 1.0
 
 
-@pytest.mark.parametrize("settings, message", [
-    ({"warmup_steps": 100}, "warmup_steps: found 100, expected fewer than the 100 steps"),
-    ({"schedule": "cosin"}, "schedule: found 'cosin'"),
-    ({"weight_decay_schedule": "x"}, "weight_decay_schedule: found 'x'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"warmup_steps": 100}, "warmup_steps: found 100, expected fewer than the 100 steps"),
+        ({"schedule": "cosin"}, "schedule: found 'cosin'"),
+        ({"weight_decay_schedule": "x"}, "weight_decay_schedule: found 'x'"),
+    ],
+)
 def test_wrong_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         adamw(100, **{"warmup_steps": 10, **settings})

@@ -126,7 +126,15 @@ def test_streams_of_one_length_are_shuffled_apart():
 
 
 def test_no_two_keys_are_made_of_one_text():
-    named = [("", ""), ("blocks", ""), ("", "blocks"), ("group0", ""), ("group0", "a"), ("", "group0/a"), ("mixture", "")]
+    named = [
+        ("", ""),
+        ("blocks", ""),
+        ("", "blocks"),
+        ("group0", ""),
+        ("group0", "a"),
+        ("", "group0/a"),
+        ("mixture", ""),
+    ]
     keys = {order.key(0, 1, part, stream).tobytes() for part, stream in named}
     assert len(keys | {order.key(1, 0).tobytes(), order.key(0, 11).tobytes(), order.key(0, 1, "1").tobytes()}) == 10
 

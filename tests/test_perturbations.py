@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_pretrain import perturbations
-from gpt_pretrain.llm import GPT
-from gpt_pretrain.perturbations import Perturbation, make_hook
+from gpt_pretrain.model import perturbations
+from gpt_pretrain.model.gpt import GPT
+from gpt_pretrain.model.perturbations import Perturbation, make_hook
 
 X = jnp.ones((2, 3, 4))
 

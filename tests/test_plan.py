@@ -6,7 +6,7 @@ import pytest
 
 from gpt_pretrain.data.mixture import counts_of
 from gpt_pretrain.data.plan import Plan, PlanError
-from gpt_pretrain.data.segments import Segment, Stream
+from gpt_pretrain.data.stages import Segment, Stream
 
 # Streams by name: (fingerprint, tokens); with seq_len 4 they hold 60, 37 and 23 windows.
 DATA = {"": ("fff", 241), "web": ("fff", 241), "code": ("ccc", 150), "books": ("bbb", 95)}
@@ -184,7 +184,9 @@ def test_sightings_of_some_windows_say_which_epoch():
     some = [s for _, s in plan.sightings(DATA["web"][0], lambda _: [44, 7, 44, 15], 60)]
     assert some == [s for s in whole if s.window in (7, 15, 44)]
     for window in (7, 44):
-        assert [s.epoch for s in some if s.window == window] == list(range(len([s for s in some if s.window == window])))
+        assert [s.epoch for s in some if s.window == window] == list(
+            range(len([s for s in some if s.window == window]))
+        )
     assert plan.sightings(DATA["web"][0], lambda _: [], 60) == []
 
 
@@ -282,9 +284,9 @@ def test_what_did_not_begin_yet_leaves_no_trace():
     plan = Plan((segment(),)).continued(segment(("web", "code")), 5)
     assert plan.continued(segment(), 5) == Plan((segment(),))  # taken back
     assert plan.continued(segment(("web", "books")), 5) == Plan((segment(),)).continued(segment(("web", "books")), 5)
-    assert Plan((segment(),)).continued(segment(seq_len=5), 0) == Plan((
-        segment(seq_len=5, change="data.seq_len: 4 until now, 5 from here on"),
-    ))  # fmt: skip
+    assert Plan((segment(),)).continued(segment(seq_len=5), 0) == Plan(
+        (segment(seq_len=5, change="data.seq_len: 4 until now, 5 from here on"),)
+    )
     forked = Plan((segment(),)).continued(segment(seed=1), 5, fork=True)
     assert forked.continued(segment(seed=1), 5) is forked
     with pytest.raises(PlanError, match="seed: 0 until now, 2 from here on"):

@@ -5,7 +5,7 @@ import socket
 
 import numpy as np
 import pytest
-from training_runs import consumed_batches, final_state, finish, flags, start
+from support.training_runs import consumed_batches, final_state, finish, flags, start
 
 MICROBATCH = {"train.per_device_batch_size": 1}  # 4 devices x 1 = 4 rows, twice
 
@@ -67,8 +67,13 @@ def test_two_processes_consume_the_rows_of_one_and_reach_its_losses(one_process,
 def test_a_run_started_by_one_process_is_continued_by_two_and_by_one_again(one_process, tiny_dataset, tmp_path):
     def arguments(num_steps):
         # The schedule depends on the length of the run, so the run is stopped rather than made shorter.
-        return flags(tiny_dataset, tmp_path / "run", num_steps=num_steps, **MICROBATCH, **{
-            "mesh.fsdp": 2, "train.save_interval": 1})  # fmt: skip
+        return flags(
+            tiny_dataset,
+            tmp_path / "run",
+            num_steps=num_steps,
+            **MICROBATCH,
+            **{"mesh.fsdp": 2, "train.save_interval": 1},
+        )
 
     process = start(arguments(12), consumed=tmp_path / "consumed_alone", secs_per_step=0.3, num_devices=4)
     lines = []

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from training_runs import environment
+from support.training_runs import environment
 
 REPO = pathlib.Path(__file__).parent.parent
 
@@ -16,16 +16,25 @@ def test_the_quickstart_learns_more_than_word_frequencies_and_prints_a_sample(tm
     commands = [
         ["data_prep.fineweb", "--input=sample", f"--output_dir={tmp_path / 'sample'}"],
         ["data_prep.check", str(tmp_path / "sample")],
-        ["gpt_pretrain.main", "--gin_file=configs/quickstart.gin", f"--data_dir={tmp_path / 'sample'}",
-         f"--save_dir={tmp_path / 'run'}"],
+        [
+            "gpt_pretrain.main",
+            "--gin_file=configs/quickstart.gin",
+            f"--data_dir={tmp_path / 'sample'}",
+            f"--save_dir={tmp_path / 'run'}",
+        ],
         ["gpt_pretrain.generate", f"--checkpoint={tmp_path / 'run'}", "--prompt=Enter the King", "--num_tokens=30"],
-    ]  # fmt: skip
+    ]
     outputs = []
     for command in commands:
         result = subprocess.run(
-            [sys.executable, "-m", *command], cwd=REPO, env=environment() | {"XLA_FLAGS": ""}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=1500,
-        )  # fmt: skip
+            [sys.executable, "-m", *command],
+            cwd=REPO,
+            env=environment() | {"XLA_FLAGS": ""},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=1500,
+        )
         assert result.returncode == 0, result.stdout
         outputs.append(result.stdout)
     prepared, checked, trained, generated = outputs

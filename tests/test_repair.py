@@ -7,7 +7,8 @@ import pytest
 from test_data_prep import byte_options, run, tree, words, write_parquet
 from test_data_prep_check import edit_manifest
 
-from data_prep import check, manifest
+from data_prep import check
+from data_prep.store import manifest
 
 DAMAGE = {
     "bin": ["fineweb_train_000001.bin"],
@@ -23,7 +24,7 @@ def good(tmp_path_factory) -> Path:
     """A prepared dataset of three inputs of four units each."""
     folder = tmp_path_factory.mktemp("good")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("data_prep.units.UNIT_BYTES", 1000)
+        patch.setattr("data_prep.inputs.units.UNIT_BYTES", 1000)
         for index in range(3):
             write_parquet(folder / f"{index}.parquet", words(130), rows_per_group=40)
         assert run(*byte_options(folder, folder / "out")) == 0
@@ -33,7 +34,7 @@ def good(tmp_path_factory) -> Path:
 @pytest.fixture
 def dataset(good, monkeypatch, tmp_path) -> Path:
     """A copy of it, to be damaged. The inputs stay where they were."""
-    monkeypatch.setattr("data_prep.units.UNIT_BYTES", 1000)
+    monkeypatch.setattr("data_prep.inputs.units.UNIT_BYTES", 1000)
     shutil.copytree(good / "out", tmp_path / "out")
     return tmp_path / "out"
 

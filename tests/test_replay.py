@@ -9,9 +9,9 @@ import sys
 
 import numpy as np
 import pytest
-from inspected_run import batches_of, prepare, simple_plan, stream, write_run
+from support.inspected_run import batches_of, prepare, simple_plan, stream, write_run
 
-from data_prep import manifest, token_bin
+from data_prep.store import manifest, token_bin
 from gpt_pretrain import replay
 
 

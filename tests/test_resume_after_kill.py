@@ -5,7 +5,7 @@ import threading
 import time
 
 import pytest
-from training_runs import assert_bitwise_equal, consumed_batches, final_state, finish, flags, start
+from support.training_runs import assert_bitwise_equal, consumed_batches, final_state, finish, flags, start
 
 NUM_STEPS = 40
 

@@ -9,9 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep import fineweb, manifest, units
-from data_prep.inputs import InputError, expand
-from data_prep.units import inspect, read_unit
+from data_prep import fineweb
+from data_prep.inputs import units
+from data_prep.inputs.paths import expand
+from data_prep.inputs.units import inspect, read_unit
+from data_prep.store import manifest
+from data_prep.store.locations import InputError
 
 TEXTS = [f"{i} " + "día 漢字 " * (i % 40) for i in range(300)]
 TEXTS[7] = ""
@@ -41,9 +44,7 @@ def make_dataset(directory, examples: list[dict], splits=(("train", 2),), **feat
 
     features = tfds.features.FeaturesDict(features or {"text": tfds.features.Text()})
     directory.mkdir(parents=True)
-    template = tfds.core.ShardedFileTemplate(
-        data_dir=directory, dataset_name="mine", filetype_suffix="array_record"
-    )
+    template = tfds.core.ShardedFileTemplate(data_dir=directory, dataset_name="mine", filetype_suffix="array_record")
     infos = []
     for split, num_files in splits:
         lengths, num_bytes = [], 0
@@ -57,9 +58,7 @@ def make_dataset(directory, examples: list[dict], splits=(("train", 2),), **feat
             writer.close()
             lengths.append(len(part))
         infos.append(tfds.core.SplitInfo(split, lengths, num_bytes, template))
-    tfds.folder_dataset.write_metadata(
-        data_dir=directory, features=features, split_infos=infos, check_data=False
-    )
+    tfds.folder_dataset.write_metadata(data_dir=directory, features=features, split_infos=infos, check_data=False)
     return directory
 
 
@@ -88,9 +87,7 @@ def prepare(source: str, output, *options: str) -> manifest.Manifest:
     return manifest.load(output)
 
 
-def test_a_split_is_the_stream_that_the_same_texts_make_from_parquet(
-    data_dir, tmp_path, monkeypatch
-):
+def test_a_split_is_the_stream_that_the_same_texts_make_from_parquet(data_dir, tmp_path, monkeypatch):
     text_dataset(data_dir / "mine" / "1.0.0")
     pq.write_table(pa.table({"text": TEXTS}), tmp_path / "mine.parquet")
     expected = prepare(f"{tmp_path}/mine.parquet", tmp_path / "parquet").fingerprint
@@ -115,9 +112,7 @@ def test_units_are_ranges_of_examples_that_account_for_all(data_dir, monkeypatch
         batches = list(read_unit(unit, "text"))
         assert sum(batch.num_bytes for batch in batches) == unit.num_bytes > 0
         assert len(batches) > 1
-    assert [(row[0], row[5]) for row in read_all("tfds:mine")] == list(
-        zip(TEXTS, range(len(TEXTS)), strict=True)
-    )
+    assert [(row[0], row[5]) for row in read_all("tfds:mine")] == list(zip(TEXTS, range(len(TEXTS)), strict=True))
 
 
 def test_every_spelling_means_the_dataset_that_tfds_would_take(data_dir, tmp_path, monkeypatch):
@@ -170,15 +165,11 @@ def test_provenance_is_taken_from_features_of_those_names(data_dir):
 
 def test_a_text_that_is_not_utf8_is_named_by_its_example(data_dir):
     text_dataset(data_dir / "mine" / "1.0.0", [b"fine", b"", b"\xff\xfe"])
-    with pytest.raises(
-        InputError, match=r"^tfds:mine:1\.0\.0@train: example 2: 'text' is not UTF-8: .*0xff"
-    ):
+    with pytest.raises(InputError, match=r"^tfds:mine:1\.0\.0@train: example 2: 'text' is not UTF-8: .*0xff"):
         read_all("tfds:mine")
 
 
-def test_a_dataset_that_is_not_prepared_is_refused_with_the_command_and_what_is_there(
-    data_dir, tmp_path, capsys
-):
+def test_a_dataset_that_is_not_prepared_is_refused_with_the_command_and_what_is_there(data_dir, tmp_path, capsys):
     command = "`tfds build lm1b --file_format=array_record`"
     status = fineweb.main(["--input=tfds:lm1b", f"--output_dir={tmp_path}/out"])
     error = capsys.readouterr().err
@@ -204,9 +195,7 @@ def test_a_dataset_stored_as_tfrecord_is_refused_until_it_is_converted(data_dir)
     info = json.loads((directory / "dataset_info.json").read_text())
     info["fileFormat"] = "tfrecord"
     (directory / "dataset_info.json").write_text(json.dumps(info))
-    with pytest.raises(
-        InputError, match=r"mine/1\.0\.0 is stored as tfrecord, expected array_record, .*convert"
-    ):
+    with pytest.raises(InputError, match=r"mine/1\.0\.0 is stored as tfrecord, expected array_record, .*convert"):
         inspect("tfds:mine", 0, "text")
     info["alternativeFileFormats"] = ["array_record"]  # what `tfds convert_format` leaves
     (directory / "dataset_info.json").write_text(json.dumps(info))

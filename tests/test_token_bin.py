@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data_prep.token_bin import Header, open_tokens, read_header, token_dtype, write_tokens
+from data_prep.store.token_bin import Header, open_tokens, read_header, token_dtype, write_tokens
 
 IDS = np.array([50256, 0, 1, 65535, 256], np.uint16)
 LARGE_IDS = np.array([65536, 0, 200_018, 2**32 - 1, 7], np.uint32)

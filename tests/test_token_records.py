@@ -5,8 +5,8 @@ import pickle
 import numpy as np
 import pytest
 
-from data_prep import token_records
-from data_prep.token_records import open_records, record_prefix, write_records
+from data_prep.store import token_records
+from data_prep.store.token_records import open_records, record_prefix, write_records
 
 RNG_SEED = 3
 

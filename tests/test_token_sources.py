@@ -4,9 +4,10 @@ import shutil
 import numpy as np
 import pytest
 
-from data_prep import token_bin
-from gpt_pretrain.data import order, token_sources
-from gpt_pretrain.data.token_sources import BinSource, open_dataset
+from data_prep.store import streams as token_sources
+from data_prep.store import token_bin
+from data_prep.store.streams import BinSource, open_dataset
+from gpt_pretrain.data import order
 
 
 def test_both_formats_give_identical_windows_also_across_shards_and_records(tiny_dataset):
@@ -14,9 +15,12 @@ def test_both_formats_give_identical_windows_also_across_shards_and_records(tiny
     num_tokens = sources[0].num_tokens
     assert sources[1].num_tokens == num_tokens > 30000  # several shards of 10,000
     for length in (1, 17, 64, 65, 1000):
-        starts = np.concatenate([
-            np.random.default_rng(0).integers(0, num_tokens - length, 300), [0, num_tokens - length, 9990, 10000 - length],
-        ])  # fmt: skip
+        starts = np.concatenate(
+            [
+                np.random.default_rng(0).integers(0, num_tokens - length, 300),
+                [0, num_tokens - length, 9990, 10000 - length],
+            ]
+        )
         a, b = (source.read(starts, length) for source in sources)
         assert a.dtype == b.dtype == np.uint16
         assert np.array_equal(a, b)

@@ -10,8 +10,8 @@ import unicodedata
 import numpy as np
 import pytest
 
-from data_prep import tokenizers
-from data_prep.tokenizers import get_tokenizer
+from data_prep.store import tokenizers
+from data_prep.store.tokenizers import get_tokenizer
 
 NASTY = {
     "empty": "",
@@ -38,9 +38,7 @@ OPENAI_PATTERNS = {  # as tiktoken_ext.openai_public spells them
     r"""|\s+(?!\S)|\s+""",
 }
 SCHEMES = ["gpt2", "cl100k_base", "o200k_base"]
-TIGHT = (
-    " \n\r\t'sStTlLvVeE1239aAzZ.,/!\u00a0\u3000éÀ\u0301ſK\u200b\x1c\x85"  # what the patterns cut at
-)
+TIGHT = " \n\r\t'sStTlLvVeE1239aAzZ.,/!\u00a0\u3000éÀ\u0301ſK\u200b\x1c\x85"  # what the patterns cut at
 
 
 @functools.cache
@@ -250,9 +248,7 @@ def test_special_tokens_in_a_text_are_ordinary_text_for_tokenizer_json(tmp_path)
 
 def test_the_end_of_text_of_tokenizer_json_can_be_chosen(tmp_path):
     path = train_tokenizer_json(tmp_path / "tokenizer.json", ["<unk>", "[SEP]", "[CLS]"])
-    with pytest.raises(
-        ValueError, match=r"which token ends a text\? .*@TOKEN with one of <unk>, \["
-    ):
+    with pytest.raises(ValueError, match=r"which token ends a text\? .*@TOKEN with one of <unk>, \["):
         get_tokenizer(path)
     with pytest.raises(ValueError, match=r"one of <unk>, \[SEP\], \[CLS\]"):
         get_tokenizer(f"{path}@[PAD]")
@@ -274,9 +270,7 @@ def test_a_bad_tokenizer_json_is_named(tmp_path):
             get_tokenizer(str(path))
 
 
-def test_published_ranks_without_a_network_are_refused_soon_with_the_way_around(
-    tmp_path, monkeypatch
-):
+def test_published_ranks_without_a_network_are_refused_soon_with_the_way_around(tmp_path, monkeypatch):
     import tiktoken.registry
 
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))

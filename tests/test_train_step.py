@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from conftest import ArraySource, make_batches, make_test_mesh
 
-from gpt_pretrain import train_state, train_step
 from gpt_pretrain.data import loader
-from gpt_pretrain.llm import GPTConfig
-from gpt_pretrain.optimizers import adamw
-from gpt_pretrain.perturbations import Perturbation, gaussian_noise, zeroing
-from gpt_pretrain.sharding import batch_sharding
+from gpt_pretrain.model.gpt import GPTConfig
+from gpt_pretrain.model.perturbations import Perturbation, gaussian_noise, zeroing
+from gpt_pretrain.optim.adamw import adamw
+from gpt_pretrain.parallel.mesh import batch_sharding
+from gpt_pretrain.train import state as train_state
+from gpt_pretrain.train import step as train_step
 
 SEQ_LEN, NUM_VALID = 8, 257
 HOW = {"seq_len": SEQ_LEN, "num_valid": NUM_VALID, "num_chunks": 2, "seed": 0}
@@ -95,7 +96,7 @@ def lowered(config, mesh=None):
 
 
 def test_hooks_that_are_off_leave_no_trace_in_the_lowered_step(tiny_config, monkeypatch):
-    from gpt_pretrain import transformer
+    from gpt_pretrain.model import layers as transformer
 
     def block_without_hooks(self, x_BTD, layer, *, attend, hook, rng):
         x_BTD = x_BTD + self.attention(self.ln_1(x_BTD), layer, attend)
@@ -151,9 +152,12 @@ def test_statistics_describe_every_site_of_every_layer_and_change_no_step(tiny_c
 
     seen = {}
     loss_fn = train_step.make_loss_fn(
-        dataclasses.replace(tiny_config, perturbations=(Perturbation(
-            lambda x, layer, rng: (seen.setdefault(layer, x), x)[1], sites=["attn_out"]),)), **LOSS,
-    )  # fmt: skip
+        dataclasses.replace(
+            tiny_config,
+            perturbations=(Perturbation(lambda x, layer, rng: (seen.setdefault(layer, x), x)[1], sites=["attn_out"]),),
+        ),
+        **LOSS,
+    )
     loss_fn(state.params, batch[0], None)
     for layer in (0, 1):
         x = np.asarray(seen[layer], np.float64)

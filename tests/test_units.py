@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from data_prep import inputs, units
-from data_prep.inputs import InputError, expand, find_preset
-from data_prep.units import PROVENANCE, inspect, make_batch, read_unit
+from data_prep.inputs import units
+from data_prep.inputs.paths import expand, find_preset
+from data_prep.inputs.units import PROVENANCE, inspect, make_batch, read_unit
+from data_prep.store import locations as inputs
+from data_prep.store.locations import InputError
 
 TEXTS = ["one", None, "", "two\n<|endoftext|>", "漢字 👩‍👩‍👧"]
 ROWS = [
@@ -116,9 +118,7 @@ def test_a_file_cut_short_is_an_error_and_never_fewer_documents(tmp_path, kind):
     if kind == "parquet":
         assert re.match(rf"{path}: not parquet, or cut short", found.error) and not found.units
         return
-    with pytest.raises(
-        InputError, match=rf"^{path}: (line \d+: not JSON|cannot be read to the end)"
-    ):
+    with pytest.raises(InputError, match=rf"^{path}: (line \d+: not JSON|cannot be read to the end)"):
         list(read_unit(found.units[0], "text"))
 
 
@@ -246,9 +246,7 @@ def test_presets():
 
 def test_no_network_for_the_hub_is_said_soon_with_the_way_around(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(
-        InputError, match=r"no network .*hf download HuggingFaceFW/fineweb "
-    ) as error:
+    with pytest.raises(InputError, match=r"no network .*hf download HuggingFaceFW/fineweb ") as error:
         expand("hf://datasets/HuggingFaceFW/fineweb/sample/10BT/*.parquet")
     assert "--include='sample/10BT/*'" in str(error.value)
 

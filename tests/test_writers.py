@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gpt_pretrain import wandb_writer
-from gpt_pretrain.writers import ConsoleWriter, TensorBoardWriter, make_writer, metric_writers
+from gpt_pretrain.train.writers import wandb as wandb_writer
+from gpt_pretrain.train.writers.console import ConsoleWriter, TensorBoardWriter, make_writer, metric_writers
 
 GIN = """import my_module
 
@@ -51,7 +51,7 @@ def read_scalars(logdir: os.PathLike[str], name: str) -> list[tuple[int, float]]
 
 def test_importing_writers_gives_clu_without_tensorflow_or_wandb(tmp_path):
     done = run_python(
-        "import sys; from gpt_pretrain.writers import metric_writers, periodic_actions\n"
+        "import sys; from gpt_pretrain.train.writers.console import metric_writers, periodic_actions\n"
         f"writer = metric_writers.create_default_writer({str(tmp_path)!r})\n"
         "periodic_actions.ReportProgress(num_train_steps=3, writer=writer)\n"
         "writer.write_scalars(1, {'a': 1.0}); writer.close()\n"
@@ -68,7 +68,7 @@ def test_where_tensorflow_is_installed_clu_keeps_its_own_summary_writer(tmp_path
         "import sys, types\n"
         "hparams = types.ModuleType('hparams'); hparams.api = None  # The real needs TF.\n"
         "sys.modules['tensorboard.plugins.hparams'] = hparams\n"
-        "from gpt_pretrain.writers import metric_writers\n"
+        "from gpt_pretrain.train.writers.console import metric_writers\n"
         "print(metric_writers.SummaryWriter.__module__)",
         PYTHONPATH=os.pathsep.join([str(tmp_path), *filter(None, sys.path)]),
     )
@@ -98,9 +98,7 @@ def test_tensorboard_reads_back_what_was_written(tmp_path):
 
 def test_curves_of_a_killed_and_resumed_run_do_not_double_up(tmp_path):
     def train(start_step: int, steps: range, loss: float):
-        writer = make_writer(
-            ["tensorboard"], save_dir=tmp_path, total_steps=9, start_step=start_step
-        )
+        writer = make_writer(["tensorboard"], save_dir=tmp_path, total_steps=9, start_step=start_step)
         for step in steps:
             writer.write_scalars(step, {"train/loss": loss})
         writer.close()
@@ -118,8 +116,8 @@ def test_curves_of_a_killed_and_resumed_run_do_not_double_up(tmp_path):
 # --- W&B
 
 TWO_STEPS = """
-from gpt_pretrain.wandb_writer import WandbWriter
-from gpt_pretrain.writers import make_writer
+from gpt_pretrain.train.writers.wandb import WandbWriter
+from gpt_pretrain.train.writers.console import make_writer
 WandbWriter.PROBE_TIMEOUT_SECS = 1.0
 writer = make_writer(["wandb"], save_dir=SAVE_DIR, total_steps=9, config_text=GIN)
 for step in (1, 2):
@@ -218,11 +216,17 @@ def test_gin_config_becomes_a_dictionary():
 def test_console_prints_one_aligned_line_per_step(capsys):
     writer = ConsoleWriter(1000, details="TensorBoard in runs/x")
     train = {
-        "train/loss": 6.0912, "train/accuracy": 0.1124, "train/learning_rate": 2.9e-3,
-        "train/grad_norm": 0.84, "train/param_norm": 99.0, "train/update_norm": 0.1,
-        "train/tokens_per_sec": 1312.4, "train/mfu": 0.412, "train/examples_seen": 1920,
+        "train/loss": 6.0912,
+        "train/accuracy": 0.1124,
+        "train/learning_rate": 2.9e-3,
+        "train/grad_norm": 0.84,
+        "train/param_norm": 99.0,
+        "train/update_norm": 0.1,
+        "train/tokens_per_sec": 1312.4,
+        "train/mfu": 0.412,
+        "train/examples_seen": 1920,
         "train/eta_secs": 192.4,
-    }  # fmt: skip
+    }
     writer.write_scalars(120, train)
     writer.write_scalars(8, train | {"train/loss": 10.8249, "train/eta_secs": 36_605.0})
     writer.write_scalars(120, {"validation/loss": 6.1234, "validation/accuracy": 0.11})
@@ -257,9 +261,7 @@ def test_only_the_primary_process_writes(tmp_path, capsys):
     assert not (tmp_path / "run").exists() and not capsys.readouterr().out
 
 
-def test_a_failing_writer_is_logged_once_and_the_others_go_on(
-    tmp_path, capsys, caplog, monkeypatch
-):
+def test_a_failing_writer_is_logged_once_and_the_others_go_on(tmp_path, capsys, caplog, monkeypatch):
     def write_scalars(self, step, scalars):
         raise OSError("No space left on device")
 

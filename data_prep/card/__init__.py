@@ -12,8 +12,8 @@ from data_prep.card.pages import render_markdown
 from data_prep.card.samples import read_excerpts
 from data_prep.card.sections import KIND, make_page
 from data_prep.card.summary import summarize_splits
-from data_prep.files import whole_file
-from data_prep.manifest import load
+from data_prep.store.files import whole_file
+from data_prep.store.manifest import load
 
 README_NAME, HTML_NAME = "README.md", "card.html"
 
@@ -31,8 +31,7 @@ def write_card(directory: str | os.PathLike, num_workers: int = 1) -> None:
     readme = directory / README_NAME
     if readme.exists() and KIND not in readme.read_text(encoding="utf-8", errors="replace"):
         raise ValueError(
-            f"{readme}: is not a card by data_prep.card, which would replace it. Move it away, or "
-            "do without a card."
+            f"{readme}: is not a card by data_prep.card, which would replace it. Move it away, or do without a card."
         )
     summaries = summarize_splits(directory, manifest, num_workers)
     page = make_page(manifest, summaries, read_excerpts(directory, manifest))

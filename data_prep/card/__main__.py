@@ -4,14 +4,12 @@ import argparse
 import sys
 
 from data_prep.card import HTML_NAME, README_NAME, __doc__, write_card
-from data_prep.engines import WorkerDied
+from data_prep.engines.local import WorkerDied
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status 1 for an error that the user can remove."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.card", description=__doc__, allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(prog="python -m data_prep.card", description=__doc__, allow_abbrev=False)
     parser.add_argument("directory", metavar="DIR", help="a prepared dataset")
     parser.add_argument("--num_workers", type=int, default=1, help="processes (default: 1)")
     args = parser.parse_args(argv)

@@ -110,9 +110,7 @@ def render_html(page: Page) -> str:
         f"<section>\n<h2>{_html(section.title)}</h2>\n{_html_blocks(section.blocks)}</section>\n"
         for section in page.sections
     )
-    footer = (
-        "Made from the manifest and the documents tables by <code>python -m data_prep.card</code>."
-    )
+    footer = "Made from the manifest and the documents tables by <code>python -m data_prep.card</code>."
     return shell(page.title, page.kind, page.tiles, sections, footer)
 
 
@@ -195,9 +193,7 @@ def _html_table(table: Table) -> str:
 
 
 def _html_sample(sample: Sample) -> str:
-    facts = "".join(
-        f"<dt>{_html(name)}</dt><dd>{_html(fact)}</dd>\n" for name, fact in sample.facts
-    )
+    facts = "".join(f"<dt>{_html(name)}</dt><dd>{_html(fact)}</dd>\n" for name, fact in sample.facts)
     more = "" if sample.is_whole else '<span class="more"> […]</span>'
     return (
         f'<article>\n<blockquote dir="auto" tabindex="0">{_html(sample.text)}{more}</blockquote>\n'
@@ -208,11 +204,7 @@ def _html_sample(sample: Sample) -> str:
 def _html_chart(chart: Chart) -> str:
     documents = [one.num_documents for one in chart.bins]
     tokens = [one.num_tokens for one in chart.bins]
-    rows = tuple(
-        (bin_label(one), one.num_documents, one.num_tokens)
-        for one in chart.bins
-        if one.num_documents
-    )
+    rows = tuple((bin_label(one), one.num_documents, one.num_tokens) for one in chart.bins if one.num_documents)
     table = Table("Documents by length in tokens", ("Length", "Documents", "Tokens"), rows)
     return (
         '<div class="charts">\n'
@@ -231,9 +223,7 @@ def _html_chart(chart: Chart) -> str:
     )
 
 
-def _figure(
-    title: str, key: str, unit: str, bins: Sequence[Bin], values: Sequence[int], median: int
-) -> str:
+def _figure(title: str, key: str, unit: str, bins: Sequence[Bin], values: Sequence[int], median: int) -> str:
     """A bar chart with a logarithmic horizontal axis, and a line where half of the sum is."""
     low, high = math.log2(bins[0].start), math.log2(bins[-1].stop)
     floor = HEIGHT - BOTTOM

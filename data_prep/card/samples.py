@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.documents import read_tokens
-from data_prep.manifest import DOCUMENTS, Manifest
-from data_prep.tokenizers import Tokenizer, get_tokenizer
+from data_prep.store.documents import read_tokens
+from data_prep.store.manifest import DOCUMENTS, Manifest
+from data_prep.store.tokenizers import Tokenizer, get_tokenizer
 
 EXCERPTS_OF_SPLIT, EXCERPTS_OF_OTHERS = {"train": 4}, 2
 EXCERPT_CHARS = 400

@@ -28,8 +28,8 @@ from data_prep.card.summary import (
     Counts,
     Summary,
 )
-from data_prep.inputs import EMBEDDED, file_name, is_remote
-from data_prep.manifest import DOCUMENTS, FORMATS, INDEX, MANIFEST_NAME, Manifest
+from data_prep.store.locations import EMBEDDED, file_name, is_remote
+from data_prep.store.manifest import DOCUMENTS, FORMATS, INDEX, MANIFEST_NAME, Manifest
 
 KIND = "Prepared dataset for language model pretraining"
 KIND_OF_FILE = {"bin": ".bin", "array_record": "ArrayRecord", DOCUMENTS: "table", INDEX: "index"}
@@ -43,9 +43,7 @@ ISO_LANGUAGE = re.compile("[a-z]{2,3}")
 MAX_HUB_LANGUAGES = 20
 
 
-def make_page(
-    manifest: Manifest, summaries: Mapping[str, Summary], excerpts: Iterable[Excerpt]
-) -> Page:
+def make_page(manifest: Manifest, summaries: Mapping[str, Summary], excerpts: Iterable[Excerpt]) -> Page:
     """All that a card says."""
     excerpts = list(excerpts)
     samples = tuple(map(_sample, excerpts))
@@ -153,9 +151,7 @@ def _length_blocks(summaries: Mapping[str, Summary], total: Summary) -> tuple[Bl
     short_documents = int(total.documents_B[: WINDOW_TOKENS + 1].sum())
     short_tokens = int(total.tokens_B[: WINDOW_TOKENS + 1].sum())
     rounded = max(chart.token_median, *(max(values) for values in quantiles.values()))
-    note = _paragraph(
-        f"Quantiles from {EXACT_BELOW:,} tokens on are rounded down, by less than 0.1 %."
-    )
+    note = _paragraph(f"Quantiles from {EXACT_BELOW:,} tokens on are rounded down, by less than 0.1 %.")
     return (
         _paragraph(
             "In tokens, end-of-text included. "
@@ -305,9 +301,7 @@ def _hub_metadata(manifest: Manifest, total: Summary) -> dict[str, object]:
     size = f"n<{high}" if not low else f"{low}<n<{high}" if high else f"n>{low}"
     names = [name for name, *_ in total.languages.top(MAX_HUB_LANGUAGES)]
     languages = [name for name in names if ISO_LANGUAGE.fullmatch(name)]
-    files = [
-        {"split": split, "path": f"{DOCUMENTS}_{split}_*.parquet"} for split in manifest.splits
-    ]
+    files = [{"split": split, "path": f"{DOCUMENTS}_{split}_*.parquet"} for split in manifest.splits]
     return {
         "pretty_name": _title(manifest.spec["source"]),
         **({"language": languages} if languages else {}),

@@ -16,9 +16,9 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike
 
-from data_prep.engines import Report, Workers
-from data_prep.manifest import DOCUMENTS, Manifest
-from data_prep.progress import Progress
+from data_prep.engines.local import Report, Workers
+from data_prep.pages.progress import Progress
+from data_prep.store.manifest import DOCUMENTS, Manifest
 
 pc: Any = pyarrow.compute  # it makes its functions when imported: no type checker knows them
 COLUMNS = ("length", "text_bytes", "url", "dump", "language")
@@ -188,9 +188,7 @@ def _count(values: pa.ChunkedArray, lengths: pa.ChunkedArray) -> Counts:
     table = groups.aggregate([("length", "count"), ("length", "sum")])
     columns = ("value", "length_count", "length_sum")
     none = table.filter(pc.is_null(table["value"]))
-    of_none = (
-        (none[columns[1]][0].as_py(), none[columns[2]][0].as_py()) if none.num_rows else (0, 0)
-    )
+    of_none = (none[columns[1]][0].as_py(), none[columns[2]][0].as_py()) if none.num_rows else (0, 0)
     table = table.filter(pc.is_valid(table["value"]))
     table = table.sort_by([("length_count", "descending"), ("value", "ascending")])
     slack = table["length_count"][MAX_VALUES].as_py() if table.num_rows > MAX_VALUES else 0
@@ -231,9 +229,7 @@ def _add_padded(a_B: np.ndarray, b_B: np.ndarray) -> np.ndarray:
     return total_B
 
 
-def summarize_splits(
-    directory: Path, manifest: Manifest, num_workers: int = 1
-) -> dict[str, Summary]:
+def summarize_splits(directory: Path, manifest: Manifest, num_workers: int = 1) -> dict[str, Summary]:
     """The summary of each split's documents.
 
     Raises ValueError where a table cannot be read, or disagrees with the manifest.

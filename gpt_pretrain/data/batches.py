@@ -10,9 +10,9 @@ from typing import TypedDict
 import numpy as np
 import xxhash
 
+from data_prep.store.streams import TokenSource
 from gpt_pretrain.data.plan import Plan
-from gpt_pretrain.data.segments import Segment
-from gpt_pretrain.data.token_sources import TokenSource
+from gpt_pretrain.data.stages import Segment
 
 _CHUNK_EXAMPLES = 1 << 15  # looked up at once, at most: an order is cheap by the thousand, not by the batch
 # Odd 64-bit constants (of splitmix64 and xxHash): they spread a row's place over the bits of its seed.
@@ -78,10 +78,14 @@ class Batches:
             raise self._bad_token(segment, streams.reshape(-1), windows.reshape(-1), tokens)
         digest = digest_of_rows(tokens, (position + rows).reshape(-1), streams.reshape(-1), windows.reshape(-1))
         return {
-            "step": step, "position": position, "batch_size": batch_size,
+            "step": step,
+            "position": position,
+            "batch_size": batch_size,
             "tokens": tokens.reshape(*rows.shape, tokens.shape[1]),
-            "streams": streams, "windows": windows, "digest": digest,
-        }  # fmt: skip
+            "streams": streams,
+            "windows": windows,
+            "digest": digest,
+        }
 
     def _examples(self, segment: Segment, step: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(streams, windows) of the rows of one step, from a look-up of many steps."""
@@ -92,11 +96,7 @@ class Batches:
             ahead = 2 * (chunk[1] - chunk[0]) if chunk and step == chunk[1] else 1
             ahead = max(1, min(ahead, _CHUNK_EXAMPLES // max(1, rows.size)))
             last, end = step + 1, min(step + ahead, self._first_step + self._num_steps)
-            while (
-                last < end
-                and self._plan.segment_at(last) is segment
-                and segment.batch_size(last) == batch_size
-            ):
+            while last < end and self._plan.segment_at(last) is segment and segment.batch_size(last) == batch_size:
                 last += 1
             firsts = segment.position(step) + batch_size * np.arange(last - step)
             chunk = step, last, *segment.examples_at(firsts[:, None, None] + rows)

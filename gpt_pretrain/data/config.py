@@ -5,11 +5,11 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from data_prep.store.streams import Format, TokenDataset, Verify, open_dataset
 from gpt_pretrain.data.mixture import counts_of
 from gpt_pretrain.data.order import SHUFFLES, Shuffle
 from gpt_pretrain.data.plan import Plan
-from gpt_pretrain.data.segments import Segment, Stream
-from gpt_pretrain.data.token_sources import Format, TokenDataset, Verify, open_dataset
+from gpt_pretrain.data.stages import Segment, Stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +106,14 @@ class DataConfig:
             for (name, dataset), count in zip(datasets.items(), counts, strict=True)
         )
         return Segment(
-            seed=self.seed, seq_len=self.seq_len, batch_sizes=tuple(batch_sizes), streams=streams,
-            shuffle=self.shuffle, block_windows=self.shuffle_block_windows, group_blocks=self.shuffle_group_blocks,
-        )  # fmt: skip
+            seed=self.seed,
+            seq_len=self.seq_len,
+            batch_sizes=tuple(batch_sizes),
+            streams=streams,
+            shuffle=self.shuffle,
+            block_windows=self.shuffle_block_windows,
+            group_blocks=self.shuffle_group_blocks,
+        )
 
     def check_epochs(self, plan: Plan, num_steps: int) -> None:
         """ValueError where a run of that many steps would meet a stream more often than it may."""
@@ -132,7 +137,7 @@ class DataConfig:
         ids = [each.strip() for each in ids if each.strip()]
         if not ids:
             return {}
-        from data_prep.documents import DocumentTables  # only who excludes documents waits for pyarrow
+        from data_prep.store.documents import DocumentTables  # only who excludes documents waits for pyarrow
 
         for dataset in datasets.values():
             if dataset.tokenizer_digest is None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep import manifest as manifest_lib
-from data_prep.files import is_intact
+from data_prep.store import manifest as manifest_lib
+from data_prep.store.files import is_intact
+from data_prep.store.streams import TokenDataset
 from gpt_pretrain.data.plan import Plan
-from gpt_pretrain.data.token_sources import TokenDataset
 
 
 def explain(plan: Plan, datasets: Mapping[str, TokenDataset], step: int) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.files import whole_file
+from data_prep.store.files import whole_file
 
 FILE_NAME = "ledger.bin"
 MAGIC = b"GPTLEDG1"

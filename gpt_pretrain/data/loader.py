@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from gpt_pretrain.data.batches import Batches, Element
-from gpt_pretrain.sharding import BatchLayout, batch_layout
+from gpt_pretrain.parallel.mesh import BatchLayout, batch_layout
 
 # In one Grain element: handing one from its thread to ours costs 70 us, as much as reading 2**16 tokens.
 _ELEMENT_TOKENS = 1 << 19

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_pretrain.data.segments import Batch, Segment, Sighting, Stream, label_of, sizes_from, sizes_in_words
+from gpt_pretrain.data.stages import Batch, Segment, Sighting, Stream, label_of, sizes_from, sizes_in_words
 
 VERSION = 1
 
@@ -82,10 +82,7 @@ class Plan:
         """How often each stream has been met before `step`: 1.5 is once and a half."""
         segment = self.segment_at(max(0, step - 1))
         position = segment.position(step)
-        return {
-            stream.name: segment.epochs(i, position)
-            for i, stream in enumerate(segment.streams)
-        }
+        return {stream.name: segment.epochs(i, position) for i, stream in enumerate(segment.streams)}
 
     def _stops(self) -> list[int]:
         """The step after the last of each segment."""

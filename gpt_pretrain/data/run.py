@@ -1,7 +1,7 @@
 """The data of a run, without its model: what `replay` and `inspect` open.
 
-    save_dir/data.json     the plan, where the datasets lie, how many steps the run has
-    save_dir/ledger.bin    see ledger.py
+save_dir/data.json     the plan, where the datasets lie, how many steps the run has
+save_dir/ledger.bin    see ledger.py
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from data_prep.files import read_json, write_json
+from data_prep.store.files import read_json, write_json
 from gpt_pretrain.data.plan import Plan
 
 FILE_NAME = "data.json"

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from gpt_pretrain.data.segments import Batch, Segment
+from gpt_pretrain.data.stages import Batch, Segment
 from gpt_pretrain.history.opened_run import OpenedRun
 
 _MAX_ROWS = 5  # that are named

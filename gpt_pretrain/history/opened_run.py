@@ -12,14 +12,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep import manifest as manifest_lib
-from data_prep.documents import DocumentTables
-from data_prep.tokenizers import Tokenizer, get_tokenizer
+from data_prep.store import manifest as manifest_lib
+from data_prep.store.documents import DocumentTables
+from data_prep.store.streams import TokenDataset, TokenSource, open_dataset
+from data_prep.store.tokenizers import Tokenizer, get_tokenizer
 from gpt_pretrain.data import ledger as ledger_lib
 from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.data.run import open_run
-from gpt_pretrain.data.segments import Segment, Stream
-from gpt_pretrain.data.token_sources import TokenDataset, TokenSource, open_dataset
+from gpt_pretrain.data.stages import Segment, Stream
 
 NUMBERING = (
     "Updates are numbered as in the training log: the first one is 1. Rows, positions, windows, tokens and epochs "
@@ -30,9 +30,12 @@ NUMBERING = (
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
     """The option that `OpenedRun` takes as `data_dirs`."""
     parser.add_argument(
-        "--data_dir", nargs="+", default=(), metavar="[NAME=]DIR",
+        "--data_dir",
+        nargs="+",
+        default=(),
+        metavar="[NAME=]DIR",
         help="where the datasets are now, if not where the run had them; NAME is a stream of the mixture",
-    )  # fmt: skip
+    )
 
 
 @dataclasses.dataclass(frozen=True)

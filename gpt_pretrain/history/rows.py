@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.documents import Document, DocumentTables
-from data_prep.tokenizers import Tokenizer
+from data_prep.store.documents import Document, DocumentTables
+from data_prep.store.tokenizers import Tokenizer
 from gpt_pretrain.data.batches import read_windows
 from gpt_pretrain.history.opened_run import OpenedRun
 
@@ -64,9 +64,14 @@ class Row:
                 known["tokens"] = [known["start"], known.pop("start") + known.pop("length")]
             documents.append(known | {"tokens_of_window": [part.start, part.stop], "text": part.text})
         return {
-            "update": step + 1, "row": self.row, "position": self.position, "stream": self.stream,
-            "window": self.window, "tokens": [self.start, self.stop], "documents": documents,
-        }  # fmt: skip
+            "update": step + 1,
+            "row": self.row,
+            "position": self.position,
+            "stream": self.stream,
+            "window": self.window,
+            "tokens": [self.start, self.stop],
+            "documents": documents,
+        }
 
 
 def read_rows(run: OpenedRun, step: int, chosen: slice = slice(None)) -> list[Row]:
@@ -86,9 +91,16 @@ def read_rows(run: OpenedRun, step: int, chosen: slice = slice(None)) -> list[Ro
         tokenizer, tables = run.tokenizer(stream), run.documents(stream)
         parts = _parts(tokens[i], start, tokenizer, tables)
         rows[i] = Row(
-            int(numbers[i]), batch.position + int(numbers[i]), stream.name, int(windows[i]), start,
-            start + segment.seq_len + 1, tokens[i], parts, tokenizer,
-        )  # fmt: skip
+            int(numbers[i]),
+            batch.position + int(numbers[i]),
+            stream.name,
+            int(windows[i]),
+            start,
+            start + segment.seq_len + 1,
+            tokens[i],
+            parts,
+            tokenizer,
+        )
     return [rows[i] for i in range(len(numbers))]
 
 

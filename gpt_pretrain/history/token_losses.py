@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from gpt_pretrain import checkpoints, generate
-from gpt_pretrain.document_mask import documents_of
-from gpt_pretrain.llm import graph_of
-from gpt_pretrain.losses import num_loss_chunks, token_nll
-from gpt_pretrain.train_step import split_tokens
+from gpt_pretrain.model.document_mask import documents_of
+from gpt_pretrain.model.gpt import graph_of
+from gpt_pretrain.model.losses import num_loss_chunks, token_nll
+from gpt_pretrain.train import checkpoints
+from gpt_pretrain.train import pretrained as generate
+from gpt_pretrain.train.step import split_tokens
 
 _TOKENS_AT_ONCE = 1 << 13
 

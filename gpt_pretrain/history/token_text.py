@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_prep.tokenizers import Tokenizer
+from data_prep.store.tokenizers import Tokenizer
 
 _MAX_TOKENS = 8  # that are tried together; a character has at most 4 bytes, but its tokens may hold parts of others
 _BROKEN = "\N{REPLACEMENT CHARACTER}"

@@ -1,0 +1,223 @@
+"""Where jobs run: in this process, or in several processes of this machine.
+
+A job is a frozen dataclass; the function that does it is `function(job, report)`, where
+`report(documents, tokens, text_bytes, work)` says what was done since the last call.
+"""
+
+import collections
+import contextlib
+import fcntl
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any, TypeVar
+
+from data_prep.pages.progress import NUM_COUNTS, Progress
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+Report = Callable[[int, int, int, int], None]
+
+POLL_SECS = 0.5
+MAX_TRIES = 3  # of a job whose worker was killed
+
+LOCK, WORKERS_LOCK = "lock", "workers.lock"
+
+
+class WorkerDied(RuntimeError):
+    """Worker processes were killed again and again at the same job."""
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Only one process at a time works in `directory`, which is made if need be.
+
+    The lock ends with the process, however it ends. The workers of a killed process end within
+    moments; entering waits for them, so that they don't write into files that are ours now.
+
+    Raises ValueError when another process has the lock.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / LOCK, "w") as own, open(directory / WORKERS_LOCK, "w") as workers:
+        try:
+            fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{directory.parent}: another process is at work in this directory. Wait for it, "
+                "or use another directory."
+            ) from None
+        fcntl.flock(workers, fcntl.LOCK_EX)
+        fcntl.flock(workers, fcntl.LOCK_UN)
+        yield
+
+
+def all_cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Workers:
+    """Processes that do jobs; started when they are first needed and kept until the end.
+
+    As a context manager, so that they end however the work ends. With `num_workers` 1 the jobs are
+    done in this process.
+
+    Args:
+      directory: the one that `locked` was given; None where jobs write nothing.
+    """
+
+    def __init__(self, num_workers: int, directory: Path | None = None):
+        self._num_workers = num_workers
+        self._directory = directory
+        self._workers: list[_Worker] = []
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for worker in self._workers:  # outputs appear whole or not at all: nothing is lost but time
+            worker.kill()
+        self._workers = []
+
+    def run(
+        self, function: Callable[[Job, Report], Result], jobs: Iterable[Job], progress: Progress
+    ) -> Generator[tuple[Job, Result | Exception], None, None]:
+        """Does every job; gives (job, result or exception) in order of completion.
+
+        Each worker takes the next job when it is free, so slow jobs hold up nobody. The iterable
+        may be long, and may end early depending on the results seen so far. A worker that is
+        killed costs its job only, which another one does again. Closing the generator early ends
+        the workers that are busy.
+
+        Raises WorkerDied when MAX_TRIES workers were killed at one job.
+        """
+        if self._num_workers <= 1:
+            for job in jobs:
+                try:
+                    result = function(job, progress.add)
+                except Exception as error:
+                    result = error
+                yield job, result
+            return
+        jobs = iter(jobs)
+        again: collections.deque[Job] = collections.deque()  # jobs of killed workers
+        tries: collections.Counter[Job] = collections.Counter()
+        try:
+            while True:
+                while (worker := self._idle()) and (job := _next(again, jobs)) is not None:
+                    worker.start(function, job)
+                busy = {w.connection: w for w in self._workers if w.job is not None}
+                if not busy:
+                    break
+                for ready in connection.wait(list(busy), POLL_SECS):
+                    worker = busy[ready]  # type: ignore[index]
+                    try:
+                        kind, value = worker.connection.recv()
+                    except (EOFError, OSError):
+                        self._end(worker)
+                        progress.add(*(-count for count in worker.counts))
+                        _lost(worker, tries)
+                        again.append(worker.job)
+                        continue
+                    if kind == "counts":
+                        worker.counts = [a + b for a, b in zip(worker.counts, value, strict=True)]
+                        progress.add(*value)
+                    else:
+                        job, worker.job = worker.job, None
+                        yield job, value
+        finally:
+            for worker in [worker for worker in self._workers if worker.job is not None]:
+                self._end(worker)
+
+    def _idle(self) -> "_Worker | None":
+        """A worker with nothing to do, started if there may be one more."""
+        for worker in self._workers:
+            if worker.job is None:
+                return worker
+        if len(self._workers) == self._num_workers:
+            return None
+        self._workers.append(_Worker(self._directory))
+        return self._workers[-1]
+
+    def _end(self, worker: "_Worker") -> None:
+        self._workers.remove(worker)
+        worker.kill()
+
+
+class _Worker:
+    """A process, the job that it does, and what it has reported of it."""
+
+    def __init__(self, directory: Path | None):
+        # Spawned, not forked: a fork of a process with threads (fsspec has one) can deadlock.
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        lock = directory / WORKERS_LOCK if directory else None
+        self.process = context.Process(target=_work, args=(theirs, lock), daemon=True)
+        self.process.start()
+        theirs.close()  # so that reading ends when the worker does
+        self.job: Any = None
+        self.counts = [0] * NUM_COUNTS  # of the job
+
+    def start(self, function, job) -> None:
+        self.job, self.counts = job, [0] * NUM_COUNTS
+        # A worker that is dead already is noticed when its answer is read.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.connection.send((function, job))
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+def _next(again, jobs):
+    return again.popleft() if again else next(jobs, None)
+
+
+def _lost(worker: _Worker, tries: collections.Counter) -> None:
+    """Says that a worker was killed, or raises if that happens to this job every time."""
+    tries[worker.job] += 1
+    code = worker.process.exitcode
+    how = f"by signal {-code}" if code is not None and code < 0 else f"with exit status {code}"
+    what = f"a worker process was ended {how}" + (" (out of memory?)" if code == -9 else "")
+    if tries[worker.job] == MAX_TRIES:
+        raise WorkerDied(
+            f"{what}, {MAX_TRIES} times at the same piece of work ({worker.job}). What is "
+            "complete is kept: run the same command again, perhaps with a smaller --num_workers."
+        )
+    print(f"{what}; its piece of work is done again", file=sys.stderr, flush=True)
+
+
+def _work(pipe, lock_path: Path | None) -> None:
+    """Main loop of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with open(lock_path, "w") if lock_path else contextlib.nullcontext() as lock:
+        if lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)  # held for as long as this process lives
+
+        def report(*counts: int) -> None:
+            pipe.send(("counts", counts))
+
+        while True:
+            function, job = pipe.recv()
+            try:
+                answer = function(job, report)
+            except Exception as error:
+                answer = error
+            pipe.send(("answer", answer))
+
+
+def _end_with_parent() -> None:
+    """Without this, workers outlive a parent that was killed, and write into files of the next."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)

@@ -1,0 +1,138 @@
+"""What a prepared dataset is: its spec, splits, shards and digests, in one `manifest.json`.
+
+The manifest is written last, after everything that it names: a directory with a manifest is a
+complete dataset. It holds file names only, so the directory may be moved or copied.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.store.files import digest_json, read_json, write_json
+
+MANIFEST_NAME = "manifest.json"
+WORK_DIR = ".work"  # state of an unfinished preparation, inside the dataset's directory
+FORMAT_VERSION = 2
+FORMATS = ("bin", "array_record")
+DOCUMENTS = "documents"  # the third kind of shard: tables, always written
+INDEX = "documents_index"  # the fourth: where each document of a table is, by its id and url
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file. A documents table lists the documents that *start* in its range of the stream."""
+
+    name: str
+    format: str  # "bin", "array_record", "documents" or "documents_index"
+    split: str  # "train" or "val"
+    num_tokens: int  # of the stream, without padding; of a table: the length of its range
+    num_rows: int  # tokens of a .bin, records of an ArrayRecord file, rows of a table or index
+    num_bytes: int
+    digest: str  # of the file
+
+
+@dataclass(frozen=True)
+class Split:
+    num_tokens: int
+    num_documents: int
+    fingerprint: str  # of the token stream alone: see fingerprints.py
+    unigram_entropy: float  # nats a token: the loss of a model that knows frequencies only
+
+
+@dataclass(frozen=True)
+class Source:
+    """A stretch of the stream, val first, and the unit of input that it came from.
+
+    What `check --repair` needs to make a lost file again.
+    """
+
+    unit: str  # name of the unit, as units.py names those of the spec's inputs
+    num_tokens: int
+    digest: str  # of the tokens
+
+
+@dataclass(frozen=True)
+class Manifest:
+    format_version: int
+    name: str
+    spec: dict[str, Any]
+    splits: dict[str, Split]
+    shards: tuple[Shard, ...]
+    fingerprint: str  # of all the splits and the tokenizer
+    sources: tuple[Source, ...] = ()  # empty where the stream was not made from text
+
+    def shards_of(self, split: str, format: str) -> tuple[Shard, ...]:
+        """The shards of one split in one format, in stream order; empty if there are none."""
+        return tuple(s for s in self.shards if (s.split, s.format) == (split, format))
+
+
+def dataset_fingerprint(splits: Mapping[str, Split], tokenizer_digest: str) -> str:
+    """Equal for datasets with the same streams and tokenizer, whatever their files look like."""
+    streams = {name: split.fingerprint for name, split in splits.items()}
+    return digest_json({"splits": streams, "tokenizer": tokenizer_digest})
+
+
+def unigram_entropy(counts_V: np.ndarray) -> float:
+    """Entropy in nats of the distribution with these counts. [1, 1] -> 0.6931..."""
+    counts = counts_V[counts_V > 0].astype(np.float64)
+    total = counts.sum()
+    return float(round(math.log(total) - (counts * np.log(counts)).sum() / total, 9) + 0.0)
+
+
+def save(manifest: Manifest, directory: str | os.PathLike) -> None:
+    """Writes the manifest with its own digest; equal manifests give equal bytes."""
+    fields = json.loads(json.dumps(dataclasses.asdict(manifest)))
+    write_json(Path(directory, MANIFEST_NAME), fields | {"digest": digest_json(fields)})
+
+
+def load(directory: str | os.PathLike) -> Manifest:
+    """The manifest of a prepared dataset.
+
+    Raises:
+      ValueError: there is none (unfinished, or another kind of directory), or it is damaged or
+        of another format version. Says which, and what to do.
+    """
+    path = Path(directory, MANIFEST_NAME)
+    fields = read_json(path)
+    if fields is None:
+        if Path(directory, WORK_DIR).is_dir():
+            raise ValueError(
+                f"{directory}: preparation is not finished ({MANIFEST_NAME} is missing, {WORK_DIR} "
+                "is there). Run the same data_prep.fineweb command again: it continues."
+            )
+        what = "no such directory" if not Path(directory).is_dir() else f"no {MANIFEST_NAME} in it"
+        raise ValueError(
+            f"{directory}: not a prepared dataset ({what}). Prepare one with "
+            f"`python -m data_prep.fineweb --output_dir={directory}`."
+        )
+    version = fields.get("format_version") if isinstance(fields, dict) else None
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: format_version {version}, expected {FORMAT_VERSION}. Prepare the dataset "
+            "again with this version of data_prep."
+        )
+    digest = fields.pop("digest", None)
+    if digest_json(fields) != digest:
+        raise ValueError(
+            f"{path}: was altered: its content has digest {digest_json(fields)}, but it says "
+            f"{digest}. Restore it from a copy, or prepare the dataset again."
+        )
+    try:
+        return Manifest(
+            format_version=version,
+            name=fields["name"],
+            spec=fields["spec"],
+            splits={name: Split(**split) for name, split in fields["splits"].items()},
+            shards=tuple(Shard(**shard) for shard in fields["shards"]),
+            fingerprint=fields["fingerprint"],
+            sources=tuple(Source(**source) for source in fields["sources"]),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: damaged ({type(error).__name__}: {error}). Prepare the dataset again.") from None

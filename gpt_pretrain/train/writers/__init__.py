@@ -1,0 +1,1 @@
+"""Where metrics go: console, TensorBoard, W&B."""

@@ -1,0 +1,98 @@
+"""Starting, stopping and comparing real training processes."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from conftest import FAST_COMPILATION, TINY_MODEL
+
+from gpt_pretrain.train import checkpoints
+
+HERE = pathlib.Path(__file__).parent
+SEQ_LEN, BATCH_SIZE = 32, 8
+# The same tiny model is compiled in dozens of processes: the first one keeps the result for the others.
+_CACHE_DIR = tempfile.TemporaryDirectory(prefix="jax-cache-")
+CACHE = {"JAX_COMPILATION_CACHE_DIR": _CACHE_DIR.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+
+def flags(dataset, save_dir, *, num_steps=40, **changes) -> list[str]:
+    bindings = {
+        "data.dir": repr(str(dataset)),
+        "data.seq_len": SEQ_LEN,
+        "train.save_dir": repr(str(save_dir)),
+        "train.batch_size": BATCH_SIZE,
+        "train.per_device_batch_size": 4,
+        "train.log_interval": 1,
+        "train.num_tokens": num_steps * BATCH_SIZE * SEQ_LEN,
+        "train.save_interval": 5,
+        "train.eval_interval": 0,
+        "train.eval_tokens": 512,
+        "train.writers": ("console",),
+        "optimizer.warmup_steps": 3,
+        "optimizer.lr": 0.01,
+        **{f"model.{name}": value for name, value in TINY_MODEL.items()},
+        **changes,
+    }
+    return [f"--gin_param={name} = {value}" for name, value in bindings.items()]
+
+
+def environment(num_devices=1) -> dict[str, str]:
+    xla_flags = f"{FAST_COMPILATION} --xla_force_host_platform_device_count={num_devices}"
+    return {**os.environ, "XLA_FLAGS": xla_flags, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", **CACHE}
+
+
+def start(arguments, *, consumed=None, secs_per_step=0.0, num_devices=1) -> subprocess.Popen:
+    """A run as a process of its own, recorded to the file `consumed` if given; stdout and stderr as one pipe."""
+    program = ["-m", "gpt_pretrain.main"]
+    if consumed:
+        program = [str(HERE / "recorded_run.py"), str(consumed), str(secs_per_step)]
+    return subprocess.Popen(
+        [sys.executable, *program, *arguments],
+        env=environment(num_devices),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=HERE.parent.parent,
+    )
+
+
+def finish(process, *, expect=0, timeout_secs=240) -> str:
+    """Waits for the process; its output. The exit status must be as expected."""
+    try:
+        output, _ = process.communicate(timeout=timeout_secs)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    assert process.returncode == expect, output
+    return output
+
+
+def consumed_batches(path) -> dict[int, str]:
+    """position -> (windows, digest) line; what was consumed again after a restart must have been the same."""
+    batches: dict[int, str] = {}
+    for line in pathlib.Path(path).read_text().splitlines():
+        position, rest = line.split(" ", 1)
+        assert batches.setdefault(int(position), rest) == rest, f"position {position} changed after a restart"
+    return batches
+
+
+def final_state(save_dir) -> tuple[int, dict[str, np.ndarray]]:
+    """Step and every array (parameters and optimizer state) of the newest checkpoint, by name."""
+    newest = checkpoints.locate(save_dir)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        metadata = checkpointer.metadata(newest / "state").item_metadata.tree
+        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
+        tree = checkpointer.restore(newest / "state", args=ocp.args.PyTreeRestore(restore_args=args))
+    arrays, _ = jax.tree.flatten_with_path(tree)
+    return int(newest.name), {jax.tree_util.keystr(path): np.asarray(array) for path, array in arrays}
+
+
+def assert_bitwise_equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
+    assert a.keys() == b.keys() and len(a) > 60
+    for name in a:
+        assert a[name].dtype == b[name].dtype and a[name].tobytes() == b[name].tobytes(), name
