@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     from data_prep.engines.local import WorkerDied, all_cores
     from data_prep.options import Options
     from data_prep.pipeline import prepare
-    from data_prep.store.locations import find_preset
+    from data_prep.inputs.paths import find_preset
 
     start = time.monotonic()
     try:

@@ -449,7 +449,7 @@ def test_a_download_that_is_not_what_was_listed_is_refused(elsewhere, server, tm
 def test_a_server_that_falls_silent_is_given_up_and_a_slow_one_is_not(elsewhere, server, tmp_path, monkeypatch):
     url, _ = server
     monkeypatch.setattr(inputs, "SILENCE_SECS", 0.5)
-    file_system, _ = inputs._file_system(url)
+    file_system, _ = inputs.file_system_of(url)
     assert file_system.client_kwargs["timeout"].total is None
     with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes a connection, and no more
         silent_url = f"http://127.0.0.1:{silent.getsockname()[1]}/a.bin"
