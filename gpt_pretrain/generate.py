@@ -13,7 +13,7 @@ from gpt_pretrain.model.sampling import sample
 from gpt_pretrain.train.pretrained import load
 
 
-def main(argv: list[str] | None = None) -> int:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m gpt_pretrain.generate", allow_abbrev=False, description="Samples text from a checkpoint."
     )
@@ -33,31 +33,33 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokenizer", help="for checkpoints trained on .bin files without a manifest (default gpt2)")
-    args = parser.parse_args(argv)
+    return parser
 
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status 1 for a user's mistake."""
+    args = make_parser().parse_args(argv)
     try:
         if not args.temperature >= 0.0 or not 0.0 < args.top_p <= 1.0 or args.top_k < 0:
             raise ValueError(
                 f"found temperature {args.temperature}, top_p {args.top_p}, top_k {args.top_k}; expected "
                 "temperature >= 0, 0 < top_p <= 1, top_k >= 0"
             )
-        params, config, metadata = load(args.checkpoint)
-        tokenizer = get_tokenizer(args.tokenizer or metadata["tokenizer"] or "gpt2")
+        params, metadata = load(args.checkpoint)
+        tokenizer = get_tokenizer(args.tokenizer or metadata.tokenizer or "gpt2")
         prompt = np.concatenate([[tokenizer.end_of_text], tokenizer.encode(args.prompt)])
         for index in range(args.num_samples):
             new = sample(
                 params,
-                config,
+                metadata.model,
                 prompt,
-                seq_len=metadata["seq_len"],
-                num_valid=metadata["vocab_size"],
+                seq_len=metadata.seq_len,
                 num_tokens=args.num_tokens,
                 seed=args.seed + index,
                 temperature=args.temperature,
                 top_k=args.top_k,
                 top_p=args.top_p,
                 stop=tokenizer.end_of_text,
-                document_end=tokenizer.end_of_text if metadata.get("document_mask") else None,
             )
             print(args.prompt + tokenizer.decode(new), flush=True)
             if index + 1 < args.num_samples:

@@ -91,8 +91,8 @@ def main(argv: list[str] | None = None) -> int:
 
     runtime.configure()
     from gpt_pretrain import settings
-    from gpt_pretrain.train.actions.evaluation import Diverged
     from gpt_pretrain.train.report import python_as_typed
+    from gpt_pretrain.train.results import Diverged
 
     try:
         settings.parse(args.gin_file, bindings_of(args))

@@ -1,11 +1,11 @@
 """The one room where gin meets code.
 
-    train      the run: batch, length, intervals, writers     gpt_pretrain.train.train
-    model      the shape of the GPT                            gpt_pretrain.llm.GPTConfig
+    train      the run: batch, length, intervals, writers     gpt_pretrain.train.config.TrainConfig
+    model      the shape of the GPT                            gpt_pretrain.model.spec.GPTConfig
     data       which tokens, in which order                    gpt_pretrain.data.config.DataConfig
-    optimizer  AdamW and its schedules                         gpt_pretrain.optimizers.adamw
-    mesh       devices                                         gpt_pretrain.sharding.make_mesh
-    perturb    something done at a hook site                   gpt_pretrain.perturbations.Perturbation
+    optimizer  AdamW and its schedules                         gpt_pretrain.optim.adamw.adamw
+    mesh       devices                                         gpt_pretrain.parallel.mesh.make_mesh
+    perturb    something done at a hook site                   gpt_pretrain.model.perturbations.Perturbation
 
 Defaults are those of the Python signatures. To put something of your own in a place, register it with
 `@gin.register` in a module that the .gin file imports, and bind it: `train.optimizer = @my_module.lion`.
@@ -16,12 +16,13 @@ from collections.abc import Sequence
 
 import gin
 
-from gpt_pretrain.data import config
-from gpt_pretrain.model import gpt as llm
+from gpt_pretrain.data.config import DataConfig
 from gpt_pretrain.model import perturbations
-from gpt_pretrain.optim import adamw as optimizers
-from gpt_pretrain.parallel import mesh as sharding
-from gpt_pretrain.train import train
+from gpt_pretrain.model.spec import GPTConfig
+from gpt_pretrain.optim.adamw import adamw
+from gpt_pretrain.parallel.mesh import make_mesh
+from gpt_pretrain.train.config import TrainConfig
+from gpt_pretrain.train.train import train
 
 _WIRING = """
 train.model = @model()
@@ -31,19 +32,19 @@ train.mesh = @mesh
 """
 
 _NOT_SETTINGS = ["describe_config", "command"]
-_run = gin.external_configurable(train.train, "train", denylist=_NOT_SETTINGS)
-gin.external_configurable(llm.GPTConfig, "model")
-gin.external_configurable(config.DataConfig, "data")
-gin.external_configurable(optimizers.adamw, "optimizer")
-gin.external_configurable(sharding.make_mesh, "mesh")
-gin.external_configurable(perturbations.Perturbation, "perturb")
-for _function in (
-    perturbations.gaussian_noise,
-    perturbations.scaling,
-    perturbations.zeroing,
-    perturbations.added_vector,
+_train_config = gin.external_configurable(TrainConfig, "train", denylist=_NOT_SETTINGS)
+for _name, _configurable in (
+    ("model", GPTConfig),
+    ("data", DataConfig),
+    ("optimizer", adamw),
+    ("mesh", make_mesh),
+    ("perturb", perturbations.Perturbation),
+    ("gaussian_noise", perturbations.gaussian_noise),
+    ("scaling", perturbations.scaling),
+    ("zeroing", perturbations.zeroing),
+    ("added_vector", perturbations.added_vector),
 ):
-    gin.external_configurable(_function)
+    gin.external_configurable(_configurable, _name)
 
 
 def parse(gin_files: Sequence[str], bindings: Sequence[str]) -> None:
@@ -62,9 +63,14 @@ def parse(gin_files: Sequence[str], bindings: Sequence[str]) -> None:
         raise ValueError(f"gin: {message_of(error)}") from error
 
 
+def train_config(command: str = "python -m gpt_pretrain.main") -> TrainConfig:
+    """What was parsed, as a run's configuration. ValueError for settings that cannot be."""
+    return _train_config(describe_config=gin.operative_config_str, command=command)  # pyright: ignore
+
+
 def run(command: str) -> int:
     """Trains as configured; returns the exit status."""
-    return _run(describe_config=gin.operative_config_str, command=command)  # pyright: ignore
+    return train(train_config(command))
 
 
 def message_of(error: BaseException) -> str:

@@ -6,13 +6,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from gpt_pretrain.model.document_mask import documents_of
-from gpt_pretrain.model.gpt import graph_of
+from gpt_pretrain.model.gpt import model_of
 from gpt_pretrain.model.losses import num_loss_chunks, token_nll
-from gpt_pretrain.train import checkpoints
-from gpt_pretrain.train import pretrained as generate
+from gpt_pretrain.train import checkpoints, pretrained
 from gpt_pretrain.train.step import split_tokens
 
 _TOKENS_AT_ONCE = 1 << 13
@@ -48,28 +46,25 @@ def losses_of(checkpoint: str, tokens_NT: np.ndarray, *, end_of_text: int, token
     Raises ValueError: no good checkpoint, windows too long for it, or ids of another vocabulary.
     """
     directory = str(checkpoints.locate(checkpoint))
-    params, config, metadata = generate.load(directory)
+    params, metadata = pretrained.load(directory)
+    spec = metadata.model
     num_rows, seq_len = tokens_NT.shape[0], tokens_NT.shape[1] - 1
-    num_positions = config.num_positions(metadata["seq_len"])
-    if seq_len > num_positions:
-        raise ValueError(f"{directory}: has {num_positions} positions, the windows have {seq_len} inputs")
-    if tokenizer and metadata["tokenizer"] and tokenizer != metadata["tokenizer"]:
-        raise ValueError(f"{directory}: trained on ids of tokenizer {metadata['tokenizer']}, these are of {tokenizer}")
-    if tokens_NT.max(initial=0) >= metadata["vocab_size"]:
-        raise ValueError(
-            f"{directory}: knows the ids below {metadata['vocab_size']}, found {tokens_NT.max()} in the windows"
-        )
+    if seq_len > spec.num_positions:
+        raise ValueError(f"{directory}: has {spec.num_positions} positions, the windows have {seq_len} inputs")
+    if tokenizer and metadata.tokenizer and tokenizer != metadata.tokenizer:
+        raise ValueError(f"{directory}: trained on ids of tokenizer {metadata.tokenizer}, these are of {tokenizer}")
+    if tokens_NT.max(initial=0) >= spec.vocab_size:
+        raise ValueError(f"{directory}: knows the ids below {spec.vocab_size}, found {tokens_NT.max()} in the windows")
     num_at_once = max(1, min(num_rows, _TOKENS_AT_ONCE // seq_len))
-    num_chunks = num_loss_chunks(num_at_once, seq_len, config.vocab_size, jax.default_backend())
-    graph, num_valid = graph_of(config, metadata["seq_len"]), metadata["vocab_size"]
-    is_masked = bool(metadata.get("document_mask"))
+    num_chunks = num_loss_chunks(num_at_once, seq_len, spec.padded_vocab_size, jax.default_backend())
+    to_model = model_of(spec)
 
     @jax.jit
     def nll_and_rank(params, window_BT):
-        model = nnx.merge(graph, params)
+        model = to_model(params)
         inputs_BT, targets_BT = split_tokens(window_BT)
-        x_BTD = model(inputs_BT, documents=documents_of(inputs_BT, end_of_text) if is_masked else None)
-        return jax.lax.map(partial(_of_chunk, model, num_valid), _chunks((x_BTD, targets_BT), num_chunks))
+        x_BTD = model(inputs_BT, documents=documents_of(inputs_BT, end_of_text) if spec.document_mask else None)
+        return jax.lax.map(partial(_of_chunk, model, spec.vocab_size), _chunks((x_BTD, targets_BT), num_chunks))
 
     nll, rank = (np.empty((num_rows, seq_len), dtype) for dtype in (np.float32, np.int32))
     padded = np.zeros((num_at_once, seq_len + 1), tokens_NT.dtype)  # one shape: compiled once
@@ -79,14 +74,14 @@ def losses_of(checkpoint: str, tokens_NT: np.ndarray, *, end_of_text: int, token
         for whole, found_CBT in zip((nll, rank), nll_and_rank(params, padded), strict=True):
             found_BT = np.moveaxis(np.asarray(found_CBT), 0, 1).reshape(num_at_once, seq_len)
             whole[rows] = found_BT[: rows.stop - first]
-    return TokenLosses(directory, metadata["step"], is_masked, nll, rank)
+    return TokenLosses(directory, metadata.step, spec.document_mask, nll, rank)
 
 
-def _of_chunk(model, num_valid: int, inputs):
+def _of_chunk(model, vocab_size: int, inputs):
     """(nll_BT in nats, rank_BT from 1) of a piece of the time axis; the logits of all of it would be large."""
     x_BTD, targets_BT = inputs
-    nll_BT, _ = token_nll(x_BTD, model.head_VD, targets_BT, num_valid=num_valid)
-    logits_BTV = model.logits(x_BTD)[..., :num_valid]
+    nll_BT, _ = token_nll(x_BTD, model.head_VD, targets_BT, vocab_size=vocab_size)
+    logits_BTV = model.logits(x_BTD)[..., :vocab_size]
     target_BT1 = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)
     return nll_BT, 1 + (logits_BTV > target_BT1).sum(-1)
 

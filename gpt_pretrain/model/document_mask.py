@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
 
 
 class Documents(NamedTuple):
@@ -15,11 +16,11 @@ class Documents(NamedTuple):
       positions_BT: how many tokens of the same document come before this one in the window.
     """
 
-    segment_ids_BT: jax.Array
-    positions_BT: jax.Array
+    segment_ids_BT: Int[Array, "B T"]
+    positions_BT: Int[Array, "B T"]
 
 
-def documents_of(tokens_BT, end_of_text: int) -> Documents:
+def documents_of(tokens_BT: Int[Array, "B T"], end_of_text: int) -> Documents:
     """Each end-of-text token begins a document and belongs to it, as in the token stream.
 
     With end-of-text E, [5, 6, E, 7, 8, E] -> segment ids [0, 0, 1, 1, 1, 2], positions [0, 1, 0, 1, 2, 0].
@@ -30,6 +31,6 @@ def documents_of(tokens_BT, end_of_text: int) -> Documents:
     return Documents(jnp.cumsum(is_first_BT, axis=1, dtype=jnp.int32), index_T - first_BT)
 
 
-def is_same_document(segment_ids_BT) -> jax.Array:
+def is_same_document(segment_ids_BT: Int[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
     """(batch, 1, time, time) bool: may the query (third axis) attend to the key (last axis), causality apart?"""
     return segment_ids_BT[:, None, :, None] == segment_ids_BT[:, None, None, :]

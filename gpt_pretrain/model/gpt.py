@@ -1,118 +1,31 @@
-"""GPT: embeddings, blocks, and a head tied to the token embedding."""
+"""GPT: embeddings, layers, and a head tied to the token embedding; and what others need to know of it."""
 
-import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
+from gpt_pretrain.model.attention import Attend, causal_attention, causal_attention_with_dropout, dropout
 from gpt_pretrain.model.document_mask import Documents
-from gpt_pretrain.model.layers import (
-    Attend,
-    Block,
-    causal_attention,
-    causal_attention_with_dropout,
-    dropout,
-)
-from gpt_pretrain.model.perturbations import Hook, Perturbation, no_hook
+from gpt_pretrain.model.layers import Layer
+from gpt_pretrain.model.perturbations import Hook, no_hook
+from gpt_pretrain.model.spec import ModelSpec
+from gpt_pretrain.parallel.axes import EMBD, HEADS, MLP, POSITIONS, VOCAB
 
-
-@dataclasses.dataclass(frozen=True)
-class GPTConfig:
-    """The shape of the model and how it computes.
-
-    Attributes:
-      n_layer, n_head, n_embd: GPT-2's letters for depth, heads and width; n_head divides n_embd.
-      vocab_size: columns of the embedding. Those beyond the tokenizer's vocabulary are padding for
-        speed (50,257 -> 50,304) and never predicted.
-      block_size: positions the model has; None for as many as the training sequences are long. A run whose
-        sequences are to become longer later sets it to the longest; shorter ones use the front of the table.
-      dropout: rate after embedding, attention probabilities, and both sublayers.
-      dtype: of the computation; "auto" is bfloat16 on accelerators and float32 on CPU. Parameters and
-        optimizer state are float32 always.
-      attention: "cudnn", "xla", or "auto": cuDNN's on NVIDIA GPUs in bfloat16 without dropout or document
-        mask, else XLA's.
-      remat: recompute each block in the backward pass, for memory.
-      perturbations: what happens at the hook sites; see `perturbations.py`.
-    """
-
-    n_layer: int = 12
-    n_head: int = 12
-    n_embd: int = 768
-    vocab_size: int = 50304
-    block_size: int | None = None
-    dropout: float = 0.0
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    attention: Literal["auto", "xla", "cudnn"] = "auto"
-    remat: bool = False
-    perturbations: Sequence[Perturbation] = ()
-
-    def __post_init__(self):
-        for name in ("n_layer", "n_head", "n_embd", "vocab_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name}: found {getattr(self, name)}, expected at least 1")
-        if self.block_size is not None and self.block_size < 1:
-            raise ValueError(f"model.block_size: found {self.block_size}, expected None or at least 1")
-        if self.n_embd % self.n_head:
-            raise ValueError(
-                f"model.n_embd={self.n_embd} is not divisible by model.n_head={self.n_head}: "
-                f"{self.n_embd} / {self.n_head} = {self.n_embd / self.n_head:.2f}. Change one of them."
-            )
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"model.dropout: found {self.dropout}, expected a rate in [0, 1)")
-        for name, known in (("dtype", ("auto", "bfloat16", "float32")), ("attention", ("auto", "xla", "cudnn"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"model.{name}: found {getattr(self, name)!r}, expected one of {known}")
-        for perturbation in self.perturbations:
-            perturbation.check_layers(self.n_layer)
-
-    @property
-    def shape(self) -> dict[str, int]:
-        """What a checkpoint's parameters depend on, together with `num_positions`."""
-        return {name: getattr(self, name) for name in ("n_layer", "n_head", "n_embd", "vocab_size")}
-
-    def num_positions(self, seq_len: int) -> int:
-        """Rows of the position table of a model that is trained on sequences of `seq_len` tokens.
-
-        Raises:
-          ValueError: they are longer than `block_size`.
-        """
-        if self.block_size is None:
-            return seq_len
-        if seq_len > self.block_size:
-            raise ValueError(
-                f"data.seq_len={seq_len} is longer than model.block_size={self.block_size}, the positions the model "
-                "has. Use a shorter data.seq_len or a larger model.block_size (which makes another model)."
-            )
-        return self.block_size
-
-    def resolve(self, platform: str, *, document_mask: bool = False) -> "GPTConfig":
-        """Settles every "auto" for a platform (see `sharding.platform_of`); raises if the request cannot run.
-
-        `document_mask`: attention will be kept within documents, which cuDNN's cannot do.
-        """
-        dtype = self.dtype if self.dtype != "auto" else "float32" if platform == "cpu" else "bfloat16"
-        attention = self.attention
-        if attention == "auto":
-            fused = platform == "gpu" and dtype == "bfloat16" and self.dropout == 0.0 and not document_mask
-            attention = "cudnn" if fused else "xla"
-        elif attention == "cudnn" and (dtype != "bfloat16" or self.dropout or platform != "gpu"):
-            raise ValueError(
-                f"model.attention='cudnn' needs an NVIDIA GPU (Ampere or newer), bfloat16 and no dropout; found "
-                f"platform {platform!r}, dtype {dtype!r}, dropout {self.dropout}. Use model.attention='xla'."
-            )
-        elif attention == "cudnn" and document_mask:
-            # JAX passes cuDNN no segment ids. `mask=` becomes a dense (B, 1, T, T) bias, whose gradient JAX 0.10 asks
-            # for too (jax-ml/jax issue 30593: it has that for one sequence at a time) and 0.12 does not. The packed
-            # layout (0.10, 0.12) and score_mod (0.12) are private to JAX. None of these was run on a GPU.
-            raise ValueError(
-                "model.attention='cudnn' cannot keep attention within documents: JAX's interface to it has no "
-                "segment ids. Use model.attention='xla' (or 'auto'), or train without the document mask."
-            )
-        return dataclasses.replace(self, dtype=dtype, attention=attention)
+# The axes of the parameters with more than one, by the end of their path. `parallel/partition.py` splits them.
+_AXES = {
+    ("token_embedding", "embedding"): (VOCAB, EMBD),
+    ("position_embedding", "embedding"): (POSITIONS, EMBD),
+    ("attention", "qkv", "kernel"): (EMBD, HEADS),
+    ("attention", "out", "kernel"): (HEADS, EMBD),
+    ("mlp", "up", "kernel"): (EMBD, MLP),
+    ("mlp", "down", "kernel"): (MLP, EMBD),
+}
+TABLE_AXES = (VOCAB, POSITIONS)  # parameters with one of these are looked up, the others multiplied
 
 
 class GPT(nnx.Module):
@@ -122,35 +35,34 @@ class GPT(nnx.Module):
     standard deviation 0.02, those that write into the residual stream 0.02 / sqrt(2 n_layer).
     """
 
-    def __init__(self, config: GPTConfig, seq_len: int, *, rngs: nnx.Rngs):
-        """`config` must be resolved (no "auto" left); the table has `config.num_positions(seq_len)` positions."""
-        self.config = config
-        dtype = jnp.dtype(config.dtype)
+    def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs):
+        self.spec = spec
+        dtype = jnp.dtype(spec.dtype)
 
         def make_linear(n_in, n_out, std=0.02):
             init = nnx.initializers.normal(std)
             return nnx.Linear(n_in, n_out, kernel_init=init, dtype=dtype, rngs=rngs)
 
         def make_embed(num, std):
-            return nnx.Embed(num, config.n_embd, embedding_init=nnx.initializers.normal(std), rngs=rngs)
+            return nnx.Embed(num, spec.n_embd, embedding_init=nnx.initializers.normal(std), rngs=rngs)
 
         make_norm = functools.partial(nnx.LayerNorm, epsilon=1e-5, dtype=dtype, rngs=rngs)
-        self.token_embedding = make_embed(config.vocab_size, 0.02)
-        self.position_embedding = make_embed(config.num_positions(seq_len), 0.02)
-        self.blocks = nnx.List(
+        self.token_embedding = make_embed(spec.padded_vocab_size, 0.02)
+        self.position_embedding = make_embed(spec.num_positions, 0.02)
+        self.layers = nnx.List(
             [
-                Block(
-                    config.n_embd,
-                    config.n_head,
-                    config.dropout,
+                Layer(
+                    spec.n_embd,
+                    spec.n_head,
+                    spec.dropout,
                     make_norm=make_norm,
                     make_linear=make_linear,
-                    residual_std=0.02 * (2 * config.n_layer) ** -0.5,
+                    residual_std=0.02 * (2 * spec.n_layer) ** -0.5,
                 )
-                for _ in range(config.n_layer)
+                for _ in range(spec.n_layer)
             ]
         )
-        self.ln_f = make_norm(config.n_embd)
+        self.ln_f = make_norm(spec.n_embd)
 
     @property
     def head_VD(self) -> jax.Array:
@@ -159,15 +71,15 @@ class GPT(nnx.Module):
 
     def __call__(
         self,
-        tokens_BT,
+        tokens_BT: Int[Array, "B T"],
         *,
-        start=0,
+        start: Any = 0,
         documents: Documents | None = None,
         attend: Attend | None = None,
         hook: Hook = no_hook,
-        rng: Any = None,
-    ) -> jax.Array:
-        """Token ids -> final hidden states x_BTD in the compute dtype (the head is the loss's business).
+        rng: jax.Array | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Token ids -> final hidden states in the compute dtype (the head is the loss's business).
 
         Args:
           tokens_BT: integer ids.
@@ -182,32 +94,72 @@ class GPT(nnx.Module):
         assert num_time <= num_positions, f"{num_time} tokens, {num_positions} positions"
         assert documents is None or attend is None, "`attend` would have to know the documents itself"
         segment_ids_BT = None if documents is None else documents.segment_ids_BT
-        rate = self.config.dropout
-        rng_embed = rng_blocks = None
+        rate = self.spec.dropout
+        rng_embed = rng_layers = None
         if rng is not None and rate:
-            rng_embed, rng_attend, rng_blocks = jax.random.split(rng, 3)
+            rng_embed, rng_attend, rng_layers = jax.random.split(rng, 3)
             attend = attend or causal_attention_with_dropout(rate, rng_attend, segment_ids_BT)
-        kernel = self.config.attention
-        attend = attend or causal_attention(kernel, segment_ids_BT)  # pyright: ignore[reportArgumentType]
+        attend = attend or causal_attention(self.spec.attention, segment_ids_BT)
 
         positions = start + jnp.arange(num_time) if documents is None else documents.positions_BT
         x_BTD = self.token_embedding(tokens_BT) + self.position_embedding(positions)
-        x_BTD = dropout(x_BTD.astype(self.config.dtype), rate, rng_embed)
-        for layer, block in enumerate(self.blocks):
-            run = functools.partial(block, layer=layer, attend=attend, hook=hook, rng=rng_blocks)
-            x_BTD = (jax.checkpoint(run) if self.config.remat else run)(x_BTD)
+        x_BTD = dropout(x_BTD.astype(self.spec.dtype), rate, rng_embed)
+        for index, layer in enumerate(self.layers):
+            run = functools.partial(layer, layer=index, attend=attend, hook=hook, rng=rng_layers)
+            x_BTD = (jax.checkpoint(run) if self.spec.remat else run)(x_BTD)
         return self.ln_f(x_BTD)
 
-    def logits(self, x_BTD) -> jax.Array:
+    def logits(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Float32 logits of hidden states, padded columns included."""
         return jnp.einsum("btd,vd->btv", x_BTD, self.head_VD.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
 
 
-def init_params(config: GPTConfig, seq_len: int, rng: jax.Array) -> dict:
+def init_params(spec: ModelSpec, rng: jax.Array) -> dict:
     """Fresh parameters as a pure nested dict of float32 arrays."""
-    return nnx.to_pure_dict(nnx.state(GPT(config, seq_len, rngs=nnx.Rngs(params=rng)), nnx.Param))
+    return nnx.to_pure_dict(nnx.state(GPT(spec, rngs=nnx.Rngs(params=rng)), nnx.Param))
 
 
-def graph_of(config: GPTConfig, seq_len: int) -> nnx.GraphDef:
+def graph_of(spec: ModelSpec) -> nnx.GraphDef:
     """The model without its parameters: `nnx.merge(graph, params)` puts them together. No memory is used."""
-    return nnx.split(nnx.eval_shape(lambda: GPT(config, seq_len, rngs=nnx.Rngs(0))))[0]
+    return nnx.split(nnx.eval_shape(lambda: GPT(spec, rngs=nnx.Rngs(0))))[0]
+
+
+def model_of(spec: ModelSpec) -> Callable[[dict], GPT]:
+    """`params -> model`, for use under `jax.jit` and `jax.grad`."""
+    return functools.partial(nnx.merge, graph_of(spec))
+
+
+def num_params(spec: ModelSpec) -> int:
+    """Elements of all parameters, padded vocabulary included."""
+    shapes = jax.eval_shape(functools.partial(init_params, spec), jax.random.key(0))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def flops_per_token(spec: ModelSpec, seq_len: int) -> float:
+    """FLOPs of forward and backward for one token: 6 (N - position embedding) + 12 L d T.
+
+    The convention of PaLM's appendix B, as nanoGPT and llm.c count: attention as if it were not causal,
+    recomputation not counted.
+    """
+    num_multiplied = num_params(spec) - spec.num_positions * spec.n_embd
+    return 6.0 * num_multiplied + 12.0 * spec.n_layer * spec.n_embd * seq_len
+
+
+def cache_shape(spec: ModelSpec, batch: int, length: int) -> tuple[int, int, int, int]:
+    """Of one layer's keys, and of its values, for generation: (batch, length, heads, head dimension)."""
+    return batch, length, spec.n_head, spec.n_embd // spec.n_head
+
+
+def logical_axes(path: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Axes of a parameter of several axes, by the names on its path, also below the optimizer's; None if unknown.
+
+    >>> logical_axes(("layers", "3", "mlp", "up", "kernel"))
+    ('embd', 'mlp')
+    """
+    return next((axes for end, axes in _AXES.items() if path[-len(end) :] == end), None)
+
+
+def parts_of(tree: dict) -> dict[str, Any]:
+    """A tree like the parameters, cut into what is looked at apart: each layer ("layers/3"), each other part."""
+    parts = {f"layers/{layer}": part for layer, part in tree["layers"].items()}
+    return parts | {name: part for name, part in tree.items() if name != "layers"}

@@ -10,6 +10,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 # Logits of one chunk on one device. On CPU small chunks stay clear of the allocator: the same speed as 2**27 in a
 # quarter of the memory. Accelerators need large ones, since each chunk reads and writes the head's whole gradient.
@@ -17,36 +18,44 @@ _MAX_CHUNK_LOGITS = {"cpu": 2**25}
 _MAX_CHUNK_LOGITS_ELSEWHERE = 2**28
 
 
-def num_loss_chunks(batch_per_device: int, seq_len: int, vocab_size: int, platform: str) -> int:
+def num_loss_chunks(batch_per_device: int, seq_len: int, padded_vocab_size: int, platform: str) -> int:
     """The smallest divisor of `seq_len` that keeps a chunk's logits small: 1 GiB, on CPU 128 MiB, a device."""
     most = _MAX_CHUNK_LOGITS.get(platform, _MAX_CHUNK_LOGITS_ELSEWHERE)
-    wanted = min(seq_len, -(-batch_per_device * seq_len * vocab_size // most))
+    wanted = min(seq_len, -(-batch_per_device * seq_len * padded_vocab_size // most))
     return next(n for n in range(wanted, seq_len + 1) if seq_len % n == 0)
 
 
-def token_nll(x_BTD, head_VD, targets_BT, *, num_valid: int):
+def token_nll(
+    x_BTD: Float[Array, "B T D"], head_VD: Float[Array, "V D"], targets_BT: Int[Array, "B T"], *, vocab_size: int
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
     """Negative log-likelihood of each target, and whether it was the most likely token.
 
     Args:
       x_BTD: final hidden states, in the compute dtype.
       head_VD: output embedding (tied to the input's), float32.
-      targets_BT: integer token ids in [0, num_valid).
-      num_valid: columns from here on are padding of the vocabulary and take no part in the softmax.
+      targets_BT: integer token ids in [0, vocab_size).
+      vocab_size: columns from here on are padding of the vocabulary and take no part in the softmax.
 
     Returns:
       nll_BT in nats, float32; correct_BT, bool.
     """
-    return _nll_of_logits(_logits(x_BTD, head_VD, num_valid), targets_BT)[:2]
+    return _nll_of_logits(_logits(x_BTD, head_VD, vocab_size), targets_BT)[:2]
 
 
-def nll_per_row(x_BTD, head_VD, targets_BT, num_valid: int, num_chunks: int):
+def nll_per_row(
+    x_BTD: Float[Array, "B T D"],
+    head_VD: Float[Array, "V D"],
+    targets_BT: Int[Array, "B T"],
+    vocab_size: int,
+    num_chunks: int,
+) -> tuple[Float[Array, " B"], Int[Array, " B"]]:
     """Sums over time: (negative log-likelihood in nats, number of correct predictions), each (B,).
 
     Arguments as for `token_nll`; `num_chunks` divides the time axis.
     """
 
     def chunk(carry, inputs):
-        nll_BT, correct_BT = token_nll(inputs[0], head_VD, inputs[1], num_valid=num_valid)
+        nll_BT, correct_BT = token_nll(inputs[0], head_VD, inputs[1], vocab_size=vocab_size)
         return (carry[0] + nll_BT.sum(-1), carry[1] + correct_BT.sum(-1)), None
 
     num_rows = targets_BT.shape[0]
@@ -55,17 +64,23 @@ def nll_per_row(x_BTD, head_VD, targets_BT, num_valid: int, num_chunks: int):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def summed_nll(x_BTD, head_VD, targets_BT, num_valid: int, num_chunks: int):
+def summed_nll(
+    x_BTD: Float[Array, "B T D"],
+    head_VD: Float[Array, "V D"],
+    targets_BT: Int[Array, "B T"],
+    vocab_size: int,
+    num_chunks: int,
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """`nll_per_row` summed over the rows too, and with gradients."""
-    nll_B, correct_B = nll_per_row(x_BTD, head_VD, targets_BT, num_valid, num_chunks)
+    nll_B, correct_B = nll_per_row(x_BTD, head_VD, targets_BT, vocab_size, num_chunks)
     return nll_B.sum(), correct_B.sum()
 
 
-def _summed_nll_fwd(x_BTD, head_VD, targets_BT, num_valid, num_chunks):
+def _summed_nll_fwd(x_BTD, head_VD, targets_BT, vocab_size, num_chunks):
     def chunk(carry, inputs):
         nll, correct, dhead_VD = carry
         x_BTD, targets_BT = inputs
-        logits_BTV = _logits(x_BTD, head_VD, num_valid)
+        logits_BTV = _logits(x_BTD, head_VD, vocab_size)
         nll_BT, correct_BT, lse_BT = _nll_of_logits(logits_BTV, targets_BT)
         is_target_BTV = jnp.arange(logits_BTV.shape[-1]) == targets_BT[..., None]
         dlogits_BTV = (jnp.exp(logits_BTV - lse_BT[..., None]) - is_target_BTV).astype(x_BTD.dtype)
@@ -78,8 +93,8 @@ def _summed_nll_fwd(x_BTD, head_VD, targets_BT, num_valid, num_chunks):
     return (nll, correct), (dx_BTD, dhead_VD.astype(head_VD.dtype))
 
 
-def _summed_nll_bwd(num_valid, num_chunks, residuals, cotangents):
-    del num_valid, num_chunks
+def _summed_nll_bwd(vocab_size, num_chunks, residuals, cotangents):
+    del vocab_size, num_chunks
     dx_BTD, dhead_VD = residuals
     scale = cotangents[0]
     return dx_BTD * scale.astype(dx_BTD.dtype), dhead_VD * scale, None
@@ -88,13 +103,13 @@ def _summed_nll_bwd(num_valid, num_chunks, residuals, cotangents):
 summed_nll.defvjp(_summed_nll_fwd, _summed_nll_bwd)
 
 
-def _logits(x_BTD, head_VD, num_valid):
+def _logits(x_BTD, head_VD, vocab_size):
     """Float32 logits; padded columns are -inf, so that exp() makes them exactly nothing."""
     logits_BTV = jnp.einsum("btd,vd->btv", x_BTD, head_VD.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
     num_columns = head_VD.shape[0]
-    if num_valid == num_columns:
+    if vocab_size == num_columns:
         return logits_BTV
-    return jnp.where(jnp.arange(num_columns) < num_valid, logits_BTV, -jnp.inf)
+    return jnp.where(jnp.arange(num_columns) < vocab_size, logits_BTV, -jnp.inf)
 
 
 def _nll_of_logits(logits_BTV, targets_BT):

@@ -1,15 +1,15 @@
 """Sampling from a model, with a key-value cache."""
 
-import dataclasses
 from collections.abc import Callable
 from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from jaxtyping import Array, Float, Int, Integer
 
-from gpt_pretrain.model.gpt import GPT, GPTConfig, graph_of
+from gpt_pretrain.model.gpt import GPT, cache_shape, model_of
+from gpt_pretrain.model.spec import ModelSpec
 
 
 class Cache:
@@ -33,13 +33,15 @@ class Cache:
         return jax.nn.dot_product_attention(q_BTHK, k_BSHK, v_BSHK, mask=mask_TS[None, None])
 
 
-def empty_cache(config: GPTConfig, batch: int, seq_len: int) -> list:
-    shape = (batch, seq_len, config.n_head, config.n_embd // config.n_head)
-    zeros = jnp.zeros(shape, config.dtype)
-    return [(zeros, zeros) for _ in range(config.n_layer)]
+def empty_cache(spec: ModelSpec, batch: int, seq_len: int) -> list:
+    """Room for `seq_len` tokens in every layer."""
+    zeros = jnp.zeros(cache_shape(spec, batch, seq_len), spec.dtype)
+    return [(zeros, zeros) for _ in range(spec.n_layer)]
 
 
-def choose_token(logits_BV, rng, *, temperature: float, top_k: int, top_p: float):
+def choose_token(
+    logits_BV: Float[Array, "B V"], rng: jax.Array, *, temperature: float, top_k: int, top_p: float
+) -> Int[Array, " B"]:
     """Next ids (batch,) int32.
 
     Args:
@@ -63,26 +65,26 @@ def choose_token(logits_BV, rng, *, temperature: float, top_k: int, top_p: float
 
 
 @lru_cache
-def make_sampler(config: GPTConfig, seq_len: int, num_valid: int, **how) -> tuple[Callable, Callable]:
+def make_sampler(spec: ModelSpec, seq_len: int, **how) -> tuple[Callable, Callable]:
     """`prefill(params, tokens_BT, length, rng)` and `decode(params, token_B, start, cache, rng)`, both jitted
     and returning (next token, cache). `how` goes to `choose_token`. Compiled once for equal arguments.
     """
-    graph = graph_of(config, seq_len)
+    to_model = model_of(spec)
 
     def next_token(model: GPT, x_BTD, at, rng):
         last_B1D = jax.lax.dynamic_slice_in_dim(x_BTD, at, 1, axis=1)
-        return choose_token(model.logits(last_B1D)[:, 0, :num_valid], rng, **how)
+        return choose_token(model.logits(last_B1D)[:, 0, : spec.vocab_size], rng, **how)
 
     @jax.jit
     def prefill(params, tokens_BT, length, rng):
-        model = nnx.merge(graph, params)
-        cache = Cache(empty_cache(config, tokens_BT.shape[0], seq_len), 0)
+        model = to_model(params)
+        cache = Cache(empty_cache(spec, tokens_BT.shape[0], seq_len), 0)
         x_BTD = model(tokens_BT, attend=cache)
         return next_token(model, x_BTD, length - 1, rng), cache.layers
 
     @partial(jax.jit, donate_argnums=3)
     def decode(params, token_B, start, layers, rng):
-        model = nnx.merge(graph, params)
+        model = to_model(params)
         cache = Cache(layers, start)
         x_BTD = model(token_B[:, None], start=start, attend=cache)
         return next_token(model, x_BTD, 0, rng), cache.layers
@@ -91,35 +93,33 @@ def make_sampler(config: GPTConfig, seq_len: int, num_valid: int, **how) -> tupl
 
 
 def sample(
-    params,
-    config: GPTConfig,
-    prompt: np.ndarray,
+    params: dict,
+    spec: ModelSpec,
+    prompt: Integer[np.ndarray, " T"],
     *,
     seq_len: int,
-    num_valid: int,
     num_tokens: int,
     seed: int = 0,
     temperature: float = 0.8,
     top_k: int = 50,
     top_p: float = 1.0,
     stop: int | None = None,
-    document_end: int | None = None,
-) -> np.ndarray:
+) -> Int[np.ndarray, " T"]:
     """Continues `prompt` (ids, at least one) by up to `num_tokens` ids, or until `stop`; returns the new ids.
 
     Args:
       seq_len: tokens the model was trained to see at once; generation ends there. A longer position table
-        (`config.block_size`) makes no difference: training has not reached its other rows.
-      document_end: the end-of-text id if the model was trained with the document mask. It sees nothing before
-        the last one in the prompt and counts positions from there, so the prompt is cut to its last document;
-        generation ends with the document.
+        (`spec.num_positions`) makes no difference: training has not reached its other rows.
+
+    A model that was trained with the document mask sees nothing before the last end-of-text token in the prompt and
+    counts positions from there, so the prompt is cut to its last document; generation ends with the document.
     """
+    document_end = spec.document_end
     if document_end is not None and len(ends := np.flatnonzero(prompt == document_end)):
         prompt = prompt[ends[-1] :]
     if not 0 < len(prompt) <= seq_len:
         raise ValueError(f"the prompt has {len(prompt)} tokens; the model has room for 1 to {seq_len}")
-    config = plain(config)
-    prefill, decode = make_sampler(config, seq_len, num_valid, temperature=temperature, top_k=top_k, top_p=top_p)
+    prefill, decode = make_sampler(spec.plain(), seq_len, temperature=temperature, top_k=top_k, top_p=top_p)
     rng = jax.random.key(seed)
     padded = np.zeros((1, seq_len), np.int32)  # one shape for every prompt: compiled once
     padded[0, : len(prompt)] = prompt
@@ -130,8 +130,3 @@ def sample(
         token, cache = decode(params, token, start, cache, jax.random.fold_in(rng, len(new)))
         new.append(int(token[0]))
     return np.array(new[:-1] if new[-1] in (stop, document_end) else new, np.int32)
-
-
-def plain(config: GPTConfig) -> GPTConfig:
-    """Without what only training needs, or could not run here: the weights mean the same."""
-    return dataclasses.replace(config, remat=False, attention="xla", perturbations=())

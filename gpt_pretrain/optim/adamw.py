@@ -1,20 +1,11 @@
-"""Learning-rate schedules and optax chains."""
+"""AdamW with decay on matrices only."""
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal
 
-import jax
-import jax.numpy as jnp
 import optax
 
-Schedule = Callable[[jax.Array], jax.Array]
-
-
-class Optimizer(NamedTuple):
-    """What `train` wants of an optimizer: the transformation, and the rate that it will use (for the logs)."""
-
-    transform: optax.GradientTransformation
-    learning_rate: Schedule
+from gpt_pretrain.optim.optimizer import Optimizer, is_matrix
+from gpt_pretrain.optim.schedules import SHAPES, Schedule, warmup_then
 
 
 def adamw(
@@ -51,12 +42,12 @@ def adamw(
             f"optimizer.warmup_steps: found {warmup_steps}, expected fewer than the {total_steps} steps of this "
             f"run. Lower it, or raise train.num_tokens."
         )
-    if schedule not in _SHAPES:
-        raise ValueError(f"optimizer.schedule: found {schedule!r}, expected one of {sorted(_SHAPES)}")
-    if weight_decay_schedule not in ("lr", *_SHAPES):
+    if schedule not in SHAPES:
+        raise ValueError(f"optimizer.schedule: found {schedule!r}, expected one of {sorted(SHAPES)}")
+    if weight_decay_schedule not in ("lr", *SHAPES):
         raise ValueError(
             f"optimizer.weight_decay_schedule: found {weight_decay_schedule!r}, expected one of "
-            f"{sorted(('lr', *_SHAPES))}"
+            f"{sorted(('lr', *SHAPES))}"
         )
     shape_args = (total_steps, warmup_steps, final_lr_ratio, decay_fraction)
     learning_rate = warmup_then(schedule, lr, *shape_args)
@@ -72,32 +63,3 @@ def adamw(
         optax.scale_by_learning_rate(learning_rate),  # pyright: ignore[reportArgumentType]
     )
     return Optimizer(transform, learning_rate)
-
-
-def is_matrix(params):
-    """The decay mask: embeddings and kernels yes, biases and norms no."""
-    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
-
-
-_SHAPES: dict[str, Callable[[jax.Array, float], jax.Array]] = {
-    # progress in [0, 1] after the warm-up, fraction of the run spent decaying -> 1 at the start, 0 at the end
-    "cosine": lambda progress, _: 0.5 * (1 + jnp.cos(jnp.pi * progress)),
-    "linear": lambda progress, _: 1 - progress,
-    "wsd": lambda progress, fraction: jnp.minimum(1.0, (1 - progress) / fraction),
-    "constant": lambda progress, _: jnp.ones_like(progress),
-}
-
-
-def warmup_then(
-    shape: str, peak: float, total_steps: int, warmup_steps: int, final_ratio: float, decay_fraction: float
-) -> Schedule:
-    """Linear warm-up to `peak`, then `shape` down to `peak * final_ratio` at `total_steps`."""
-
-    def value(step):
-        step = jnp.asarray(step, jnp.float32)
-        warmup = jnp.minimum(1.0, (step + 1) / max(1, warmup_steps))
-        progress = jnp.clip((step - warmup_steps) / max(1, total_steps - warmup_steps), 0.0, 1.0)
-        height = _SHAPES[shape](progress, decay_fraction * total_steps / max(1, total_steps - warmup_steps))
-        return peak * warmup * (final_ratio + (1 - final_ratio) * height)
-
-    return value

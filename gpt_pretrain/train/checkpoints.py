@@ -1,7 +1,7 @@
 """Checkpoints by Orbax: saved asynchronously, verified before they are trusted.
 
     save_dir/checkpoints/<step>/state/         parameters, optimizer state, step (Orbax)
-    save_dir/checkpoints/<step>/run/metadata   position, identity of the run, gin config (JSON)
+    save_dir/checkpoints/<step>/run/metadata   position, identity of the run, gin config (JSON, see metadata.py)
     save_dir/checkpoints/<step>/digests.json   BLAKE3 of every file above
 
 Orbax writes into a temporary directory and renames it at the end. The digests are written just before
@@ -10,13 +10,10 @@ damaged later. Such a one is moved to `save_dir/damaged_checkpoints` and the new
 """
 
 import concurrent.futures
-import contextlib
-import fcntl
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from data_prep.store.files import digest_of, write_json
+from gpt_pretrain.train.metadata import CheckpointMetadata
 
 log = logging.getLogger(__name__)
 
@@ -56,13 +54,14 @@ class Checkpoints:
         """The newest finished checkpoint; one that is still being written does not count."""
         return next(iter(_steps(self.directory)), None)
 
-    def save(self, step: int, state: Any, metadata: dict) -> None:
+    def save(self, state: Any, metadata: CheckpointMetadata) -> None:
         """Starts saving; returns once the arrays are copied to the host. Waits for an earlier save."""
+        step = metadata.step
         self._manager.wait_until_finished()
         self._step_being_saved = step
         saved = self._manager.save(
             step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(metadata)),
+            args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(metadata.to_json())),
             force=True,
         )
         if not saved:
@@ -99,36 +98,15 @@ class Checkpoints:
         write_json(written / _DIGESTS, _digests(written))
 
 
-@contextlib.contextmanager
-def exclusive(save_dir: str | os.PathLike) -> Iterator[None]:
-    """Keeps a second run out of `save_dir`; a killed run leaves no lock behind. ValueError if one is in there."""
-    is_free = True
-    with contextlib.ExitStack() as stack:
-        if jax.process_index() == 0:
-            Path(save_dir).mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(open(Path(save_dir, ".lock"), "w"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                is_free = False
-            except OSError as error:  # file systems without locks
-                log.warning("%s cannot be locked (%s): take care that no second run uses it.", save_dir, error)
-        if jax.process_count() > 1:
-            is_free = bool(multihost_utils.broadcast_one_to_all(np.bool_(is_free)))
-        if not is_free:
-            raise ValueError(f"{save_dir}: another run is using it. Wait for its end, or choose another save_dir.")
-        yield
-
-
 def _steps(directory: Path) -> list[int]:
     """Steps that have a finished checkpoint in `directory`, good or not; the newest first."""
     return sorted((int(path.name) for path in directory.glob("*") if path.name.isdigit()), reverse=True)
 
 
-def choose(save_dir: str | os.PathLike) -> tuple[int, dict] | None:
-    """The newest checkpoint that passes its digests, as (step, metadata); None if there is none.
+def choose(save_dir: str | os.PathLike) -> CheckpointMetadata | None:
+    """The metadata of the newest checkpoint that passes its digests; None if there is none.
 
-    Damaged newer ones are moved aside, and that is said. All processes get the same answer.
+    Damaged newer ones are moved aside, and that is logged. All processes get the same answer.
     """
     directory = Path(save_dir).absolute() / _DIRECTORY
     step, num_damaged = -1, 0
@@ -148,7 +126,7 @@ def choose(save_dir: str | os.PathLike) -> tuple[int, dict] | None:
             f"{directory}: all {num_damaged} checkpoints are damaged (their files do not have the digests in "
             f"{_DIGESTS}). Restore one of them from a copy, or choose another save_dir to start anew."
         )
-    return None if step < 0 else (step, read_metadata(directory / str(step)))
+    return None if step < 0 else read_metadata(directory / str(step))
 
 
 def find_damage(checkpoint: Path) -> str | None:
@@ -166,9 +144,13 @@ def find_damage(checkpoint: Path) -> str | None:
     return None
 
 
-def read_metadata(checkpoint: Path) -> dict:
-    """What was saved beside the state of one checkpoint directory."""
-    return json.loads((checkpoint / "run" / "metadata").read_text())
+def read_metadata(checkpoint: Path) -> CheckpointMetadata:
+    """What was saved beside the state of one checkpoint directory. ValueError where it cannot be read."""
+    path = checkpoint / "run" / "metadata"
+    try:
+        return CheckpointMetadata.from_json(json.loads(path.read_text()))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def locate(directory: str | os.PathLike) -> Path:
@@ -202,12 +184,6 @@ def restore_params(checkpoint: Path, abstract_params: Any) -> Any:
         return checkpointer.restore(checkpoint / "state", args=args)["params"]
 
 
-def differences(found: dict, expected: dict) -> list[str]:
-    """Lines that name what differs between two flat dicts."""
-    names = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
-    return [f"  {name}: the checkpoint has {expected.get(name)}, this run has {found.get(name)}" for name in names]
-
-
 def _digests(checkpoint: Path) -> dict[str, str]:
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     # Orbax itself goes on writing these two marks while it commits; they carry no training state.
@@ -225,4 +201,4 @@ def _move_aside(checkpoint: Path, problem: str) -> None:
         number += 1
         target = aside / f"{checkpoint.name}-{number}"
     shutil.move(checkpoint, target)
-    log.warning("Checkpoint %s is damaged: %s. Moved to %s; going on from the one before.", checkpoint, problem, target)
+    log.warning("Checkpoint %s is damaged: %s. Moved to %s; resuming from the one before.", checkpoint, problem, target)

@@ -1,20 +1,40 @@
 """The weights of a checkpoint, without the run that made them."""
 
+import logging
 from functools import partial
+from typing import Any
 
 import jax
 
-from gpt_pretrain.model.gpt import GPTConfig, init_params
-from gpt_pretrain.model.sampling import plain
+from gpt_pretrain.model.gpt import init_params
+from gpt_pretrain.model.spec import ModelSpec
 from gpt_pretrain.train import checkpoints
+from gpt_pretrain.train.metadata import CheckpointMetadata
+from gpt_pretrain.train.start import different_models
+
+log = logging.getLogger(__name__)
 
 
-def load(directory: str, platform: str | None = None) -> tuple[dict, GPTConfig, dict]:
-    """A checkpoint's (params, resolved config, metadata), on the default device."""
+def load(directory: str, platform: str | None = None) -> tuple[dict, CheckpointMetadata]:
+    """The parameters of a run's newest good checkpoint, or of one checkpoint, on the default device, and its metadata.
+
+    The model in the metadata is made plain: without what only training needs.
+    """
     checkpoint = checkpoints.locate(directory)
     metadata = checkpoints.read_metadata(checkpoint)
-    config = plain(GPTConfig(**metadata["model"])).resolve(platform or jax.default_backend())
-    shapes = jax.eval_shape(partial(init_params, config, metadata["seq_len"]), jax.random.key(0))
+    is_cpu = (platform or jax.default_backend()) == "cpu"
+    spec = metadata.model.plain(dtype="float32" if is_cpu else None)
+    shapes = jax.eval_shape(partial(init_params, spec), jax.random.key(0))
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
-    return checkpoints.restore_params(checkpoint, abstract), config, metadata
+    return checkpoints.restore_params(checkpoint, abstract), metadata.with_model(spec)
+
+
+def weights_of(directory: str, spec: ModelSpec, abstract_params: Any) -> Any:
+    """The parameters of another run, as `train.from_pretrained` takes them. ValueError if its model is another."""
+    source = checkpoints.locate(directory)
+    theirs = checkpoints.read_metadata(source).model
+    if changed := different_models(spec, theirs, but=("document_mask",)):
+        raise ValueError(f"from_pretrained={directory}: the model's shape differs:\n" + "\n".join(changed))
+    log.info("Weights from %s; optimizer state, step and data position start fresh.", source)
+    return checkpoints.restore_params(source, abstract_params)

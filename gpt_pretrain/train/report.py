@@ -5,34 +5,64 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
 
 import jax
-from jax.sharding import Mesh
 
-from data_prep.store.streams import TokenDataset
-from gpt_pretrain.data.stages import Segment
-from gpt_pretrain.model.gpt import GPTConfig
-from gpt_pretrain.parallel.mesh import BatchLayout
+from gpt_pretrain.train.build import Built
+from gpt_pretrain.train.start import Start
 
 log = logging.getLogger(__name__)
 
 
-def say_what_runs(
-    datasets: Mapping[str, TokenDataset],
-    config: GPTConfig,
-    layout: BatchLayout,
-    mesh: Mesh,
-    *,
-    num_params: int,
-    segment: Segment,
-    document_mask: bool = False,
-) -> None:
-    """One line for each thing that was chosen: data, model, attention, precision, devices, batch."""
-    seq_len, block = segment.seq_len, sum(stream.count for stream in segment.streams)
-    for stream in segment.streams:
-        dataset = datasets[stream.name]
-        share = f"{stream.name}, {stream.count} of {block} examples: " if stream.name else ""
+def say_what_runs(built: Built, start: Start) -> None:
+    """One line for each thing that was chosen: data, model, attention, precision, devices, batch; and where from."""
+    _say_data(built, start)
+    spec, mesh, layout = built.spec, built.mesh, built.layouts[-1]
+    is_tf32 = spec.dtype == "float32" and mesh.devices.flat[0].platform == "gpu"
+    log.info(
+        "Model: %s parameters, %d layers x %d wide, %d positions, compute in %s%s, attention by %s%s",
+        f"{built.num_params:,}",
+        spec.n_layer,
+        spec.n_embd,
+        spec.num_positions,
+        spec.dtype,
+        " (matrix products in TF32 where JAX chooses so)" * is_tf32,
+        spec.attention,
+        " within documents" * spec.document_mask,
+    )
+    for perturbation in spec.perturbations:
+        log.info("Perturbation: %s", perturbation)
+    log.info(
+        "Devices: %d x %s as %s, %d process(es)",
+        mesh.size,
+        mesh.devices.flat[0].device_kind,
+        " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
+        jax.process_count(),
+    )
+    log.info(
+        "Batch: %d windows of %d tokens = %d microbatch(es) x %d devices x %d",
+        layout.batch_size,
+        start.plan.segments[-1].seq_len,
+        layout.num_microbatches,
+        layout.num_devices,
+        layout.per_device,
+    )
+    save_dir, step, total_steps = built.config.save_dir, start.step, built.total_steps
+    if not start.is_resumed:
+        log.info("Starting in %s: %d steps; the first takes longer, it is compiled", save_dir, total_steps)
+        return
+    seen = f"{start.plan.position(step):,}"
+    log.info("Continuing %s from step %d of %d (%s examples seen)", save_dir, step, total_steps, seen)
+    if start.plan.segments[-1].from_step == step:
+        log.info("Data plan: after step %d, %s", step, start.plan.segments[-1].change)
+
+
+def _say_data(built: Built, start: Start) -> None:
+    stage = start.plan.segments[-1]
+    num_examples = sum(stream.count for stream in stage.streams)
+    for stream in stage.streams:
+        dataset = built.data.datasets[stream.name]
+        share = f"{stream.name}, {stream.count} of {num_examples} examples: " if stream.name else ""
         log.info(
             "Data: %s%s, %s tokens in %s, fingerprint %.12s",
             share,
@@ -49,36 +79,6 @@ def say_what_runs(
                 "frequent each token is)",
                 dataset.unigram_entropy,
             )
-    is_tf32 = config.dtype == "float32" and mesh.devices.flat[0].platform == "gpu"
-    log.info(
-        "Model: %s parameters, %d layers x %d wide, %d positions, compute in %s%s, attention by %s%s",
-        f"{num_params:,}",
-        config.n_layer,
-        config.n_embd,
-        config.num_positions(seq_len),
-        config.dtype,
-        " (matrix products in TF32 where JAX chooses so)" * is_tf32,
-        config.attention,
-        " within documents" * document_mask,
-    )
-    for perturbation in config.perturbations:
-        log.info("Perturbation: %s", perturbation)
-    log.info(
-        "Devices: %d x %s as data=%d x fsdp=%d, %d process(es)",
-        mesh.size,
-        mesh.devices.flat[0].device_kind,
-        mesh.shape["data"],
-        mesh.shape["fsdp"],
-        jax.process_count(),
-    )
-    log.info(
-        "Batch: %d windows of %d tokens = %d microbatch(es) x %d devices x %d",
-        layout.batch_size,
-        seq_len,
-        layout.num_microbatches,
-        layout.num_devices,
-        layout.per_device,
-    )
 
 
 def python_as_typed() -> str:
@@ -90,21 +90,21 @@ def python_as_typed() -> str:
     return shlex.quote(sys.executable if relative.startswith("..") else relative)
 
 
-def say_where_things_are(
-    save_dir: str, writers: Sequence[str], *, step: int, total_steps: int, position: int, command: str
-) -> None:
+def say_where_things_are(built: Built, start: Start, step: int) -> None:
     """The last lines: how far the run got, where its results are, which commands come next."""
+    config, total_steps = built.config, built.total_steps
     finished = step == total_steps
     python = python_as_typed()
-    directory = shlex.quote(os.path.join(save_dir, ""))
-    print(f"\n{'Done' if finished else 'Stopped and saved'} at step {step} of {total_steps} ({position:,} examples).")
+    save_dir = shlex.quote(config.save_dir)
+    directory = shlex.quote(os.path.join(config.save_dir, ""))
+    seen = f"{start.plan.position(step):,} examples"
+    print(f"\n{'Done' if finished else 'Stopped and saved'} at step {step} of {total_steps} ({seen}).")
     print(f"  checkpoints: {directory}checkpoints   configuration: {directory}config.gin")
-    if "tensorboard" in writers:
+    if "tensorboard" in config.writers:
         print(f"  curves:      tensorboard --logdir={directory}tensorboard   (pip install tensorboard)")
-    print(f"  sample:      {python} -m gpt_pretrain.generate --checkpoint={shlex.quote(save_dir)} --prompt='Once upon'")
+    print(f"  sample:      {python} -m gpt_pretrain.generate --checkpoint={save_dir} --prompt='Once upon'")
     if finished:
-        print(
-            f"  train on:    {command} --num_tokens=...   (more; the learning-rate schedule is stretched)", flush=True
-        )
+        more = "(more; the learning-rate schedule is stretched)"
+        print(f"  train on:    {config.command} --num_tokens=...   {more}", flush=True)
     else:
-        print(f"  continue:    {command}", flush=True)
+        print(f"  continue:    {config.command}", flush=True)

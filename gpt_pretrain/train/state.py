@@ -1,5 +1,6 @@
 """Everything a step changes, created in sharded form."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -7,8 +8,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from gpt_pretrain.model.gpt import GPTConfig, init_params
-from gpt_pretrain.parallel.mesh import param_shardings
+from gpt_pretrain.model.gpt import init_params, logical_axes
+from gpt_pretrain.model.spec import ModelSpec
+from gpt_pretrain.parallel.partition import param_shardings
 
 
 class TrainState(NamedTuple):
@@ -19,30 +21,30 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
-def state_shardings(config: GPTConfig, seq_len: int, transform, mesh: Mesh) -> TrainState:
-    """The sharding of every array of the state; computes shapes only."""
-    return param_shardings(jax.eval_shape(_init(config, seq_len, transform), jax.random.key(0)), mesh)
-
-
-def create(config: GPTConfig, seq_len: int, transform, mesh: Mesh, seed: int) -> TrainState:
-    """A fresh state. No device ever holds more than its own part of it."""
-    shardings = state_shardings(config, seq_len, transform, mesh)
-    return jax.jit(_init(config, seq_len, transform), out_shardings=shardings)(jax.random.key(seed))
-
-
-def abstract(config: GPTConfig, seq_len: int, transform, mesh: Mesh) -> TrainState:
-    """Shapes, dtypes and shardings: what a checkpoint is restored into."""
-    shapes = jax.eval_shape(_init(config, seq_len, transform), jax.random.key(0))
+def abstract_state(spec: ModelSpec, transform: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state: what a checkpoint is restored into. Uses no memory."""
+    shapes = jax.eval_shape(_init(spec, transform), jax.random.key(0))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
-        param_shardings(shapes, mesh),
+        param_shardings(shapes, mesh, logical_axes),
     )
 
 
-def _init(config: GPTConfig, seq_len: int, transform: optax.GradientTransformation):
+def shardings_of(state: TrainState) -> TrainState:
+    """The sharding of every array of a state, or of an abstract one."""
+    return jax.tree.map(lambda leaf: leaf.sharding, state)
+
+
+def fresh_state(spec: ModelSpec, transform: optax.GradientTransformation, mesh: Mesh, seed: int) -> TrainState:
+    """The state before the first update. No device ever holds more than its own part of it."""
+    shardings = shardings_of(abstract_state(spec, transform, mesh))
+    return jax.jit(_init(spec, transform), out_shardings=shardings)(jax.random.key(seed))
+
+
+def _init(spec: ModelSpec, transform: optax.GradientTransformation) -> Callable[[jax.Array], TrainState]:
     def init(rng) -> TrainState:
-        params = init_params(config, seq_len, rng)
+        params = init_params(spec, rng)
         return TrainState(jnp.int32(0), params, transform.init(params))
 
     return init

@@ -9,8 +9,8 @@ from data_prep.store.streams import TokenDataset
 from gpt_pretrain.data.batches import Batches
 from gpt_pretrain.data.damage import explain
 from gpt_pretrain.data.ledger import Ledger
-from gpt_pretrain.data.loader import add_up_digests
 from gpt_pretrain.data.plan import Plan
+from gpt_pretrain.train.digests import add_up_digests
 
 
 def check_last_steps(ledger: Ledger, plan: Plan, datasets: Mapping[str, TokenDataset], *, num_steps: int) -> int:

@@ -1,1 +1,40 @@
-"""What happens around the steps of a run. To add one: a file here and a line in `actions_of`."""
+"""What happens around the steps of a run. To add one: a file here, and a line in `actions_of`."""
+
+import logging
+
+from gpt_pretrain.train.actions.action import Action
+from gpt_pretrain.train.actions.checkpointing import SaveCheckpoints
+from gpt_pretrain.train.actions.evaluation import Evaluate
+from gpt_pretrain.train.actions.log_metrics import LogMetrics
+from gpt_pretrain.train.actions.profile import Profile
+from gpt_pretrain.train.actions.samples import PrintSample
+from gpt_pretrain.train.actions.statistics import WriteStatistics
+from gpt_pretrain.train.build import Built
+from gpt_pretrain.train.checkpoints import Checkpoints
+from gpt_pretrain.train.clock import Clock
+from gpt_pretrain.train.start import Start
+from gpt_pretrain.train.stopping import StopSignal
+from gpt_pretrain.train.writers import MetricWriter
+
+log = logging.getLogger(__name__)
+
+
+def actions_of(
+    built: Built, start: Start, *, writer: MetricWriter, checkpoints: Checkpoints, clock: Clock, stop: StopSignal
+) -> list[Action]:
+    """The actions that the configuration asks for, in the order in which they are called."""
+    config, data = built.config, built.data
+    actions: list[Action] = [LogMetrics(built, start, writer, clock)]
+    if config.statistics_interval:
+        actions.append(WriteStatistics(built, writer))
+    if config.profile_step:
+        actions.append(Profile(config.profile_step, config.save_dir))
+    # Saved before it is evaluated: an evaluation that fails costs no checkpoint.
+    actions.append(SaveCheckpoints(built, start, checkpoints, writer))
+    if validation := data.sources("val"):
+        actions.append(Evaluate(built, validation, writer, stop))
+    else:
+        log.warning("%s has no validation split: no validation loss will be computed.", data.first.directory)
+    if data.prompt is not None:
+        actions.append(PrintSample(built, data.prompt))
+    return actions

@@ -1,1 +1,97 @@
-"""Where metrics go: console, TensorBoard, W&B."""
+"""Where metrics go: console, TensorBoard, W&B. To add one: a file here, and a line in `make_writer`."""
+
+import functools
+import os
+import pathlib
+from collections.abc import Sequence
+
+from absl import logging
+
+from gpt_pretrain.train.writers.clu import MetricWriter, metric_writers, periodic_actions
+from gpt_pretrain.train.writers.console import ConsoleWriter
+from gpt_pretrain.train.writers.tensorboard import TensorBoardWriter
+
+__all__ = ["KNOWN_WRITERS", "MetricWriter", "check_names", "make_writer", "metric_writers", "periodic_actions"]
+KNOWN_WRITERS = ("console", "tensorboard", "wandb")
+
+
+def make_writer(
+    names: Sequence[str] = KNOWN_WRITERS,
+    *,
+    save_dir: str | os.PathLike[str],
+    total_steps: int,
+    start_step: int = 0,
+    config_text: str = "",
+    wandb_project: str = "gpt_pretrain",
+    run_name: str | None = None,
+    is_primary: bool = True,
+) -> MetricWriter:
+    """Returns one writer that writes to all of `names`; on processes that are not primary, to none.
+
+    The console is written at once, the others by one background thread each, in order; `flush()`
+    and `close()` wait for them. No writer stops a run: what fails is logged (once per method).
+
+    Args:
+      names: any of `KNOWN_WRITERS`.
+      save_dir: directory of the run; curves go to `save_dir/tensorboard` and `save_dir/wandb`.
+      total_steps: where training will end, for the console's percentages.
+      start_step: step that the run resumes from; TensorBoard hides what was logged after it.
+      config_text: operative gin config, kept with the curves.
+      wandb_project: project in W&B.
+      run_name: display name in W&B, which invents one if None.
+
+    Raises:
+      ValueError: a name is not known.
+    """
+    check_names(names)
+    if not is_primary:
+        return metric_writers.MultiWriter([])
+    tensorboard_dir = pathlib.Path(save_dir, "tensorboard")
+    writers: list[MetricWriter] = []
+    if "console" in names:
+        places = {"tensorboard": f"TensorBoard in {tensorboard_dir}", "wandb": "W&B"}
+        details = " and ".join(place for name, place in places.items() if name in names)
+        writers.append(_log_failures(ConsoleWriter(total_steps, details=details)))
+    if "tensorboard" in names:
+        # A new run logs step 0 (again); a resumed one has logged `start_step` already.
+        curves = TensorBoardWriter(tensorboard_dir, purge_step=start_step + 1 if start_step else 0)
+        writers.append(metric_writers.AsyncWriter(_log_failures(curves)))
+        if config_text:
+            as_code = "\n".join(f"    {line}" for line in config_text.splitlines())
+            writers[-1].write_texts(start_step, {"operative_config": as_code})
+    if "wandb" in names:
+        from gpt_pretrain.train.writers.wandb import WandbWriter  # Only a run that uses W&B waits for it.
+
+        tracker = WandbWriter(save_dir, project=wandb_project, run_name=run_name, config_text=config_text)
+        writers.append(metric_writers.AsyncWriter(_log_failures(tracker)))
+    return metric_writers.MultiWriter(writers)
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises ValueError if a name is not one of `KNOWN_WRITERS`."""
+    if unknown := sorted(set(names) - set(KNOWN_WRITERS)):
+        raise ValueError(f"train.writers: no such writer {unknown}; known are {list(KNOWN_WRITERS)}.")
+
+
+def _log_failures(writer: MetricWriter) -> MetricWriter:
+    """Makes each method of `writer` log its first exception, with traceback, and raise none."""
+
+    def guarded(method):
+        has_failed = False
+
+        @functools.wraps(method)
+        def call(*args, **kwargs):
+            nonlocal has_failed
+            try:
+                method(*args, **kwargs)
+            except Exception:
+                if not has_failed:
+                    where = f"{type(writer).__name__}.{method.__name__}"
+                    logging.exception("%s failed; training goes on, more of it is not said.", where)
+                has_failed = True
+
+        return call
+
+    for name in MetricWriter.__abstractmethods__:
+        setattr(writer, name, guarded(getattr(writer, name)))
+    return writer

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gpt_pretrain.train.writers.console import RunWriter, ignore
+from gpt_pretrain.train.writers.base import RunWriter, ignore
 
 
 class WandbWriter(RunWriter):

@@ -1,0 +1,212 @@
+"""What a model is: as a user asks for it, and with everything settled."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from gpt_pretrain.model.perturbations import Perturbation
+
+AttentionKernel = Literal["xla", "cudnn"]
+VERSION = 1  # of a spec as JSON
+
+
+@dataclasses.dataclass(frozen=True)
+class GPTConfig:
+    """The shape of the model and how it computes.
+
+    Attributes:
+      n_layer, n_head, n_embd: GPT-2's letters for depth, heads and width; n_head divides n_embd.
+      vocab_size: columns of the embedding. Those beyond the tokenizer's vocabulary are padding for
+        speed (50,257 -> 50,304) and never predicted.
+      block_size: positions the model has; None for as many as the training sequences are long. A run whose
+        sequences are to become longer later sets it to the longest; shorter ones use the front of the table.
+      dropout: rate after embedding, attention probabilities, and both sublayers.
+      dtype: of the computation; "auto" is bfloat16 on accelerators and float32 on CPU. Parameters and
+        optimizer state are float32 always.
+      attention: "cudnn", "xla", or "auto": cuDNN's on NVIDIA GPUs in bfloat16 without dropout or document
+        mask, else XLA's.
+      remat: recompute each layer in the backward pass, for memory.
+      perturbations: what happens at the hook sites; see `perturbations.py`.
+    """
+
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    vocab_size: int = 50304
+    block_size: int | None = None
+    dropout: float = 0.0
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    attention: Literal["auto", "xla", "cudnn"] = "auto"
+    remat: bool = False
+    perturbations: Sequence[Perturbation] = ()
+
+    def __post_init__(self):
+        for name in ("n_layer", "n_head", "n_embd", "vocab_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name}: found {getattr(self, name)}, expected at least 1")
+        if self.block_size is not None and self.block_size < 1:
+            raise ValueError(f"model.block_size: found {self.block_size}, expected None or at least 1")
+        if self.n_embd % self.n_head:
+            raise ValueError(
+                f"model.n_embd={self.n_embd} is not divisible by model.n_head={self.n_head}: "
+                f"{self.n_embd} / {self.n_head} = {self.n_embd / self.n_head:.2f}. Change one of them."
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"model.dropout: found {self.dropout}, expected a rate in [0, 1)")
+        for name, known in (("dtype", ("auto", "bfloat16", "float32")), ("attention", ("auto", "xla", "cudnn"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"model.{name}: found {getattr(self, name)!r}, expected one of {known}")
+        for perturbation in self.perturbations:
+            perturbation.check_layers(self.n_layer)
+
+    def num_positions(self, seq_len: int) -> int:
+        """Rows of the position table of a model that is trained on sequences of `seq_len` tokens.
+
+        Raises ValueError where they are longer than `block_size`.
+        """
+        if self.block_size is None:
+            return seq_len
+        if seq_len > self.block_size:
+            raise ValueError(
+                f"data.seq_len={seq_len} is longer than model.block_size={self.block_size}, the positions the model "
+                "has. Use a shorter data.seq_len or a larger model.block_size (which makes another model)."
+            )
+        return self.block_size
+
+    def settle(
+        self,
+        platform: str,
+        *,
+        seq_len: int,
+        vocab_size: int,
+        end_of_text: int,
+        document_mask: bool = False,
+    ) -> "ModelSpec":
+        """Decides everything that depends on the platform and the data.
+
+        Args:
+          platform: see `parallel.devices.platform_of`.
+          seq_len: tokens of a training sequence.
+          vocab_size: of the tokenizer, at most as many as the embedding has columns.
+          end_of_text: the id that begins each document.
+          document_mask: attention is kept within documents.
+
+        Raises ValueError for what does not fit together or cannot run.
+        """
+        if vocab_size > self.vocab_size:
+            raise ValueError(
+                f"model.vocab_size={self.vocab_size} is smaller than the {vocab_size} ids of the data; expected at "
+                f"least {vocab_size}."
+            )
+        dtype = self.dtype if self.dtype != "auto" else "float32" if platform == "cpu" else "bfloat16"
+        return ModelSpec(
+            n_layer=self.n_layer,
+            n_head=self.n_head,
+            n_embd=self.n_embd,
+            padded_vocab_size=self.vocab_size,
+            num_positions=self.num_positions(seq_len),
+            document_mask=document_mask,
+            vocab_size=vocab_size,
+            end_of_text=end_of_text,
+            dtype=dtype,
+            attention=self._kernel(platform, dtype, document_mask),
+            dropout=self.dropout,
+            remat=self.remat,
+            perturbations=tuple(self.perturbations),
+        )
+
+    def _kernel(self, platform: str, dtype: str, document_mask: bool) -> AttentionKernel:
+        if self.attention == "auto":
+            fused = platform == "gpu" and dtype == "bfloat16" and self.dropout == 0.0 and not document_mask
+            return "cudnn" if fused else "xla"
+        if self.attention == "cudnn" and (dtype != "bfloat16" or self.dropout or platform != "gpu"):
+            raise ValueError(
+                f"model.attention='cudnn' needs an NVIDIA GPU (Ampere or newer), bfloat16 and no dropout; found "
+                f"platform {platform!r}, dtype {dtype!r}, dropout {self.dropout}. Use model.attention='xla'."
+            )
+        if self.attention == "cudnn" and document_mask:
+            # JAX passes cuDNN no segment ids. `mask=` becomes a dense (B, 1, T, T) bias, whose gradient JAX 0.10 asks
+            # for too (jax-ml/jax issue 30593: it has that for one sequence at a time) and 0.12 does not. The packed
+            # layout (0.10, 0.12) and score_mod (0.12) are private to JAX. None of these was run on a GPU.
+            raise ValueError(
+                "model.attention='cudnn' cannot keep attention within documents: JAX's interface to it has no "
+                "segment ids. Use model.attention='xla' (or 'auto'), or train without the document mask."
+            )
+        return self.attention
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What the parameters of a model are: its identity.
+
+    Every field of this class, and no other, decides whether a checkpoint is one of this model. So a field that
+    shapes the parameters, or says what they mean, belongs here; one that only says how to compute belongs into
+    `ModelSpec`.
+
+    Attributes:
+      padded_vocab_size: rows of the token embedding.
+      num_positions: rows of the position embedding.
+      document_mask: attention stays within a document, and positions count from its beginning.
+    """
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    padded_vocab_size: int
+    num_positions: int
+    document_mask: bool = False
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The fields of this class by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(Architecture)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSpec(Architecture):
+    """A model with nothing left to decide; `GPTConfig.settle` makes it.
+
+    Attributes:
+      vocab_size: ids are below it; the embedding's rows from there on are padding.
+      end_of_text: the id that begins each document.
+      dtype: of the computation, "float32" or "bfloat16".
+    """
+
+    vocab_size: int
+    end_of_text: int
+    dtype: str
+    attention: AttentionKernel = "xla"
+    dropout: float = 0.0
+    remat: bool = False
+    perturbations: tuple[Perturbation, ...] = ()
+
+    @property
+    def needs_rng(self) -> bool:
+        """Whether a training step draws random numbers."""
+        return bool(self.dropout or self.perturbations)
+
+    @property
+    def document_end(self) -> int | None:
+        """The end-of-text id where attention is kept within documents, else None."""
+        return self.end_of_text if self.document_mask else None
+
+    def plain(self, dtype: str | None = None) -> "ModelSpec":
+        """Without what only training needs, or what may not run here: the weights mean the same."""
+        return dataclasses.replace(
+            self, dtype=dtype or self.dtype, remat=False, attention="xla", dropout=0.0, perturbations=()
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values only. Perturbations are code, and left out; the gin configuration names them."""
+        names = [field.name for field in dataclasses.fields(self) if field.name != "perturbations"]
+        return {"version": VERSION, **{name: getattr(self, name) for name in names}}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "ModelSpec":
+        """The inverse of `to_json`. ValueError for another version, or fields that are missing or not known."""
+        if fields.get("version") != VERSION:
+            raise ValueError(f"model spec of version {fields.get('version')!r}, expected {VERSION}")
+        try:
+            return cls(**{name: value for name, value in fields.items() if name != "version"})
+        except TypeError as error:
+            raise ValueError(f"model spec: {error}") from None

@@ -1,0 +1,37 @@
+"""What kind of device this is, and what its datasheet promises."""
+
+import jax
+
+# Dense bfloat16 peak per chip by the vendors' datasheets, FLOP/s; first match of the device kind wins.
+_PEAK_FLOPS = {
+    "h100 pcie": 756e12,
+    "h100 nvl": 835e12,
+    "h200": 989e12,
+    "h100": 989e12,
+    "gh200": 989e12,
+    "b200": 2250e12,
+    "a100": 312e12,
+    "l40s": 362e12,
+    "4090": 165e12,
+    "tpu v6": 918e12,
+    "tpu v5p": 459e12,
+    "tpu v5 lite": 197e12,
+    "tpu v5e": 197e12,
+    "tpu v5": 459e12,
+    "tpu v4": 275e12,
+    "tpu v3": 123e12,
+}
+
+
+def platform_of(device: jax.Device) -> str:  # pyright: ignore[reportInvalidTypeForm]
+    """ "cpu", "tpu", "gpu" for NVIDIA's from Ampere on, "other gpu" for the rest."""
+    if device.platform != "gpu":
+        return device.platform
+    is_recent = "cuda" in device.client.platform_version.lower() and float(device.compute_capability) >= 8.0
+    return "gpu" if is_recent else "other gpu"
+
+
+def peak_flops(device: jax.Device) -> float | None:  # pyright: ignore[reportInvalidTypeForm]
+    """The device's datasheet peak in FLOP/s (dense bfloat16), or None where we know of none (CPUs)."""
+    kind = device.device_kind.lower()
+    return next((flops for name, flops in _PEAK_FLOPS.items() if name in kind), None)

@@ -1,0 +1,21 @@
+"""Statistics of activations, gradients and parameters, layer by layer."""
+
+import jax
+
+from gpt_pretrain.train.actions.action import Action, Now, Schedule
+from gpt_pretrain.train.build import Built
+from gpt_pretrain.train.writers import MetricWriter
+
+
+class WriteStatistics(Action):
+    """At an interval, those of the step to come: of its batch, and of the parameters before it."""
+
+    is_before_step = True
+
+    def __init__(self, built: Built, writer: MetricWriter):
+        self.due = Schedule(built.config.statistics_interval)
+        self._statistics, self._writer = built.statistics, writer
+
+    def run(self, now: Now) -> None:
+        values = jax.device_get(self._statistics(now.state, now.tokens_MBT))
+        self._writer.write_scalars(now.step + 1, {f"statistics/{name}": float(v) for name, v in values.items()})

@@ -1,0 +1,108 @@
+"""What a run computes with, from its configuration alone: nothing here allocates memory on a device."""
+
+import dataclasses
+
+import jax
+from jax.sharding import Mesh
+
+from gpt_pretrain.model.gpt import flops_per_token, num_params
+from gpt_pretrain.model.losses import num_loss_chunks
+from gpt_pretrain.model.spec import ModelSpec
+from gpt_pretrain.optim.optimizer import Optimizer
+from gpt_pretrain.parallel.devices import peak_flops, platform_of
+from gpt_pretrain.parallel.partition import batch_sharding
+from gpt_pretrain.parallel.placement import BatchLayout, Placement
+from gpt_pretrain.train import state as state_lib
+from gpt_pretrain.train import step as step_lib
+from gpt_pretrain.train.config import TrainConfig
+from gpt_pretrain.train.opened_data import OpenedData
+from gpt_pretrain.train.start import Start, model_spec
+from gpt_pretrain.train.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """A run that is ready to start.
+
+    Attributes:
+      spec: the model, settled for this platform and this data.
+      total_steps: of the whole run.
+      placement: where the rows of a batch lie.
+      layouts: of the batch sizes from here on.
+      abstract_state: shapes, dtypes and shardings of the state.
+      train_step: (state, batch) -> (state, metrics), jitted; compiled at its first call. See `step.py` for all three.
+      eval_step: (params, batch, weights, index) -> sums.
+      statistics: (state, batch) -> {name: scalar}.
+    """
+
+    config: TrainConfig
+    data: OpenedData
+    mesh: Mesh
+    spec: ModelSpec
+    optimizer: Optimizer
+    total_steps: int
+    placement: Placement
+    layouts: tuple[BatchLayout, ...]
+    abstract_state: TrainState
+    train_step: jax.stages.Wrapped
+    eval_step: jax.stages.Wrapped
+    statistics: jax.stages.Wrapped
+
+    def fresh_state(self) -> TrainState:
+        """The state of a run that begins."""
+        return state_lib.fresh_state(self.spec, self.optimizer.transform, self.mesh, self.config.seed)
+
+    @property
+    def num_params(self) -> int:
+        return num_params(self.spec)
+
+    @property
+    def flops_per_token(self) -> float:
+        """Of forward and backward, by the convention in `model.gpt.flops_per_token`."""
+        return flops_per_token(self.spec, self.config.data.seq_len)
+
+    @property
+    def peak_flops(self) -> float | None:
+        """Of all devices together, FLOP/s; None where the datasheet is not known here."""
+        peak = self.config.peak_flops_per_device or peak_flops(self.mesh.devices.flat[0])
+        return None if peak is None else peak * self.mesh.size
+
+
+def build(config: TrainConfig, data: OpenedData, start: Start) -> Built:
+    """Settles everything that the configuration leaves open.
+
+    Raises ValueError: the batch does not fit the devices, the run is too long for its data, settings that the
+    optimizer refuses.
+    """
+    mesh = config.mesh()
+    spec = model_spec(config, data)
+    placement = Placement(batch_sharding(mesh), config.per_device_batch_size)
+    # Sizes that are past need not fit the devices that there are now.
+    layouts = tuple(placement.layout(size) for size in start.plan.segments[-1].batch_sizes_from(start.step))
+    total_steps = max(start.step, start.plan.num_steps(config.num_tokens))
+    config.data.check_epochs(start.plan, total_steps)
+    optimizer = config.optimizer(total_steps)
+    abstract_state = state_lib.abstract_state(spec, optimizer.transform, mesh)
+    shardings = state_lib.shardings_of(abstract_state)
+    rows_at_once = max(layout.per_device for layout in layouts)
+    platform = platform_of(mesh.devices.flat[0])
+    options = step_lib.StepOptions(
+        spec=spec,
+        num_chunks=num_loss_chunks(rows_at_once, config.data.seq_len, spec.padded_vocab_size, platform),
+        seed=config.seed,
+        mesh=mesh,
+    )
+    return Built(
+        config=config,
+        data=data,
+        mesh=mesh,
+        spec=spec,
+        optimizer=optimizer,
+        total_steps=total_steps,
+        placement=placement,
+        layouts=layouts,
+        abstract_state=abstract_state,
+        train_step=step_lib.compile_train_step(step_lib.make_train_step(options, optimizer), shardings, mesh),
+        eval_step=step_lib.compile_eval_step(step_lib.make_eval_step(options), shardings, mesh),
+        statistics=step_lib.compile_statistics(step_lib.make_statistics(options), shardings, mesh),
+    )

@@ -1,0 +1,36 @@
+"""What a run leaves in its `save_dir` for people and for `replay` and `inspect`, beside checkpoints and curves."""
+
+import logging
+import os
+from pathlib import Path
+
+from data_prep.store.files import whole_file
+from gpt_pretrain.data import run as run_lib
+from gpt_pretrain.train.build import Built
+from gpt_pretrain.train.start import Start
+
+log = logging.getLogger(__name__)
+
+
+def write_record(built: Built, start: Start) -> None:
+    """Writes the configuration, the plan with the places of its datasets, and the ledger."""
+    save_dir = built.config.save_dir
+    with whole_file(Path(save_dir, "config.gin")) as partial:
+        partial.write_text(built.config.describe_config())
+    directories = _known_directories(save_dir) if start.is_resumed else {}
+    for name, path in built.config.data.directories.items():  # by fingerprint, too: a fork gives a name other data
+        fingerprint = built.data.datasets[name].fingerprint
+        directories |= {key: os.path.abspath(path) for key in (name, fingerprint)}
+    run_lib.RunData(save_dir, start.plan, directories, built.total_steps).write()
+    start.ledger.write(save_dir)
+
+
+def _known_directories(save_dir: str) -> dict[str, str]:
+    """Those of all datasets that the run has had."""
+    if not Path(save_dir, run_lib.FILE_NAME).exists():
+        return {}
+    try:
+        return run_lib.open_run(save_dir).directories
+    except (ValueError, KeyError, TypeError) as error:  # all else in it is written anew
+        log.warning("%s; it is written anew, without the directories of earlier datasets.", error)
+        return {}

@@ -1,0 +1,105 @@
+"""Where a run starts: anew, or at the newest good checkpoint of its `save_dir`."""
+
+import dataclasses
+import logging
+from collections.abc import Collection
+
+import jax
+
+from gpt_pretrain.data.ledger import Ledger
+from gpt_pretrain.data.plan import Plan, PlanError
+from gpt_pretrain.model.spec import ModelSpec
+from gpt_pretrain.parallel.devices import platform_of
+from gpt_pretrain.train import checkpoints
+from gpt_pretrain.train.config import TrainConfig
+from gpt_pretrain.train.metadata import CheckpointMetadata
+from gpt_pretrain.train.opened_data import OpenedData
+from gpt_pretrain.train.verify import check_last_steps
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What is there before the first step of this process.
+
+    Attributes:
+      step: updates made.
+      plan: the data of these and of those to come.
+      ledger: of the updates made.
+      is_resumed: there is a checkpoint of this step; else the run begins anew.
+    """
+
+    step: int
+    plan: Plan
+    ledger: Ledger
+    is_resumed: bool = False
+
+    @classmethod
+    def anew(cls, data: OpenedData) -> "Start":
+        """A run's beginning."""
+        return cls(0, Plan((data.wanted,)), Ledger())
+
+
+def model_spec(config: TrainConfig, data: OpenedData) -> ModelSpec:
+    """The model of a run on the devices that are here."""
+    return config.model.settle(
+        platform_of(jax.devices()[0]),
+        seq_len=config.data.seq_len,
+        vocab_size=data.first.vocab_size,
+        end_of_text=data.first.end_of_text,
+        document_mask=config.data.document_mask,
+    )
+
+
+def resume_or_begin(config: TrainConfig, data: OpenedData) -> Start:
+    """Chooses the newest good checkpoint and continues its plan with what the configuration asks for.
+
+    Raises ValueError: the checkpoint is of another run, or the data is not what it was trained on.
+    """
+    metadata = checkpoints.choose(config.save_dir)
+    if metadata is None:
+        return Start.anew(data)
+    plan = _continued(metadata, config, data)
+    check_last_steps(metadata.ledger, plan, data.datasets, num_steps=config.verify_steps)
+    return Start(metadata.step, plan, metadata.ledger, is_resumed=True)
+
+
+def _continued(metadata: CheckpointMetadata, config: TrainConfig, data: OpenedData) -> Plan:
+    problems = different_models(model_spec(config, data), metadata.model)
+    is_other_seed = config.seed != metadata.seed
+    if is_other_seed and not config.fork:
+        problems.append(f"  train.seed: the checkpoint has {metadata.seed}, this run has {config.seed}")
+    plan = metadata.plan
+    try:
+        plan = plan.continued(data.wanted, metadata.step, fork=config.fork)
+    except PlanError as error:
+        problems.append(str(error))
+    if problems:
+        raise ValueError(
+            f"{config.save_dir} holds the checkpoint of another run (step {metadata.step}):\n"
+            + "\n".join(problems)
+            + "\nChoose another --save_dir, or set these back. Other data or another seed can be taken up on purpose, "
+            "as a new branch of the run, by --fork. To start a new run from its weights, use "
+            f"--from_pretrained={config.save_dir} with another --save_dir."
+        )
+    if is_other_seed:
+        log.warning("Fork: train.seed is another after step %d.", metadata.step)
+    return plan
+
+
+def different_models(ours: ModelSpec, theirs: ModelSpec, but: Collection[str] = ()) -> list[str]:
+    """A line for each part of the identity, `but` for some, in which a checkpoint's model is another."""
+    found, expected = ours.identity, theirs.identity
+    return [
+        f"  {_SETTINGS.get(name, f'model.{name}')}: the checkpoint has {expected[name]}, this run has {found[name]}"
+        for name in found
+        if name not in but and found[name] != expected[name]
+    ]
+
+
+_SETTINGS = {  # as a user knows those that are spelled otherwise there
+    "padded_vocab_size": "model.vocab_size",
+    "num_positions": "positions of the model (data.seq_len or model.block_size)",
+    "document_mask": "data.document_mask",
+}

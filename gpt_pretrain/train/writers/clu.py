@@ -1,0 +1,28 @@
+"""CLU, without TensorFlow where that is not installed.
+
+CLU imports TensorFlow for a single class. To have CLU without it, take its modules from here:
+
+    from gpt_pretrain.train.writers.clu import metric_writers, periodic_actions
+"""
+
+import importlib.util
+import sys
+import types
+
+
+def _tensorboard_writer(logdir: str):
+    from gpt_pretrain.train.writers.tensorboard import TensorBoardWriter
+
+    return TensorBoardWriter(logdir)
+
+
+if importlib.util.find_spec("tensorflow") is None:
+    # Stands in for the one CLU module that needs TensorFlow; must come before CLU's first import.
+    _stand_in = types.ModuleType("clu.metric_writers.summary_writer")
+    _stand_in.__dict__["SummaryWriter"] = _tensorboard_writer
+    sys.modules.setdefault(_stand_in.__name__, _stand_in)
+
+from clu import metric_writers, periodic_actions
+
+MetricWriter = metric_writers.MetricWriter
+__all__ = ["MetricWriter", "metric_writers", "periodic_actions"]
