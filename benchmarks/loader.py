@@ -34,7 +34,7 @@ from gpt_pretrain.data import loader
 from gpt_pretrain.data.batches import Batches
 from gpt_pretrain.data.order import SHUFFLES, Shuffle
 from gpt_pretrain.data.plan import Plan
-from gpt_pretrain.data.stages import Segment, Stream
+from gpt_pretrain.data.stages import Stage, Stream
 
 NUM_TURNS = 7
 MIXTURE = {"a": 500, "b": 300, "c": 200}  # of each 1,000 examples
@@ -43,8 +43,8 @@ MIXTURE = {"a": 500, "b": 300, "c": 200}  # of each 1,000 examples
 def plan_of(num_tokens: int, args, names: Iterable[str] = ("",), shuffle: Shuffle = "global") -> Plan:
     streams = tuple(Stream(name, f"fingerprint {name}", num_tokens, MIXTURE.get(name, 1)) for name in names)
     fields = {"shuffle": shuffle, "block_windows": args.block_windows, "group_blocks": args.group_blocks}
-    segment = Segment(seed=0, seq_len=args.seq_len, batch_sizes=((0, args.batch_size),), streams=streams, **fields)
-    return Plan((segment,))
+    stage = Stage(seed=0, seq_len=args.seq_len, batch_sizes=((0, args.batch_size),), streams=streams, **fields)
+    return Plan((stage,))
 
 
 def loader_of(
@@ -59,7 +59,7 @@ def loader_of(
     """What the trainer iterates."""
     plan = plan_of(source.num_tokens, args, names, shuffle)
     batches = Batches(
-        dict.fromkeys(names, source), plan, vocab_size=2**16, first_step=first_step, num_steps=num_steps or args.batches
+        dict.fromkeys(names, source), plan, vocab_size=2**16, first_index=first_step, num_steps=num_steps or args.batches
     )
     return loader.load(batches)
 
@@ -169,7 +169,7 @@ def resume(args) -> dict[str, float]:
                 start = time.perf_counter()
                 source = open_dataset(args.data_dir, format="bin", verify="size").splits["train"]
                 first_step = position // args.batch_size
-                next(loader_of(source, args, names=names, first_step=first_step, num_steps=10))
+                next(loader_of(source, args, names=names, first_index=first_step, num_steps=10))
                 name = f"first batch at position {position:,}" + (", 3 streams" if len(names) > 1 else "")
                 out.setdefault(name, []).append(1000 * (time.perf_counter() - start))
     medians = {name: round(statistics.median(values), 1) for name, values in out.items()}
@@ -199,7 +199,7 @@ def memory(args) -> dict[str, float]:
             last_step = 3 * num_windows // args.batch_size
             before = _resident_mb()
             for first_step in np.linspace(0, last_step, 40).astype(int).tolist():
-                for _ in loader_of(source, args, shuffle=shuffle, first_step=first_step, num_steps=50):
+                for _ in loader_of(source, args, shuffle=shuffle, first_index=first_step, num_steps=50):
                     pass
             out[f"{num_windows:,} windows, {shuffle}"] = round(_resident_mb() - before, 1)
     for name, value in out.items():

@@ -52,7 +52,7 @@ def main() -> int:
     from gpt_pretrain.data import loader
     from gpt_pretrain.data.batches import Batches
     from gpt_pretrain.data.plan import Plan
-    from gpt_pretrain.data.stages import Segment, Stream
+    from gpt_pretrain.data.stages import Stage, Stream
     from gpt_pretrain.model import statistics as metrics
     from gpt_pretrain.model.losses import num_loss_chunks
     from gpt_pretrain.parallel import mesh as sharding
@@ -81,7 +81,7 @@ def main() -> int:
 
     stream = Stream("", "", source.num_tokens)
     batch_sizes = ((0, layout.batch_size),)
-    plan = Plan((Segment(seed=0, seq_len=data.seq_len, batch_sizes=batch_sizes, streams=(stream,)),))
+    plan = Plan((Stage(seed=0, seq_len=data.seq_len, batch_sizes=batch_sizes, streams=(stream,)),))
     num_steps = args.steps + NUM_WARMUP_STEPS
     batches = Batches({"": source}, plan, vocab_size=num_valid, num_steps=num_steps, rows_of=placement.rows)
     num_chunks = num_loss_chunks(layout.per_device, data.seq_len, model.vocab_size, platform)

@@ -20,7 +20,7 @@ from data_prep.pages.progress import Progress, duration
 from gpt_pretrain.data.batches import Batches
 from gpt_pretrain.data.damage import explain
 from gpt_pretrain.data.ledger import Ledger
-from gpt_pretrain.data.stages import Segment
+from gpt_pretrain.data.stages import Stage
 from gpt_pretrain.history.differences import compare_runs
 from gpt_pretrain.history.opened_run import NUMBERING, OpenedRun, add_data_dir
 
@@ -49,8 +49,8 @@ def replay(
 
     Raises ValueError where a dataset is not there or is another one.
     """
-    for segment, _, _ in (chunks := list(_chunks(run, first, stop))):
-        run.sources(segment)  # what is wrong with them is said here, not in a process
+    for stage, _, _ in (chunks := list(_chunks(run, first, stop))):
+        run.sources(stage)  # what is wrong with them is said here, not in a process
     num_tokens = run.plan.tokens_before(stop) - run.plan.tokens_before(first)
     if num_workers < 2 or num_tokens < 2 * _CHUNK_TOKENS:  # over before a process has started
         yield from (_read(run, *chunk[1:], with_rows) for chunk in chunks)
@@ -67,29 +67,29 @@ def replay(
                 waiting.append(pool.submit(_read_in_process, *chunk[1:], with_rows))
 
 
-def _chunks(run: OpenedRun, first: int, stop: int) -> Iterator[tuple[Segment, int, int]]:
-    """Steps [first, stop) in pieces of about `_CHUNK_TOKENS`, none of which reaches into another segment."""
+def _chunks(run: OpenedRun, first: int, stop: int) -> Iterator[tuple[Stage, int, int]]:
+    """Steps [first, stop) in pieces of about `_CHUNK_TOKENS`, none of which reaches into another stage."""
     while first < stop:
-        segment = run.plan.segment_at(first)
-        num_steps = max(1, _CHUNK_TOKENS // (run.plan.batch_size(first) * segment.seq_len))
-        later = [each.from_step for each in run.plan.segments if each.from_step > first]
+        stage = run.plan.stage_at(first)
+        num_steps = max(1, _CHUNK_TOKENS // (run.plan.batch_size(first) * stage.seq_len))
+        later = [each.from_step for each in run.plan.stages if each.from_step > first]
         end = min([first + num_steps, stop, *later])
-        yield segment, first, end
+        yield stage, first, end
         first = end
 
 
 def _read(run: OpenedRun, first: int, end: int, with_rows: bool) -> list[Replayed]:
-    segment = run.plan.segment_at(first)
-    batches = Batches(run.sources(segment), run.plan, vocab_size=_ANY_ID, first_step=first, num_steps=end - first)
-    names = [stream.name for stream in segment.streams]
+    stage = run.plan.stage_at(first)
+    batches = Batches(run.sources(stage), run.plan, vocab_size=_ANY_ID, first_index=first, num_steps=end - first)
+    names = [stream.name for stream in stage.streams]
     out = []
     for index in range(end - first):
         element = batches[index]
         streams = windows = None
         if with_rows:
-            streams = [names[i] for i in element["streams"].reshape(-1).tolist()]
-            windows = element["windows"].reshape(-1).tolist()
-        out.append(Replayed(element["step"], element["position"], element["digest"], streams, windows))
+            streams = [names[i] for i in element.streams.reshape(-1).tolist()]
+            windows = element.windows.reshape(-1).tolist()
+        out.append(Replayed(element.step_index, element.position, element.digest, streams, windows))
     return out
 
 
@@ -212,8 +212,8 @@ def _replay(run: OpenedRun, args) -> int:
 
 def _difference(run: OpenedRun, unequal: list[Replayed], ledger: Ledger, num_steps: int) -> str:
     one = unequal[0]
-    segment = run.plan.segment_at(one.step)
-    datasets = {stream.name: run.dataset(stream) for stream in segment.streams}
+    stage = run.plan.stage_at(one.step)
+    datasets = {stream.name: run.dataset(stream) for stream in stage.streams}
     others = f" ({len(unequal)} of {num_steps} updates differ, the last is {unequal[-1].step + 1})"
     others = others if len(unequal) > 1 else ""
     return (

@@ -14,8 +14,8 @@ from jax.sharding import AxisType, Mesh
 
 from gpt_pretrain.data.batches import Batches
 from gpt_pretrain.data.plan import Plan
-from gpt_pretrain.data.stages import Segment, Stream
-from gpt_pretrain.model.gpt import GPTConfig
+from gpt_pretrain.data.stages import Stage, Stream
+from gpt_pretrain.model.spec import GPTConfig, ModelSpec
 
 TINY_MODEL = {"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 264}
 
@@ -46,9 +46,16 @@ def tiny_dataset(tmp_path_factory) -> str:
     return str(out)
 
 
+def make_spec(seq_len=8, *, platform="cpu", document_mask=False, vocab_size=257, **changes) -> ModelSpec:
+    """The spec of a tiny model for byte tokens, or of a model with other settings."""
+    config = GPTConfig(**(TINY_MODEL | changes))
+    return config.settle(platform, seq_len=seq_len, vocab_size=vocab_size, end_of_text=256, document_mask=document_mask)
+
+
 @pytest.fixture
-def tiny_config() -> GPTConfig:
-    return GPTConfig(**TINY_MODEL).resolve("cpu")
+def tiny_spec() -> ModelSpec:
+    """A tiny model with 24 positions."""
+    return make_spec(24)
 
 
 def make_test_mesh(data: int, fsdp: int) -> Mesh:
@@ -69,9 +76,9 @@ class ArraySource:
 
 
 def make_plan(source, *, batch_size=8, seq_len=8, **changes) -> Plan:
-    """One stream, one segment."""
+    """One stream, one stage."""
     stream = Stream("", "fingerprint", source.num_tokens)
-    return Plan((Segment(seed=0, seq_len=seq_len, batch_sizes=((0, batch_size),), streams=(stream,), **changes),))
+    return Plan((Stage(seed=0, seq_len=seq_len, batch_sizes=((0, batch_size),), streams=(stream,), **changes),))
 
 
 def make_batches(source, *, batch_size=8, seq_len=8, **changes) -> Batches:

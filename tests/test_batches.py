@@ -8,7 +8,7 @@ from data_prep.store.streams import BinSource, RecordSource
 from gpt_pretrain.data import batches as batches_lib
 from gpt_pretrain.data.batches import Batches, digest_of_rows, read_windows
 from gpt_pretrain.data.plan import Plan
-from gpt_pretrain.data.stages import Segment, Stream
+from gpt_pretrain.data.stages import Stage, Stream
 
 SEQ_LEN = 4
 
@@ -34,17 +34,17 @@ def plan_of(batch_size=((0, 8), (20, 12)), shuffle="global") -> Plan:
     streams = [Stream(name, f"fingerprint of {name}", sources[name].num_tokens) for name in sources]
     counts = zip(streams, (5, 3, 2), strict=True)
     mixed = tuple(Stream(stream.name, stream.fingerprint, stream.num_tokens, count) for stream, count in counts)
-    first = Segment(seed=0, seq_len=SEQ_LEN, batch_sizes=batch_size, streams=mixed, shuffle=shuffle)
-    then = Segment(seed=0, seq_len=7, batch_sizes=batch_size, streams=tuple(streams[:2]), shuffle=shuffle)
+    first = Stage(seed=0, seq_len=SEQ_LEN, batch_sizes=batch_size, streams=mixed, shuffle=shuffle)
+    then = Stage(seed=0, seq_len=7, batch_sizes=batch_size, streams=tuple(streams[:2]), shuffle=shuffle)
     return Plan((first,)).continued(then, 30)
 
 
-def make(first_step=0, num_steps=60, sources=None, plan=None, vocab_size=50257, **rows) -> Batches:
+def make(first_index=0, num_steps=60, sources=None, plan=None, vocab_size=50257, **rows) -> Batches:
     return Batches(
         sources or sources_of(),
         plan or plan_of(),
         vocab_size=vocab_size,
-        first_step=first_step,
+        first_index=first_step,
         num_steps=num_steps,
         **rows,
     )
@@ -57,20 +57,20 @@ def same(a, b) -> bool:
 def test_an_element_is_the_plans_batch_with_its_tokens():
     plan, sources, batches = plan_of(), sources_of(), make()
     for step in (0, 7, 20, 29, 30, 59):
-        segment, batch, element = plan.segment_at(step), plan.batch(step), batches[step]
-        assert (element["step"], element["position"]) == (step, batch.position)
-        assert element["tokens"].shape == (1, plan.batch_size(step), segment.seq_len + 1)
-        assert np.array_equal(element["windows"][0], batch.windows)
-        assert np.array_equal(element["streams"][0], batch.streams)
+        stage, batch, element = plan.stage_at(step), plan.batch(step), batches[step]
+        assert (element.step_index, element.position) == (step, batch.position)
+        assert element.tokens.shape == (1, plan.batch_size(step), stage.seq_len + 1)
+        assert np.array_equal(element.windows[0], batch.windows)
+        assert np.array_equal(element.streams[0], batch.streams)
         for row, (stream, window) in enumerate(zip(batch.streams, batch.windows, strict=True)):
-            start = window * segment.seq_len
-            expected = sources[segment.streams[stream].name].tokens[start : start + segment.seq_len + 1]
-            assert np.array_equal(element["tokens"][0, row], expected)
+            start = window * stage.seq_len
+            expected = sources[stage.streams[stream].name].tokens[start : start + stage.seq_len + 1]
+            assert np.array_equal(element.tokens[0, row], expected)
 
 
 def test_elements_do_not_depend_on_the_order_of_access_nor_on_where_one_begins():
     whole = [make()[step] for step in range(60)]  # each from a fresh look-up
-    batches, late = make(), make(first_step=17, num_steps=43)
+    batches, late = make(), make(first_index=17, num_steps=43)
     assert all(same(each, whole[step]) for step, each in enumerate(batches))
     for step in np.random.default_rng(0).permutation(60).tolist():
         assert same(batches[step], whole[step])
@@ -86,8 +86,8 @@ def test_elements_do_not_depend_on_how_many_are_looked_up_at_once(monkeypatch, c
 
 
 def test_there_are_as_many_elements_as_steps():
-    batches = make(first_step=5, num_steps=3)
-    assert len(batches) == 3 and [each["step"] for each in batches] == [5, 6, 7]
+    batches = make(first_index=5, num_steps=3)
+    assert len(batches) == 3 and [each.step_index for each in batches] == [5, 6, 7]
     for index in (3, -1):
         with pytest.raises(IndexError):
             batches[index]
@@ -103,9 +103,9 @@ def test_the_digests_of_all_processes_add_up_to_the_batchs(num_processes):
     parts = [make(plan=plan_of(((0, 8), (20, 16))), rows_of=rows_of(process)) for process in range(num_processes)]
     for step in range(60):
         elements = [part[step] for part in parts]
-        assert sum(each["digest"] for each in elements) % 2**64 == whole[step]["digest"]
-        rows = np.concatenate([each["tokens"] for each in elements], axis=1)
-        assert np.array_equal(rows.reshape(whole[step]["tokens"].shape), whole[step]["tokens"])
+        assert sum(each.digest for each in elements) % 2**64 == whole[step].digest
+        rows = np.concatenate([each.tokens for each in elements], axis=1)
+        assert np.array_equal(rows.reshape(whole[step].tokens.shape), whole[step].tokens)
 
 
 def test_a_digest_tells_one_token_window_position_stream_or_swapped_rows_from_another():
@@ -141,7 +141,7 @@ def test_a_digest_does_not_depend_on_the_storage_format(tmp_path):
     for path, part in zip(paths, (tokens[:333], tokens[333:]), strict=True):
         token_bin.write_tokens(path, [part], len(part))
     token_records.write_records(tmp_path / "records", [tokens], len(tokens), record_tokens=64)
-    plan = Plan((Segment(seed=0, seq_len=4, batch_sizes=((0, 16),), streams=(Stream("", "f", 1001),)),))
+    plan = Plan((Stage(seed=0, seq_len=4, batch_sizes=((0, 16),), streams=(Stream("", "f", 1001),)),))
     sources = BinSource(paths), RecordSource([tmp_path / "records"], 64, 1001)
     assert [source.dtype for source in sources] == [np.uint16, np.uint16]
     a, b = (list(make(sources={"": source}, plan=plan, num_steps=20)) for source in sources)
@@ -153,14 +153,14 @@ def test_streams_of_different_width_are_not_cut_and_every_batch_is_as_wide(names
     sources = {"narrow": Source(401, 100), "wide": Source(401, 100_000, np.uint32)}
     counts = {"narrow": 9, "wide": 1}
     streams = tuple(Stream(name, name, 401, counts[name]) for name in names)
-    plan = Plan((Segment(seed=0, seq_len=4, batch_sizes=((0, 2),), streams=streams),))
+    plan = Plan((Stage(seed=0, seq_len=4, batch_sizes=((0, 2),), streams=streams),))
     batches = make(sources=sources, plan=plan, num_steps=30, vocab_size=200_000)
     num_narrow_only = 0
     for element in batches:
-        wide = element["streams"] == names.index("wide")
+        wide = element.streams == names.index("wide")
         num_narrow_only += not wide.any()
-        assert element["tokens"].dtype == np.uint32
-        assert np.array_equal(element["tokens"][..., 0], element["windows"] * 4 + np.where(wide, 100_000, 100))
+        assert element.tokens.dtype == np.uint32
+        assert np.array_equal(element.tokens[..., 0], element.windows * 4 + np.where(wide, 100_000, 100))
     assert num_narrow_only > 10
     # So parts of a batch add up, whichever process holds the wide row.
     parts = [
@@ -168,21 +168,21 @@ def test_streams_of_different_width_are_not_cut_and_every_batch_is_as_wide(names
         for r in (0, 1)
     ]
     for element, *halves in zip(batches, *parts, strict=True):
-        assert sum(half["digest"] for half in halves) % 2**64 == element["digest"]
+        assert sum(half["digest"] for half in halves) % 2**64 == element.digest
 
 
 def test_one_stream_of_uint32_stays_uint32():
-    plan = Plan((Segment(seed=0, seq_len=4, batch_sizes=((0, 2),), streams=(Stream("", "f", 401),)),))
+    plan = Plan((Stage(seed=0, seq_len=4, batch_sizes=((0, 2),), streams=(Stream("", "f", 401),)),))
     element = make(sources={"": Source(401, 100_000, np.uint32)}, plan=plan, vocab_size=200_000)[0]
-    assert element["tokens"].dtype == np.uint32
-    assert np.array_equal(element["tokens"][..., 0], element["windows"] * 4 + 100_000)
+    assert element.tokens.dtype == np.uint32
+    assert np.array_equal(element.tokens[..., 0], element.windows * 4 + 100_000)
 
 
 def test_no_rows_have_no_tokens_and_digest_zero():
     element = make(rows_of=lambda _: np.empty((2, 0), np.int64))[0]
-    assert element["tokens"].shape == (2, 0, SEQ_LEN + 1) and element["digest"] == 0
-    segment = plan_of().segments[0]
-    assert read_windows(sources_of(), segment, np.empty(0, np.int64), np.empty(0, np.int64)).shape == (0, SEQ_LEN + 1)
+    assert element.tokens.shape == (2, 0, SEQ_LEN + 1) and element.digest == 0
+    stage = plan_of().stages[0]
+    assert read_windows(sources_of(), stage, np.empty(0, np.int64), np.empty(0, np.int64)).shape == (0, SEQ_LEN + 1)
 
 
 def test_a_token_id_outside_the_vocabulary_is_an_error_that_names_stream_and_window():
@@ -192,8 +192,8 @@ def test_a_token_id_outside_the_vocabulary_is_an_error_that_names_stream_and_win
         ValueError,
         match=r"code: window 100 \(tokens 400 to 404 of the stream\) holds token id 60000, expected ids below 50257",
     ):
-        list(make(sources=sources, num_steps=100, plan=Plan(plan_of().segments[:1])))
-    plan = Plan((Segment(seed=0, seq_len=4, batch_sizes=((0, 8),), streams=(Stream("", "f", 801),)),))
+        list(make(sources=sources, num_steps=100, plan=Plan(plan_of().stages[:1])))
+    plan = Plan((Stage(seed=0, seq_len=4, batch_sizes=((0, 8),), streams=(Stream("", "f", 801),)),))
     with pytest.raises(ValueError, match=r"^window 100 "):
         list(make(sources={"": sources["code"]}, plan=plan))
 
@@ -203,10 +203,10 @@ def test_block_shuffle_has_whole_blocks_fetched_once_and_before_they_are_read():
     source.fetch_ahead = lambda starts, length: fetched.extend((int(start), length) for start in starts)
     stream = Stream("", "f", source.num_tokens)
     shuffle = {"shuffle": "block", "block_windows": 64, "group_blocks": 2}
-    plan = Plan((Segment(seed=0, seq_len=8, batch_sizes=((0, 16),), streams=(stream,), **shuffle),))
+    plan = Plan((Stage(seed=0, seq_len=8, batch_sizes=((0, 16),), streams=(stream,), **shuffle),))
     batches = Batches({"": source}, plan, vocab_size=1 << 32, num_steps=40)
     for step in range(40):
-        windows = batches[step]["windows"]
+        windows = batches[step].windows
         assert set((windows.reshape(-1) // 64).tolist()) <= {start // (64 * 8) for start, _ in fetched}
     assert sorted(start for start, _ in fetched) == [64 * 8 * block for block in range(10)]
     assert {length for _, length in fetched} == {64 * 8 + 1}

@@ -36,30 +36,30 @@ def test_no_window_of_an_excluded_document_is_ever_met(numbers, tmp_path):
     for exclude in (ids, str(tmp_path / "ids.txt")):
         config = DataConfig(dir=numbers, seq_len=16, exclude=exclude)
         datasets = config.open()
-        segment = config.segment(datasets, ((0, 8),))
+        stage = config.stage(datasets, ((0, 8),))
         documents = [DocumentTables(numbers).find("id", each)[0] for each in ids]
-        met = np.concatenate([Plan((segment,)).batch(step).windows for step in range(200)])
-        assert len(segment.streams[0].excluded) == 6
+        met = np.concatenate([Plan((stage,)).batch(step).windows for step in range(200)])
+        assert len(stage.streams[0].excluded) == 6
         for document in documents:
             tokens = met[:, None] * 16 + np.arange(17)
             assert not ((tokens >= document.start) & (tokens < document.start + document.length)).any()
     with pytest.raises(ValueError, match="no document with the id <a:999>"):
-        DataConfig(dir=numbers, exclude=("<a:999>",)).segment(datasets, ((0, 8),))
+        DataConfig(dir=numbers, exclude=("<a:999>",)).stage(datasets, ((0, 8),))
     with pytest.raises(ValueError, match=r"data\.exclude: nowhere\.txt: no such file"):
-        DataConfig(dir=numbers, exclude="nowhere.txt").segment(datasets, ((0, 8),))
+        DataConfig(dir=numbers, exclude="nowhere.txt").stage(datasets, ((0, 8),))
 
 
 def test_a_stream_is_met_no_more_often_than_allowed(numbers, tiny_dataset):
     mixture = {"few": (numbers, 1, 1.5), "many": (tiny_dataset, 1)}
     config = DataConfig(mixture=mixture, seq_len=16, mixture_block=10)
-    plan = Plan((config.segment(config.open(), ((0, 8),)),))
-    per_epoch = plan.segments[0].num_windows(0)
+    plan = Plan((config.stage(config.open(), ((0, 8),)),))
+    per_epoch = plan.stages[0].num_windows(0)
     enough = int(1.5 * per_epoch * 2 / 8)
     config.check_epochs(plan, enough - 2)
     with pytest.raises(ValueError, match=r"few: would be met 1\.\d+ times .* expected at most 1\.5"):
         config.check_epochs(plan, enough + 3)
     alone = DataConfig(dir=numbers, seq_len=16, max_epochs=1)
-    plan = Plan((alone.segment(alone.open(), ((0, 8),)),))
+    plan = Plan((alone.stage(alone.open(), ((0, 8),)),))
     with pytest.raises(ValueError, match=r"would be met 2\.\d+ times"):
         alone.check_epochs(plan, 2 * per_epoch // 8 + 2)
 
@@ -75,4 +75,4 @@ def test_mixtures_that_cannot_be_are_refused(numbers, tmp_path):
         DataConfig(mixture={"a": (numbers, 1), "b": (str(tmp_path / "gpt2"), 1)}).open()
     with pytest.raises(ValueError, match="less than 1 in 10"):
         config = DataConfig(mixture={"a": (numbers, 1), "b": (numbers, 1000)}, mixture_block=10, seq_len=16)
-        config.segment(config.open(), ((0, 8),))
+        config.stage(config.open(), ((0, 8),))

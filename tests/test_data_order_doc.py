@@ -13,7 +13,7 @@ import pytest
 import xxhash
 
 from gpt_pretrain.data import mixture, order, plan
-from gpt_pretrain.data import stages as segments
+from gpt_pretrain.data import stages as stages
 from gpt_pretrain.data.batches import Batches, digest_of_rows
 from gpt_pretrain.data.ledger import Ledger
 
@@ -100,12 +100,12 @@ def page_stream(e, counts, seed, salt):
 
 
 class PageSegment:
-    """A segment as data.json has it; streams are walked one example after the other."""
+    """A stage as data.json has it; streams are walked one example after the other."""
 
     def __init__(self, fields):
         self.fields, self.streams = fields, fields["streams"]
         self.next = [stream.get("start", 0) for stream in self.streams]  # index in each endless sequence
-        self.examples = []  # (stream, window) from the segment's beginning
+        self.examples = []  # (stream, window) from the stage's beginning
         for i in range(len(self.streams)):
             self.step_over(i)
 
@@ -140,18 +140,18 @@ class PageSegment:
 
 
 def page_starts(past, wanted):
-    """The starts of `wanted`'s streams after the segments `past`, each of which made all of its batches."""
+    """The starts of `wanted`'s streams after the stages `past`, each of which made all of its batches."""
     starts = []
     for new in wanted["streams"]:
         start = 0
-        for segment in reversed(past):
-            found = [i for i, stream in enumerate(segment.streams) if stream["fingerprint"] == new["fingerprint"]]
+        for stage in reversed(past):
+            found = [i for i, stream in enumerate(stage.streams) if stream["fingerprint"] == new["fingerprint"]]
             if found:
-                n, names = segment.next[found[0]], ["seed", "seq_len", "shuffle"]
+                n, names = stage.next[found[0]], ["seed", "seq_len", "shuffle"]
                 names += ["block_windows", "group_blocks"] if wanted["shuffle"] == "block" else []
                 num_windows = (new["num_tokens"] - 1) // wanted["seq_len"]
-                same = all(segment.fields[name] == wanted[name] for name in names)
-                start = n if same else -(-n // segment.num_windows(found[0])) * num_windows
+                same = all(stage.fields[name] == wanted[name] for name in names)
+                start = n if same else -(-n // stage.num_windows(found[0])) * num_windows
                 break
         starts.append(start)
     return starts
@@ -285,10 +285,10 @@ def test_vectors_of_a_plan_and_its_batches():
     made = plan.Plan.from_json(fields)
     assert json.loads(json.dumps(made.to_json())) == fields
     for vector in vectors("batch"):
-        segment = PageSegment([each for each in fields["segments"] if each["from_step"] <= vector["step"]][-1])
-        assert segment.position(vector["step"]) == vector["position"]
+        stage = PageSegment([each for each in fields["stages"] if each["from_step"] <= vector["step"]][-1])
+        assert stage.position(vector["step"]) == vector["position"]
         expected = list(zip(vector["streams"], vector["windows"], strict=True))
-        assert segment.batch(vector["step"]) == expected
+        assert stage.batch(vector["step"]) == expected
         batch = made.batch(vector["step"])
         assert list(zip(batch.streams.tolist(), batch.windows.tolist(), strict=True)) == expected
         assert batch.position == vector["position"]
@@ -305,7 +305,7 @@ class Source:
 
 def test_a_run_of_many_changes_agrees_in_starts_batches_and_digests():
     web, code, books = (
-        segments.Stream(name, f"print of {name}", n, c)
+        stages.Stream(name, f"print of {name}", n, c)
         for name, n, c in (("web", 241, 5), ("code", 150, 3), ("books", 95, 2))
     )
     some = dataclasses.replace(web, excluded=(3, 5, 8, 40)), dataclasses.replace(code, excluded=(0, 1, 36))
@@ -323,23 +323,21 @@ def test_a_run_of_many_changes_agrees_in_starts_batches_and_digests():
     sources = {name: Source(n, np.uint16) for name, n in (("web", 241), ("", 241), ("code", 150))}
     sources["books"] = Source(95, np.uint32)
     for number, (first, streams, fields) in enumerate(changes):
-        wanted = segments.Segment(**{"seed": 0, "seq_len": 4, "streams": streams} | fields)
+        wanted = stages.Stage(**{"seed": 0, "seq_len": 4, "streams": streams} | fields)
         made = plan.Plan((wanted,)) if made is None else made.continued(wanted, first, fork=True)
-        segment = json.loads(json.dumps(made.to_json()))["segments"][-1]
-        assert [stream["start"] for stream in segment["streams"]] == page_starts(past, segment)
-        past.append(PageSegment(segment))
+        stage = json.loads(json.dumps(made.to_json()))["stages"][-1]
+        assert [stream["start"] for stream in stage["streams"]] == page_starts(past, stage)
+        past.append(PageSegment(stage))
         last = changes[number + 1][0] if number + 1 < len(changes) else first + 5
-        batches = Batches(sources, made, vocab_size=50257, first_step=first, num_steps=last - first)
+        batches = Batches(sources, made, vocab_size=50257, first_index=first, num_steps=last - first)
         for step in range(first, last):
             expected, element = past[-1].batch(step), batches[step - first]
             position = past[-1].position(step)
-            assert list(zip(element["streams"][0].tolist(), element["windows"][0].tolist(), strict=True)) == expected
-            assert element["position"] == position
-            bits = 32 if "books" in {stream["name"] for stream in segment["streams"]} else 16
+            assert list(zip(element.streams[0].tolist(), element.windows[0].tolist(), strict=True)) == expected
+            assert element.position == position
+            bits = 32 if "books" in {stream["name"] for stream in stage["streams"]} else 16
             digests = [
                 page_row_digest(tokens, bits, position + row, window, stream)[1]
-                for row, (tokens, (stream, window)) in enumerate(
-                    zip(element["tokens"][0].tolist(), expected, strict=True)
-                )
+                for row, (tokens, (stream, window)) in enumerate(zip(element.tokens[0].tolist(), expected, strict=True))
             ]
-            assert element["digest"] == sum(digests) % U64
+            assert element.digest == sum(digests) % U64

@@ -12,7 +12,7 @@ from conftest import make_test_mesh
 from flax import nnx
 
 from gpt_pretrain import generate
-from gpt_pretrain.data.stages import Segment, Stream
+from gpt_pretrain.data.stages import Stage, Stream
 from gpt_pretrain.model import gpt as llm
 from gpt_pretrain.model import layers as transformer
 from gpt_pretrain.model import statistics as metrics
@@ -289,7 +289,7 @@ def test_cudnn_cannot_have_the_mask_and_auto_chooses_xla():
 
 def test_the_run_says_whether_attention_stays_within_documents(config, caplog):
     dataset = SimpleNamespace(directory="d", format="bin", fingerprint="f", unigram_entropy=None)
-    segment = Segment(seed=0, seq_len=SEQ_LEN, batch_sizes=((0, 4),), streams=(Stream("", "f", 99),))
+    stage = Stage(seed=0, seq_len=SEQ_LEN, batch_sizes=((0, 4),), streams=(Stream("", "f", 99),))
     for block_size, mask, words in ((None, False, "attention by xla"), (32, True, "attention by xla within documents")):
         caplog.clear()
         with caplog.at_level(logging.INFO):
@@ -299,7 +299,7 @@ def test_the_run_says_whether_attention_stays_within_documents(config, caplog):
                 batch_layout(4, 4, 1),
                 make_test_mesh(1, 1),
                 num_params=5,
-                segment=segment,
+                stage=stage,
                 document_mask=mask,
             )
         line = next(message for message in caplog.messages if message.startswith("Model"))

@@ -106,9 +106,9 @@ def test_the_ledger_is_what_the_plan_says_and_the_same_for_another_layout(tiny_d
         assert "cats, 15 of 20 examples" in output and "Done at step 12 of 12 (112 examples)" in output
         ledgers.append(Ledger.read(tmp_path / name))
     run = open_run(tmp_path / "a")
-    sources = OpenedRun(str(tmp_path / "a")).sources(run.plan.segments[0])
+    sources = OpenedRun(str(tmp_path / "a")).sources(run.plan.stages[0])
     batches = Batches(sources, run.plan, vocab_size=257, num_steps=12)
-    expected = [batches[step]["digest"] for step in range(12)]
+    expected = [batches[step].digest for step in range(12)]
     assert ledgers[0].digests.tolist() == ledgers[1].digests.tolist() == expected
     streams = np.concatenate([run.plan.batch(step).streams for step in range(12)])
     assert np.bincount(streams[:100]).tolist() == [75, 25]
@@ -123,7 +123,7 @@ def test_another_batch_size_mixture_or_exclusion_is_a_new_segment_and_the_past_s
     assert "Data plan: from step 5 on, train.batch_size: 8 until now, 16 from here on" in output
     assert "Done at step 8 of 8 (88 examples)" in output
     run = open_run(tmp_path / "run")
-    assert [segment.from_step for segment in run.plan.segments] == [0, 5]
+    assert [stage.from_step for stage in run.plan.stages] == [0, 5]
     assert Ledger.read(tmp_path / "run").digests[:5].tolist() == past
     # One stream, cut into other batches: the order goes on where it was.
     windows = np.concatenate([run.plan.batch(step).windows for step in range(8)])
@@ -144,7 +144,7 @@ def test_longer_sequences_and_the_document_mask_go_on_in_one_run(tiny_dataset, t
     longer = bindings | {"data.seq_len": 32, "train.num_tokens": 5 * 8 * 16 + 3 * 8 * 32}
     output = finish(start(flags(tiny_dataset, tmp_path / "run", **longer)))
     assert "data.seq_len: 16 until now, 32 from here on" in output and "Done at step 8 of 8" in output
-    assert open_run(tmp_path / "run").plan.segments[1].streams[0].start == 32_926 // 32  # the next epoch
+    assert open_run(tmp_path / "run").plan.stages[1].streams[0].start == 32_926 // 32  # the next epoch
     for name, value in {"data.document_mask": False, "model.block_size": 64}.items():
         output = finish(start(flags(tiny_dataset, tmp_path / "run", **longer | {name: value})), expect=1)
         assert "holds the checkpoint of another run" in output
@@ -230,7 +230,7 @@ def test_other_data_is_refused_and_taken_up_by_a_fork(tiny_dataset, mixture, tmp
     assert "the dataset: fingerprint" in output and "--fork" in output
     output = finish(start([*arguments, "--fork"]))
     assert "Done at step 8 of 8" in output
-    assert open_run(tmp_path / "run").plan.segments[1].change.startswith("fork: the dataset: fingerprint")
+    assert open_run(tmp_path / "run").plan.stages[1].change.startswith("fork: the dataset: fingerprint")
     assert "Continuing" in finish(start(flags(other, tmp_path / "run", num_steps=9)))
     reseeded = flags(other, tmp_path / "run", num_steps=10, **{"train.seed": 5})
     assert "train.seed: the checkpoint has 0, this run has 5" in finish(start(reseeded), expect=1)

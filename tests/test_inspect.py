@@ -41,7 +41,7 @@ def run(datasets, tmp_path_factory):
         stream(datasets["dogs"], "dogs", count=10),
     )
     plan = simple_plan(cats, dogs)
-    first = plan.segments[0]
+    first = plan.stages[0]
     plan = plan.continued(dataclasses.replace(first, batch_sizes=((0, 12),)), 70)
     cats = dataclasses.replace(cats, excluded=())
     plan = plan.continued(dataclasses.replace(first, seq_len=48, streams=(cats, dogs), batch_sizes=((0, 12),)), 100)
@@ -58,13 +58,11 @@ def test_sightings_of_every_document_equal_a_search_through_all_batches(run, dat
     opened = OpenedRun(run)
     met: dict = {}
     for each in batches_of(datasets, opened.plan, 130):
-        segment = opened.plan.segment_at(each["step"])
-        for row, (index, window) in enumerate(
-            zip(each["streams"][0].tolist(), each["windows"][0].tolist(), strict=True)
-        ):
-            first = window * segment.seq_len
-            met.setdefault(segment.streams[index].name, []).append(
-                (each["step"], row, first, first + segment.seq_len + 1)
+        stage = opened.plan.stage_at(each.step_index)
+        for row, (index, window) in enumerate(zip(each.streams[0].tolist(), each.windows[0].tolist(), strict=True)):
+            first = window * stage.seq_len
+            met.setdefault(stage.streams[index].name, []).append(
+                (each.step_index, row, first, first + stage.seq_len + 1)
             )
     num_last_targets = 0
     for name, directory in datasets.items():
@@ -92,8 +90,8 @@ def test_document_output_counts_updates_from_one_and_tells_seen_from_planned(run
     assert all(line["seen"] == (line["update"] <= 90) for line in lines)
     assert {line["epoch"] for line in lines} >= {0, 1}
     for update in (90, 91):  # the last that the ledger has, and the first that it has not
-        batch, segment = OpenedRun(run).plan.batch(update - 1), OpenedRun(run).plan.segment_at(update - 1)
-        name = segment.streams[int(batch.streams[0])].name
+        batch, stage = OpenedRun(run).plan.batch(update - 1), OpenedRun(run).plan.stage_at(update - 1)
+        name = stage.streams[int(batch.streams[0])].name
         assert inspect.main([run, "--token", str(batch.windows[0] * 32), "--stream", name, "--jsonl"]) == 0
         seen = {line["update"]: line["seen"] for line in map(json.loads, capsys.readouterr().out.splitlines())}
         assert seen[update] == (update == 90)
@@ -309,13 +307,13 @@ def test_a_stream_that_was_renamed_or_replaced_is_followed_by_its_data(datasets,
     directories = list(datasets.values())
     first = simple_plan(a)
     web, code = dataclasses.replace(a, name="web", count=3), dataclasses.replace(b, name="code")
-    renamed = first.continued(dataclasses.replace(first.segments[0], streams=(web, code)), 5)
-    forked = first.continued(dataclasses.replace(first.segments[0], streams=(b,)), 5, fork=True)
+    renamed = first.continued(dataclasses.replace(first.stages[0], streams=(web, code)), 5)
+    forked = first.continued(dataclasses.replace(first.stages[0], streams=(b,)), 5, fork=True)
     names = {"": directories[0], "web": directories[0], "code": directories[1]}
     known = {"": directories[1], a.fingerprint: directories[0], b.fingerprint: directories[1]}
     window = int(first.batch(2).windows[0])
     for plan, places in ((renamed, names), (forked, known)):
-        save_dir = tmp_path / f"run{len(plan.segments[-1].streams)}"
+        save_dir = tmp_path / f"run{len(plan.stages[-1].streams)}"
         save_dir.mkdir()
         RunData(str(save_dir), plan, places, 20).write()
         run = OpenedRun(str(save_dir))

@@ -17,18 +17,18 @@ def placement(mesh=(1, 1), per_device_batch_size=4) -> Placement:
 def test_window_i_is_inputs_and_targets_from_token_i_times_seq_len():
     source = ArraySource(np.arange(1000))
     element = make_batches(source, rows_of=placement().rows)[3]
-    assert (element["step"], element["position"], element["batch_size"]) == (3, 24, 8)
-    assert element["tokens"].shape == (2, 4, 9)
+    assert (element.step_index, element.position, element.batch_size) == (3, 24, 8)
+    assert element.tokens.shape == (2, 4, 9)
     expected = make_plan(source).batch(3).windows
-    assert np.array_equal(element["windows"].reshape(-1), expected)
-    assert np.array_equal(element["tokens"].reshape(8, 9), expected[:, None] * 8 + np.arange(9))
+    assert np.array_equal(element.windows.reshape(-1), expected)
+    assert np.array_equal(element.tokens.reshape(8, 9), expected[:, None] * 8 + np.arange(9))
 
 
 def test_starting_at_a_step_continues_the_same_sequence():
     source = ArraySource(np.arange(1000))
-    whole = [each["windows"] for each in loader.load(make_batches(source, num_steps=40))]
+    whole = [each.windows for each in loader.load(make_batches(source, num_steps=40))]
     assert len(whole) == 40  # 320 examples of 124 windows: the third epoch
-    rest = [each["windows"] for each in loader.load(make_batches(source, first_step=17, num_steps=23))]
+    rest = [each.windows for each in loader.load(make_batches(source, first_index=17, num_steps=23))]
     assert np.array_equal(whole[17:], rest)
 
 
@@ -43,7 +43,7 @@ def test_rows_arrive_on_the_devices_in_global_order_however_they_are_laid_out(me
         layout = place.layout(8)
         assert batch.shape == (layout.num_microbatches, layout.microbatch, 9) and layout.batch_size == 8
         assert batch.sharding == place.sharding and batch.dtype == np.uint16
-        assert np.array_equal(jax.device_get(batch), element["tokens"])
+        assert np.array_equal(jax.device_get(batch), element.tokens)
         assert np.array_equal(jax.device_get(batch).reshape(8, 9)[:, 0] // 8, make_plan(source).batch(step).windows)
 
 

@@ -23,7 +23,7 @@ def dataset(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(dataset, tmp_path_factory):
     plan = simple_plan(stream(dataset))
-    plan = plan.continued(dataclasses.replace(plan.segments[0], batch_sizes=((0, 4),)), 25)  # a second segment
+    plan = plan.continued(dataclasses.replace(plan.stages[0], batch_sizes=((0, 4),)), 25)  # a second stage
     return write_run(tmp_path_factory.mktemp("run"), {"": dataset}, plan)
 
 
@@ -56,7 +56,7 @@ def test_a_stream_that_came_later_is_read_from_there_on(dataset, tmp_path, capsy
     second = prepare(tmp_path / "second", text="a dog ", name="dog")
     plan = simple_plan(stream(dataset, "cats", count=100))
     streams = stream(second, "dogs", count=100), stream(dataset, "cats", count=100)
-    both = dataclasses.replace(plan.segments[0], streams=streams)
+    both = dataclasses.replace(plan.stages[0], streams=streams)
     plan, directories = plan.continued(both, 25), {"cats": dataset, "dogs": second}
     there = write_run(tmp_path / "run", directories, plan)
     capsys.readouterr()
@@ -84,9 +84,9 @@ def test_verify_names_the_update_and_the_file_of_one_changed_token(run, dataset,
         os.pwrite(file.fileno(), np.array([old ^ 1 if token == "another id" else 60000], "<u2").tobytes(), at)
     # The window may have been met before: the first update that met it is the one to name.
     met = [
-        each["step"] + 1
+        each.step_index + 1
         for each in batches_of({"": dataset}, replay.OpenedRun(run).plan, 40)
-        if window in each["windows"]
+        if window in each.windows
     ]
     assert replay.main([*arguments, "--verify"]) == 1
     out = capsys.readouterr().out

@@ -1,42 +1,52 @@
 """Step -> this process's rows of the global batch: tokens, where they come from, and their digest.
 
-An element depends on its step alone, so starting at any step costs nothing. Nothing here knows of JAX: the
+A batch depends on its step alone, so starting at any step costs nothing. Nothing here knows of JAX: the
 trainer, `replay` and `inspect` read the same batches.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import TypedDict
 
 import numpy as np
 import xxhash
 
 from data_prep.store.streams import TokenSource
 from gpt_pretrain.data.plan import Plan
-from gpt_pretrain.data.stages import Segment
+from gpt_pretrain.data.stages import Stage
 
 _CHUNK_EXAMPLES = 1 << 15  # looked up at once, at most: an order is cheap by the thousand, not by the batch
 # Odd 64-bit constants (of splitmix64 and xxHash): they spread a row's place over the bits of its seed.
 _SPREAD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)
 
 
-class Element(TypedDict):
-    """One step's part of this process."""
+@dataclasses.dataclass(frozen=True)
+class HostBatch:
+    """One step's batch, as far as this process holds it.
 
-    step: int
-    position: int  # of the global batch
-    batch_size: int  # of the global batch
-    tokens: np.ndarray  # as stored, uint16 or uint32 (num_microbatches, local rows, seq_len + 1)
-    streams: np.ndarray  # int64 (num_microbatches, local rows)
-    windows: np.ndarray  # int64 (num_microbatches, local rows)
-    digest: int  # of these rows; those of all processes add up to the batch's, modulo 2**64
+    Attributes:
+      step_index: from 0.
+      position: of the global batch.
+      batch_size: of the global batch.
+      tokens: as stored, uint16 or uint32 (num_microbatches, local rows, seq_len + 1).
+      streams, windows: where each row is from, int64 (num_microbatches, local rows).
+      digest: of these rows; those of all processes add up to the batch's, modulo 2**64.
+    """
+
+    step_index: int
+    position: int
+    batch_size: int
+    tokens: np.ndarray
+    streams: np.ndarray
+    windows: np.ndarray
+    digest: int
 
 
 class Batches:
-    """Random access to the batches of a plan: a Grain data source whose element `k` is the batch of step
-    `first_step + k`.
+    """Random access to the batches of a plan: a Grain data source whose element `k` is the batch of the step with
+    index `first_index + k`.
 
     Args:
-      sources: by name of the streams of those segments of the plan that are read.
+      sources: by name of the streams of those stages of the plan that are read.
       rows_of: batch size -> the rows of the global batch that this process holds, int64 (num_microbatches,
         local rows); the default is all of them as one microbatch.
       vocab_size: ids must be below it.
@@ -48,14 +58,14 @@ class Batches:
         plan: Plan,
         *,
         vocab_size: int,
-        first_step: int = 0,
+        first_index: int = 0,
         num_steps: int,
         rows_of: Callable[[int], np.ndarray] = lambda batch_size: np.arange(batch_size)[None],
     ):
         self._sources = sources
         self._plan = plan
         self._vocab_size = vocab_size
-        self._first_step = first_step
+        self._first_index = first_index
         self._num_steps = num_steps
         self._rows_of = rows_of
         self._chunk: tuple[int, int, np.ndarray, np.ndarray] | None = None
@@ -64,85 +74,83 @@ class Batches:
     def __len__(self) -> int:
         return self._num_steps
 
-    def __getitem__(self, index: int) -> Element:
+    def __getitem__(self, index: int) -> HostBatch:
         if not 0 <= index < self._num_steps:
             raise IndexError(f"batch {index} of {self._num_steps}")
-        step = self._first_step + int(index)
-        segment = self._plan.segment_at(step)
-        batch_size = segment.batch_size(step)
+        step_index = self._first_index + int(index)
+        stage = self._plan.stage_at(step_index)
+        batch_size = stage.batch_size(step_index)
         rows = self._rows_of(batch_size)
-        position = segment.position(step)
-        streams, windows = self._examples(segment, step, rows)
-        tokens = read_windows(self._sources, segment, streams.reshape(-1), windows.reshape(-1))
+        position = stage.position(step_index)
+        streams, windows = self._examples(stage, step_index, rows)
+        tokens = read_windows(self._sources, stage, streams.reshape(-1), windows.reshape(-1))
         if tokens.max(initial=0) >= self._vocab_size:
-            raise self._bad_token(segment, streams.reshape(-1), windows.reshape(-1), tokens)
+            raise self._bad_token(stage, streams.reshape(-1), windows.reshape(-1), tokens)
         digest = digest_of_rows(tokens, (position + rows).reshape(-1), streams.reshape(-1), windows.reshape(-1))
-        return {
-            "step": step,
-            "position": position,
-            "batch_size": batch_size,
-            "tokens": tokens.reshape(*rows.shape, tokens.shape[1]),
-            "streams": streams,
-            "windows": windows,
-            "digest": digest,
-        }
+        return HostBatch(
+            step_index=step_index,
+            position=position,
+            batch_size=batch_size,
+            tokens=tokens.reshape(*rows.shape, tokens.shape[1]),
+            streams=streams,
+            windows=windows,
+            digest=digest,
+        )
 
-    def _examples(self, segment: Segment, step: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _examples(self, stage: Stage, step_index: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(streams, windows) of the rows of one step, from a look-up of many steps."""
         chunk = self._chunk
-        if chunk is None or not chunk[0] <= step < chunk[1]:
-            batch_size = segment.batch_size(step)
+        if chunk is None or not chunk[0] <= step_index < chunk[1]:
+            batch_size = stage.batch_size(step_index)
             # Twice as far ahead each time that steps follow one another: a look at a single step costs little.
-            ahead = 2 * (chunk[1] - chunk[0]) if chunk and step == chunk[1] else 1
+            ahead = 2 * (chunk[1] - chunk[0]) if chunk and step_index == chunk[1] else 1
             ahead = max(1, min(ahead, _CHUNK_EXAMPLES // max(1, rows.size)))
-            last, end = step + 1, min(step + ahead, self._first_step + self._num_steps)
-            while last < end and self._plan.segment_at(last) is segment and segment.batch_size(last) == batch_size:
+            last, end = step_index + 1, min(step_index + ahead, self._first_index + self._num_steps)
+            while last < end and self._plan.stage_at(last) is stage and stage.batch_size(last) == batch_size:
                 last += 1
-            firsts = segment.position(step) + batch_size * np.arange(last - step)
-            chunk = step, last, *segment.examples_at(firsts[:, None, None] + rows)
+            firsts = stage.position(step_index) + batch_size * np.arange(last - step_index)
+            chunk = step_index, last, *stage.examples_at(firsts[:, None, None] + rows)
             self._chunk = chunk  # one assignment: another thread sees the old chunk or the new one
-            if segment.shuffle == "block":
-                self._fetch_blocks(segment, chunk[2].reshape(-1), chunk[3].reshape(-1))
-        return chunk[2][step - chunk[0]], chunk[3][step - chunk[0]]
+            if stage.shuffle == "block":
+                self._fetch_blocks(stage, chunk[2].reshape(-1), chunk[3].reshape(-1))
+        return chunk[2][step_index - chunk[0]], chunk[3][step_index - chunk[0]]
 
-    def _fetch_blocks(self, segment: Segment, streams: np.ndarray, windows: np.ndarray) -> None:
+    def _fetch_blocks(self, stage: Stage, streams: np.ndarray, windows: np.ndarray) -> None:
         """Has sources fetch whole blocks, which are read to the end before the next group's: three times as fast from a
         disk as a window at a time."""
         touched = set()
-        for index, stream in enumerate(segment.streams):
+        for index, stream in enumerate(stage.streams):
             fetch = getattr(self._sources[stream.name], "fetch_ahead", None)
-            blocks = np.unique(windows[streams == index] // segment.block_windows)
+            blocks = np.unique(windows[streams == index] // stage.block_windows)
             keys = {(stream.name, block) for block in blocks.tolist()}
             touched |= keys
             if fetch and (new := sorted(block for _, block in keys - self._fetched)):
-                tokens = segment.block_windows * segment.seq_len
+                tokens = stage.block_windows * stage.seq_len
                 fetch(np.array(new) * tokens, tokens + 1)
         self._fetched = touched
 
-    def _bad_token(self, segment: Segment, streams, windows, tokens) -> ValueError:
+    def _bad_token(self, stage: Stage, streams, windows, tokens) -> ValueError:
         row = int(np.flatnonzero((tokens >= self._vocab_size).any(1))[0])
-        window, name = int(windows[row]), segment.streams[int(streams[row])].name
-        first = window * segment.seq_len
+        window, name = int(windows[row]), stage.streams[int(streams[row])].name
+        first = window * stage.seq_len
         return ValueError(
-            f"{name + ': ' if name else ''}window {window} (tokens {first} to {first + segment.seq_len} of the stream) "
+            f"{name + ': ' if name else ''}window {window} (tokens {first} to {first + stage.seq_len} of the stream) "
             f"holds token id {tokens[row].max()}, expected ids below {self._vocab_size}. The shard is damaged or was "
             "made with another tokenizer; run `python -m data_prep.check` on it."
         )
 
 
-def read_windows(
-    sources: dict[str, TokenSource], segment: Segment, streams: np.ndarray, windows: np.ndarray
-) -> np.ndarray:
-    """Tokens of windows, one a row: (n, seq_len + 1), as wide as those of the segment's widest stream.
+def read_windows(sources: dict[str, TokenSource], stage: Stage, streams: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """Tokens of windows, one a row: (n, seq_len + 1), as wide as those of the stage's widest stream.
 
     The width does not depend on which rows are asked for: all processes digest the same bytes.
     """
-    starts, length = windows * segment.seq_len, segment.seq_len + 1
-    if len(segment.streams) == 1:
-        return sources[segment.streams[0].name].read(starts, length)
-    dtype = np.result_type(*(sources[stream.name].dtype for stream in segment.streams))
+    starts, length = windows * stage.seq_len, stage.seq_len + 1
+    if len(stage.streams) == 1:
+        return sources[stage.streams[0].name].read(starts, length)
+    dtype = np.result_type(*(sources[stream.name].dtype for stream in stage.streams))
     out = np.empty((len(windows), length), dtype)
-    for index, stream in enumerate(segment.streams):
+    for index, stream in enumerate(stage.streams):
         chosen = np.flatnonzero(streams == index)
         if len(chosen):
             out[chosen] = sources[stream.name].read(starts[chosen], length)

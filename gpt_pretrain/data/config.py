@@ -1,4 +1,4 @@
-"""What a user says of the data, and the plan segment that it comes to."""
+"""What a user says of the data, and the plan stage that it comes to."""
 
 import dataclasses
 import os
@@ -9,7 +9,7 @@ from data_prep.store.streams import Format, TokenDataset, Verify, open_dataset
 from gpt_pretrain.data.mixture import counts_of
 from gpt_pretrain.data.order import SHUFFLES, Shuffle
 from gpt_pretrain.data.plan import Plan
-from gpt_pretrain.data.stages import Segment, Stream
+from gpt_pretrain.data.stages import Stage, Stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ class DataConfig:
                 )
         return datasets
 
-    def segment(self, datasets: Mapping[str, TokenDataset], batch_sizes: Sequence[tuple[int, int]]) -> Segment:
+    def stage(self, datasets: Mapping[str, TokenDataset], batch_sizes: Sequence[tuple[int, int]]) -> Stage:
         """What the plan should be, as far as this configuration says. ValueError where it cannot be."""
         weights = [float(entry[1]) for entry in (self.mixture or {}).values()] or [1.0]
         counts = counts_of(weights, self.mixture_block) if len(weights) > 1 else (1,)
@@ -105,7 +105,7 @@ class DataConfig:
             )
             for (name, dataset), count in zip(datasets.items(), counts, strict=True)
         )
-        return Segment(
+        return Stage(
             seed=self.seed,
             seq_len=self.seq_len,
             batch_sizes=tuple(batch_sizes),

@@ -12,9 +12,9 @@ from data_prep.store.streams import TokenDataset
 from gpt_pretrain.data.plan import Plan
 
 
-def explain(plan: Plan, datasets: Mapping[str, TokenDataset], step: int) -> str:
+def explain(plan: Plan, datasets: Mapping[str, TokenDataset], step_index: int) -> str:
     """Why a batch may have another digest: the damaged files among those that it is read from, or what is left."""
-    damaged = [problem for problem in damaged_files(plan, datasets, step) if problem]
+    damaged = [problem for problem in damaged_files(plan, datasets, step_index) if problem]
     if damaged:
         return "\n".join(damaged)
     return (
@@ -23,19 +23,19 @@ def explain(plan: Plan, datasets: Mapping[str, TokenDataset], step: int) -> str:
     )
 
 
-def damaged_files(plan: Plan, datasets: Mapping[str, TokenDataset], step: int) -> list[str]:
-    """A sentence for each file that the batch of `step` is read from and that is not what its manifest says."""
-    segment, batch = plan.segment_at(step), plan.batch(step)
+def damaged_files(plan: Plan, datasets: Mapping[str, TokenDataset], step_index: int) -> list[str]:
+    """A sentence for each file that a batch is read from and that is not what its manifest says."""
+    stage, batch = plan.stage_at(step_index), plan.batch(step_index)
     problems = []
-    for index, stream in enumerate(segment.streams):
+    for index, stream in enumerate(stage.streams):
         dataset = datasets.get(stream.name)
         if dataset is None or not Path(dataset.directory, manifest_lib.MANIFEST_NAME).exists():
             continue
         shards = manifest_lib.load(dataset.directory).shards_of("train", dataset.format)
         ends = list(accumulate(shard.num_tokens for shard in shards))
-        starts = batch.windows[batch.streams == index] * segment.seq_len
+        starts = batch.windows[batch.streams == index] * stage.seq_len
         # The token after a window may lie in the next file.
-        edges = np.concatenate([starts, np.minimum(starts + segment.seq_len, ends[-1] - 1)])
+        edges = np.concatenate([starts, np.minimum(starts + stage.seq_len, ends[-1] - 1)])
         for number in np.unique(np.searchsorted(ends, edges, side="right")).tolist():
             shard, path = shards[number], Path(dataset.directory, shards[number].name)
             if not is_intact(path, shard.num_bytes, shard.digest):

@@ -1,10 +1,10 @@
 """The data plan of a run: what every batch holds, past and to come, from a few numbers.
 
-A plan is a list of segments, and is only ever added to: when a run goes on with another batch size, mixture,
-sequence length or list of exclusions, the new order begins a segment where the old one stopped. Any batch of
-any step, and every step at which a window was or will be met, follow from the plan alone.
+A plan is a list of stages, and is only ever added to: when a run is resumed with another batch size, mixture,
+sequence length or list of exclusions, the new order begins a stage where the old one stopped. The batch of
+any step, and every step at which a window was or will be seen, follow from the plan alone.
 
-Steps count updates from 0 here: the batch of step 0 is the one that update number 1 consumes.
+Users count steps from 1. Here a step's *index* counts from 0: it is the number of updates made before.
 """
 
 import dataclasses
@@ -12,84 +12,84 @@ from typing import Any
 
 import numpy as np
 
-from gpt_pretrain.data.stages import Batch, Segment, Sighting, Stream, label_of, sizes_from, sizes_in_words
+from gpt_pretrain.data.stages import BatchIndex, Sighting, Stage, Stream, label_of, sizes_from, sizes_in_words
 
 VERSION = 1
 
 
 class PlanError(ValueError):
-    """The order that is asked for cannot go on from the one that is there."""
+    """The order that is asked for cannot continue the one that is there."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The segments of a run, in order. Only ever added to."""
+    """The stages of a run, in order. Only ever added to."""
 
-    segments: tuple[Segment, ...]
+    stages: tuple[Stage, ...]
 
-    def segment_at(self, step: int) -> Segment:
-        """The segment that the batch of `step` belongs to."""
-        return [segment for segment in self.segments if segment.from_step <= step][-1]
+    def stage_at(self, step_index: int) -> Stage:
+        """The stage of one step."""
+        return [stage for stage in self.stages if stage.from_step <= step_index][-1]
 
-    def position(self, step: int) -> int:
-        """How many examples came before `step`."""
-        return self.segment_at(step).position(step)
+    def position(self, step_index: int) -> int:
+        """How many examples came before a step."""
+        return self.stage_at(step_index).position(step_index)
 
-    def batch_size(self, step: int) -> int:
-        """Of the batch of `step`."""
-        return self.segment_at(step).batch_size(step)
+    def batch_size(self, step_index: int) -> int:
+        """Of one step."""
+        return self.stage_at(step_index).batch_size(step_index)
 
-    def batch(self, step: int) -> Batch:
-        """What `step` consumes."""
-        segment = self.segment_at(step)
-        position = segment.position(step)
-        return Batch(step, position, *segment.examples_at(position + np.arange(segment.batch_size(step))))
+    def batch(self, step_index: int) -> BatchIndex:
+        """What a step consumes."""
+        stage = self.stage_at(step_index)
+        position = stage.position(step_index)
+        return BatchIndex(step_index, position, *stage.examples_at(position + np.arange(stage.batch_size(step_index))))
 
-    def tokens_before(self, step: int) -> int:
-        """How many tokens all updates before `step` were trained on."""
+    def tokens_before(self, step_index: int) -> int:
+        """How many tokens all steps before this one are trained on."""
         return sum(
-            (self.segments[i].position(min(step, stop)) - self.segments[i].from_position) * self.segments[i].seq_len
+            (self.stages[i].position(min(step_index, stop)) - self.stages[i].from_position) * self.stages[i].seq_len
             for i, stop in enumerate(self._stops())
-            if self.segments[i].from_step < step
+            if self.stages[i].from_step < step_index
         )
 
     def num_steps(self, num_tokens: int) -> int:
         """How many whole steps a run of `num_tokens` has, or has had if there were more already."""
-        last = self.segments[-1]
-        step, left = last.from_step, num_tokens - self.tokens_before(last.from_step)
+        last = self.stages[-1]
+        num_steps, left = last.from_step, num_tokens - self.tokens_before(last.from_step)
         for first, end, size in last._stretches:
             here = min(end - first, max(0, left) // (size * last.seq_len))
-            step, left = first + here, left - here * size * last.seq_len
+            num_steps, left = first + here, left - here * size * last.seq_len
             if here < end - first:
                 break
-        return step
+        return num_steps
 
-    def sightings(self, fingerprint: str, windows_of, num_steps: int) -> list[tuple[Segment, Sighting]]:
-        """Every time that windows of a stream are met in the first `num_steps` steps, whatever its name was there.
+    def sightings(self, fingerprint: str, windows_of, num_steps: int) -> list[tuple[Stage, Sighting]]:
+        """Every occurrence of windows of a stream in the first `num_steps` steps, whatever its name was there.
 
-        `windows_of(segment)` gives the windows, which depend on the segment's sequence length.
+        `windows_of(stage)` gives the windows, which depend on the stage's sequence length.
         """
         found = []
-        for segment, stop in zip(self.segments, self._stops(), strict=True):
+        for stage, stop in zip(self.stages, self._stops(), strict=True):
             stop = min(stop, num_steps)
-            for index, stream in enumerate(segment.streams):
-                if stream.fingerprint == fingerprint and stop > segment.from_step:
-                    windows = windows_of(segment)
-                    found += [(segment, each) for each in segment.sightings(index, windows, segment.position(stop))]
+            for index, stream in enumerate(stage.streams):
+                if stream.fingerprint == fingerprint and stop > stage.from_step:
+                    windows = windows_of(stage)
+                    found += [(stage, each) for each in stage.sightings(index, windows, stage.position(stop))]
         return found
 
-    def epochs(self, step: int) -> dict[str, float]:
-        """How often each stream has been met before `step`: 1.5 is once and a half."""
-        segment = self.segment_at(max(0, step - 1))
-        position = segment.position(step)
-        return {stream.name: segment.epochs(i, position) for i, stream in enumerate(segment.streams)}
+    def epochs(self, step_index: int) -> dict[str, float]:
+        """How often each stream has been seen before a step: 1.5 is once and a half."""
+        stage = self.stage_at(max(0, step_index - 1))
+        position = stage.position(step_index)
+        return {stream.name: stage.epochs(i, position) for i, stream in enumerate(stage.streams)}
 
     def _stops(self) -> list[int]:
-        """The step after the last of each segment."""
-        return [*(segment.from_step for segment in self.segments[1:]), 1 << 62]
+        """The index of the step after the last of each stage."""
+        return [*(stage.from_step for stage in self.stages[1:]), 1 << 62]
 
-    def continued(self, wanted: Segment, step: int, *, fork: bool = False) -> "Plan":
-        """This plan, or this plan with `wanted` from `step` on if that asks for anything else.
+    def continued(self, wanted: Stage, step_index: int, *, fork: bool = False) -> "Plan":
+        """This plan, or this plan with `wanted` from the step of `step_index` on if that asks for anything else.
 
         Args:
           wanted: what the configuration says; its `from_*` and `start` fields are not looked at.
@@ -97,74 +97,76 @@ class Plan:
 
         Raises PlanError for what cannot be continued, unless `fork`.
         """
-        last = self.segment_at(step)
-        if last is not self.segments[-1]:
-            raise PlanError(f"step {step} lies before the plan's last change at step {self.segments[-1].from_step}")
-        changes = _differences(last, wanted, step)
+        last = self.stage_at(step_index)
+        if last is not self.stages[-1]:
+            raise PlanError(
+                f"step {step_index + 1} lies before the plan's last change, at step {self.stages[-1].from_step + 1}"
+            )
+        changes = _differences(last, wanted, step_index)
         if not changes:
             return self
-        kept = tuple(segment for segment in self.segments if segment.from_step < step)
-        if kept and last is not kept[-1]:  # no batch was taken from the last segment: it leaves no trace
-            return Plan(kept).continued(wanted, step, fork=fork)
+        kept = tuple(stage for stage in self.stages if stage.from_step < step_index)
+        if kept and last is not kept[-1]:  # no batch was taken from the last stage: it leaves no trace
+            return Plan(kept).continued(wanted, step_index, fork=fork)
         refused = [line for line, needs_fork in changes if needs_fork]
         if refused and not fork:
             raise PlanError("\n".join(f"  {line}" for line in refused))
-        position = last.position(step)
+        position = last.position(step_index)
         streams = tuple(
-            dataclasses.replace(stream, start=self._start_of(stream, wanted, i, step))
+            dataclasses.replace(stream, start=self._start_of(stream, wanted, i, step_index))
             for i, stream in enumerate(wanted.streams)
         )
         change = ("fork: " if refused else "") + "; ".join(line for line, _ in changes)
-        new = dataclasses.replace(wanted, streams=streams, from_step=step, from_position=position, change=change)
+        new = dataclasses.replace(wanted, streams=streams, from_step=step_index, from_position=position, change=change)
         return Plan((*kept, new))
 
-    def _start_of(self, stream: Stream, wanted: Segment, index: int, step: int) -> int:
-        """Where in its endless sequence a stream goes on.
+    def _start_of(self, stream: Stream, wanted: Stage, index: int, step_index: int) -> int:
+        """Where in its endless sequence a stream continues.
 
         Its own place, if it is cut into the same windows in the same order; else the next epoch, which nobody
         has seen anything of. A stream that is new to the run begins with its first epoch.
         """
-        for segment, stop in zip(reversed(self.segments), reversed(self._stops()), strict=True):
-            for i, old in enumerate(segment.streams):
+        for stage, stop in zip(reversed(self.stages), reversed(self._stops()), strict=True):
+            for i, old in enumerate(stage.streams):
                 if old.fingerprint == stream.fingerprint:
-                    at = segment.index_after(i, segment.position(min(step, stop)))
-                    if _order_of(segment) == _order_of(wanted):
+                    at = stage.index_after(i, stage.position(min(step_index, stop)))
+                    if _order_of(stage) == _order_of(wanted):
                         return at
-                    return -(-at // segment.num_windows(i)) * wanted.num_windows(index)
+                    return -(-at // stage.num_windows(i)) * wanted.num_windows(index)
         return 0
 
     def to_json(self) -> dict[str, Any]:
         """JSON values only."""
-        return {"version": VERSION, "segments": [dataclasses.asdict(segment) for segment in self.segments]}
+        return {"version": VERSION, "segments": [dataclasses.asdict(stage) for stage in self.stages]}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Plan":
         """The inverse of `to_json`. ValueError for another version."""
         if fields.get("version") != VERSION:
             raise ValueError(f"data plan of version {fields.get('version')}, expected {VERSION}")
-        segments = []
+        stages = []
         for each in fields["segments"]:
-            streams = tuple(Stream(**s | {"excluded": tuple(s["excluded"])}) for s in each["streams"])
-            sizes = tuple((int(step), int(size)) for step, size in each["batch_sizes"])
-            segments.append(Segment(**each | {"streams": streams, "batch_sizes": sizes}))
-        return cls(tuple(segments))
+            streams = tuple(Stream(**s | {"excluded": tuple(s["excluded"])}) for s in each.streams)
+            sizes = tuple((int(first), int(size)) for first, size in each["batch_sizes"])
+            stages.append(Stage(**each | {"streams": streams, "batch_sizes": sizes}))
+        return cls(tuple(stages))
 
 
-def _order_of(segment: Segment) -> dict[str, Any]:
+def _order_of(stage: Stage) -> dict[str, Any]:
     """What cuts a stream into windows and shuffles them."""
-    names = ("seed", "seq_len", "shuffle") + (("block_windows", "group_blocks") if segment.shuffle == "block" else ())
-    return {name: getattr(segment, name) for name in names}
+    names = ("seed", "seq_len", "shuffle") + (("block_windows", "group_blocks") if stage.shuffle == "block" else ())
+    return {name: getattr(stage, name) for name in names}
 
 
-def _differences(last: Segment, wanted: Segment, step: int) -> list[tuple[str, bool]]:
-    """(what differs from `step` on, whether it cannot simply be continued)."""
+def _differences(last: Stage, wanted: Stage, step_index: int) -> list[tuple[str, bool]]:
+    """(what differs from a step on, whether it cannot simply be continued)."""
     lines = []
     for name in _order_of(wanted):
         old, new = getattr(last, name), getattr(wanted, name)
         if old != new:
             lines.append((f"data.{name}: {old} until now, {new} from here on", name == "seed"))
-    if sizes_from(last.batch_sizes, step) != sizes_from(wanted.batch_sizes, step):
-        old, new = (sizes_in_words(sizes_from(each.batch_sizes, step)) for each in (last, wanted))
+    if sizes_from(last.batch_sizes, step_index) != sizes_from(wanted.batch_sizes, step_index):
+        old, new = (sizes_in_words(sizes_from(each.batch_sizes, step_index)) for each in (last, wanted))
         lines.append((f"train.batch_size: {old} until now, {new} from here on", False))
     left = list(last.streams)
     for stream in wanted.streams:

@@ -1,6 +1,6 @@
-"""A stretch of a run with one order: which examples its batches hold, and where each window is met.
+"""A stage: a stretch of a run with one order. Which examples its batches hold, and where each window is seen.
 
-Steps count updates from 0 here: the batch of step 0 is the one that update number 1 consumes.
+Users count steps from 1. Here a step's *index* counts from 0: it is the number of updates made before.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from gpt_pretrain.data.order import Shuffle, WindowOrder
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """One token stream within a segment.
+    """One token stream within a stage.
 
     Attributes:
       name: in a mixture; "" for one alone.
@@ -24,7 +24,7 @@ class Stream:
         under another name, in a mixture or alone.
       num_tokens: of its training split.
       count: how many examples of each block of the mixture are from it.
-      start: index in its endless sequence (see `WindowOrder`) at which the segment begins.
+      start: index in its endless sequence (see `WindowOrder`) at which the stage begins.
       excluded: windows that are left out, ascending.
     """
 
@@ -36,19 +36,19 @@ class Stream:
     excluded: tuple[int, ...] = ()
 
 
-class Batch(NamedTuple):
-    """The examples of one step, in the order of the rows of the global batch."""
+class BatchIndex(NamedTuple):
+    """Which examples a step consumes, in the order of the rows of the global batch."""
 
-    step: int
+    step_index: int
     position: int  # of row 0
-    streams: np.ndarray  # int64 (batch_size,): index into the segment's streams
+    streams: np.ndarray  # int64 (batch_size,): index into the stage's streams
     windows: np.ndarray  # int64 (batch_size,)
 
 
 class Sighting(NamedTuple):
     """One place of the run at which a window is met."""
 
-    step: int
+    step_index: int
     row: int  # of the global batch
     position: int
     window: int
@@ -56,12 +56,12 @@ class Sighting(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Segment:
+class Stage:
     """A stretch of a run in which the order's parameters do not change.
 
     Attributes:
-      from_step, from_position: updates made and examples met before it.
-      batch_sizes: (step, size) pairs, ascending from step 0: from that step on batches have that size.
+      from_step, from_position: updates made and examples seen before it.
+      batch_sizes: (updates made, size) pairs, ascending from 0: after so many updates, batches have that size.
       change: what was changed at its beginning, in words.
 
     Raises ValueError for what has no order: a stream without a window, or with none that is not excluded.
@@ -83,7 +83,7 @@ class Segment:
         if firsts[0] != 0 or list(firsts) != sorted(set(firsts)) or min(sizes) < 1:
             raise ValueError(
                 f"train.batch_size: found {sizes_in_words([*self.batch_sizes])}; expected sizes of at least 1, the "
-                "first from step 0, each from a later step than the one before"
+                "first from step 1, each from a later step than the one before"
             )
         for i in range(len(self.streams)):
             self._check_stream(i)
@@ -114,23 +114,23 @@ class Segment:
         """Windows of one stream; each has `seq_len` inputs and one more token, shared with the next."""
         return (self.streams[stream].num_tokens - 1) // self.seq_len
 
-    def batch_size(self, step: int) -> int:
-        """Of the batch of `step`."""
-        return [size for first, size in self.batch_sizes if first <= step][-1]
+    def batch_size(self, step_index: int) -> int:
+        """Of one step."""
+        return [size for first, size in self.batch_sizes if first <= step_index][-1]
 
-    def batch_sizes_from(self, step: int) -> list[int]:
-        """Of the batch of `step` and of later ones, as the schedule has them."""
-        return [size for _, size in sizes_from(self.batch_sizes, step)]
+    def batch_sizes_from(self, step_index: int) -> list[int]:
+        """Of a step and of later ones, as the schedule has them."""
+        return [size for _, size in sizes_from(self.batch_sizes, step_index)]
 
-    def position(self, step: int) -> int:
-        """How many examples came before `step`, which is not before the segment."""
+    def position(self, step_index: int) -> int:
+        """How many examples came before a step, which is not before the stage."""
         position = self.from_position
         for first, last, size in self._stretches:
-            position += size * (min(step, last) - first if step > first else 0)
+            position += size * (min(step_index, last) - first if step_index > first else 0)
         return position
 
     def steps_at(self, positions) -> np.ndarray:
-        """The step whose batch each position is in."""
+        """The index of the step that consumes each position."""
         positions = np.asarray(positions, np.int64)
         steps = np.full_like(positions, self.from_step)
         begin = self.from_position
@@ -142,14 +142,14 @@ class Segment:
 
     @functools.cached_property
     def _stretches(self) -> list[tuple[int, int, int]]:
-        """(first step, step after the last, batch size) of each stretch of one batch size."""
+        """(index of the first step, of the step after the last, batch size) of each stretch of one batch size."""
         firsts = [max(first, self.from_step) for first, _ in self.batch_sizes]
         lasts = [*firsts[1:], 1 << 62]
         sizes = [size for _, size in self.batch_sizes]
         return [part for part in zip(firsts, lasts, sizes, strict=True) if part[0] < part[1]]
 
     def examples_at(self, positions) -> tuple[np.ndarray, np.ndarray]:
-        """Positions within the segment (any shape) -> (stream indices, windows), int64 each."""
+        """Positions within the stage (any shape) -> (stream indices, windows), int64 each."""
         streams, draws = self._mixture.at(np.asarray(positions, np.int64) - self.from_position)
         windows = np.empty_like(draws)
         for index in np.unique(streams).tolist():
@@ -158,15 +158,17 @@ class Segment:
         return streams, windows
 
     def sightings(self, stream: int, windows, stop: int) -> list[Sighting]:
-        """Every time that one of the windows of a stream is met in the segment before position `stop`."""
+        """Every time that one of the windows of a stream is met in the stage before position `stop`."""
         stop_offset = stop - self.from_position
         num_draws = self._mixture.draws_before(stop_offset)[stream]
         draws, windows, epochs = self._passage(stream).draws_of(windows, num_draws)
         positions = self.from_position + self._mixture.offsets_of(stream, draws)
         steps = self.steps_at(positions)
         found = [
-            Sighting(int(step), int(position - self.position(int(step))), int(position), int(window), int(epoch))
-            for step, position, window, epoch in zip(steps, positions, windows, epochs, strict=True)
+            Sighting(
+                int(step_index), int(position - self.position(int(step_index))), int(position), int(window), int(epoch)
+            )
+            for step_index, position, window, epoch in zip(steps, positions, windows, epochs, strict=True)
         ]
         return sorted(found)
 
@@ -265,14 +267,16 @@ def label_of(stream: Stream) -> str:
 
 
 def sizes_in_words(batch_sizes: list[tuple[int, int]]) -> str:
-    return ", ".join(f"{size}" + (f" from step {first}" if i else "") for i, (first, size) in enumerate(batch_sizes))
+    return ", ".join(
+        f"{size}" + (f" from step {first + 1}" if i else "") for i, (first, size) in enumerate(batch_sizes)
+    )
 
 
-def sizes_from(batch_sizes: tuple[tuple[int, int], ...], step: int) -> list[tuple[int, int]]:
-    """The schedule as far as it concerns `step` and later ones."""
-    begun = [size for first, size in batch_sizes if first <= step][-1:]
-    out = [(step, size) for size in begun]
+def sizes_from(batch_sizes: tuple[tuple[int, int], ...], step_index: int) -> list[tuple[int, int]]:
+    """The schedule as far as it concerns a step and later ones."""
+    begun = [size for first, size in batch_sizes if first <= step_index][-1:]
+    out = [(step_index, size) for size in begun]
     for first, size in batch_sizes:
-        if first > step and (not out or out[-1][1] != size):
+        if first > step_index and (not out or out[-1][1] != size):
             out.append((first, size))
     return out

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from gpt_pretrain.data.stages import Batch, Segment
+from gpt_pretrain.data.stages import Batch, Stage
 from gpt_pretrain.history.opened_run import OpenedRun
 
 _MAX_ROWS = 5  # that are named
@@ -39,7 +39,7 @@ def compare_runs(run: OpenedRun, other: OpenedRun) -> tuple[bool, list[str]]:
 
 def parameters_that_differ(run: OpenedRun, other: OpenedRun, step: int) -> list[str]:
     """A line for each parameter of the order that is not the same at `step` (of the plan, from 0)."""
-    a, b = run.plan.segment_at(step), other.plan.segment_at(step)
+    a, b = run.plan.stage_at(step), other.plan.stage_at(step)
     pairs: list[tuple[str, object, object]] = [
         (f"data.{name}", getattr(a, name), getattr(b, name)) for name in ("seed", "seq_len", "shuffle")
     ]
@@ -70,19 +70,19 @@ def parameters_that_differ(run: OpenedRun, other: OpenedRun, step: int) -> list[
     return [f"  {name}: {x}, {y}" for name, x, y in changed]
 
 
-def _names(segment: Segment) -> str:
-    return "+".join(stream.name or "one" for stream in segment.streams)
+def _names(stage: Stage) -> str:
+    return "+".join(stream.name or "one" for stream in stage.streams)
 
 
-def _share(count: int, segment: Segment) -> str:
-    return f"{count} of {sum(stream.count for stream in segment.streams)}"
+def _share(count: int, stage: Stage) -> str:
+    return f"{count} of {sum(stream.count for stream in stage.streams)}"
 
 
 def _rows_that_differ(run: OpenedRun, other: OpenedRun, step: int, explained: bool) -> list[str]:
     runs = (run, other)
-    segments = [each.plan.segment_at(step) for each in runs]
+    stages = [each.plan.stage_at(step) for each in runs]
     batches = [each.plan.batch(step) for each in runs]
-    spans = [_spans(*pair) for pair in zip(segments, batches, strict=True)]
+    spans = [_spans(*pair) for pair in zip(stages, batches, strict=True)]
     sizes = [len(each) for each in spans]
     both = min(sizes)
     unequal = [row for row in range(both) if spans[0][row] != spans[1][row]]
@@ -97,21 +97,21 @@ def _rows_that_differ(run: OpenedRun, other: OpenedRun, step: int, explained: bo
     counted = f"all {both}" if len(unequal) == both else f"{len(unequal) or 'none'} of {both}"
     lines = [f"Rows that differ: {counted}" + (f" that both have (of {sizes[0]}, {sizes[1]})" * (sizes[0] != sizes[1]))]
     for row in unequal[:_MAX_ROWS]:
-        for each, segment, batch in zip(runs, segments, batches, strict=True):
-            lines.append(f"  row {row} of {each.save_dir}: {_row_in_words(each, segment, batch, row)}")
+        for each, stage, batch in zip(runs, stages, batches, strict=True):
+            lines.append(f"  row {row} of {each.save_dir}: {_row_in_words(each, stage, batch, row)}")
     return lines + ["  ..."] * (len(unequal) > _MAX_ROWS)
 
 
-def _spans(segment: Segment, batch: Batch) -> list[tuple]:
+def _spans(stage: Stage, batch: Batch) -> list[tuple]:
     """What each row is, in words that mean the same in every run."""
-    keys = [(stream.name, stream.fingerprint) for stream in segment.streams]
+    keys = [(stream.name, stream.fingerprint) for stream in stage.streams]
     pairs: Iterable[tuple[int, int]] = np.stack([batch.streams, batch.windows], 1).tolist()
-    return [(*keys[i], window * segment.seq_len, segment.seq_len) for i, window in pairs]
+    return [(*keys[i], window * stage.seq_len, stage.seq_len) for i, window in pairs]
 
 
-def _row_in_words(run: OpenedRun, segment: Segment, batch: Batch, row: int) -> str:
-    stream, window = segment.streams[int(batch.streams[row])], int(batch.windows[row])
-    first, end = window * segment.seq_len, (window + 1) * segment.seq_len + 1
+def _row_in_words(run: OpenedRun, stage: Stage, batch: Batch, row: int) -> str:
+    stream, window = stage.streams[int(batch.streams[row])], int(batch.windows[row])
+    first, end = window * stage.seq_len, (window + 1) * stage.seq_len + 1
     words = f"{'stream ' + stream.name + ', ' if stream.name else ''}window {window} (tokens [{first}, {end}))"
     try:
         tables = run.documents(stream)

@@ -6,7 +6,7 @@ from typing import Any
 
 from data_prep.store.documents import Document
 from gpt_pretrain.data.config import windows_meeting
-from gpt_pretrain.data.stages import Segment, Sighting, Stream
+from gpt_pretrain.data.stages import Sighting, Stage, Stream
 from gpt_pretrain.history.opened_run import OpenedRun
 
 _MAX_LINES = 20  # of a table, unless all are asked for
@@ -109,24 +109,22 @@ def _span_at(run: OpenedRun, stream: Stream, token: int) -> Span:
     return Span(stream, "train", found.start, found.start + found.length, found)
 
 
-def windows_of(span: Span, segment: Segment) -> range:
-    """Windows of a segment that hold a token of the span; those beyond the stream's last window are not there."""
-    index = _index_of(segment, span.stream)
+def windows_of(span: Span, stage: Stage) -> range:
+    """Windows of a stage that hold a token of the span; those beyond the stream's last window are not there."""
+    index = _index_of(stage, span.stream)
     if index is None or span.split != "train":
         return range(0)
-    return windows_meeting(span.start, span.stop - span.start, segment.seq_len, segment.num_windows(index))
+    return windows_meeting(span.start, span.stop - span.start, stage.seq_len, stage.num_windows(index))
 
 
 def meetings(run: OpenedRun, span: Span) -> list[Meeting]:
     """Every row of the run, past and planned, that holds a token of the span, in order."""
-    found = run.plan.sightings(
-        span.stream.fingerprint, lambda segment: list(windows_of(span, segment)), run.data.num_steps
-    )
+    found = run.plan.sightings(span.stream.fingerprint, lambda stage: list(windows_of(span, stage)), run.data.num_steps)
     out = []
-    for segment, sighting in found:
-        first = sighting.window * segment.seq_len
-        a, b = max(span.start, first), min(span.stop, first + segment.seq_len + 1)
-        only_target = a == first + segment.seq_len
+    for stage, sighting in found:
+        first = sighting.window * stage.seq_len
+        a, b = max(span.start, first), min(span.stop, first + stage.seq_len + 1)
+        only_target = a == first + stage.seq_len
         out.append(Meeting(sighting, (a - first, b - first), (a - span.start, b - span.start), only_target))
     return out
 
@@ -136,20 +134,20 @@ def notes(run: OpenedRun, span: Span) -> list[str]:
     if span.split != "train":
         return [f"It is in the {span.split} split: never trained on."]
     lines = []
-    for segment in run.plan.segments:
-        index = _index_of(segment, span.stream)
-        since = f" (from update {segment.from_step + 1})" if segment.from_step else ""
+    for stage in run.plan.stages:
+        index = _index_of(stage, span.stream)
+        since = f" (from update {stage.from_step + 1})" if stage.from_step else ""
         if index is None:
             name = f"stream {span.stream.name}" if span.stream.name else "this dataset"
             lines.append(f"The run did not use {name}{since or ' at its beginning'}.")
             continue
-        end = segment.num_windows(index) * segment.seq_len + 1
+        end = stage.num_windows(index) * stage.seq_len + 1
         if span.stop > end:
             number = span.stop - max(end, span.start)
             what = "All of it lies" if span.start >= end else f"Its last {number} tokens lie"
             lines.append(f"{what} in the stream's tail, too short for a window: met by no update{since}.")
-        windows = windows_of(span, segment)
-        excluded = sorted(set(windows).intersection(segment.streams[index].excluded)) if windows else []
+        windows = windows_of(span, stage)
+        excluded = sorted(set(windows).intersection(stage.streams[index].excluded)) if windows else []
         if excluded:
             what = f"All of its {len(windows)}" if len(excluded) == len(windows) else f"{len(excluded)} of its"
             lines.append(f"{what} windows are excluded: {_ranges(excluded)}{since}.")
@@ -165,7 +163,7 @@ def describe(run: OpenedRun, span: Span, found: Sequence[Meeting], *, full: bool
     if span.split != "train":
         return "\n".join(lines)
     if not found:
-        lies = windows_of(span, run.plan.segments[-1])
+        lies = windows_of(span, run.plan.stages[-1])
         where = f"; it lies in window{'s' * (len(lies) > 1)} {_ranges(lies)}" if lies else ""
         return "\n".join([*lines, f"Met by none of the {run.data.num_steps} updates of the run{where}."])
     counted = f"{len(windows)} window{'s' * (len(windows) > 1)} ({_ranges(windows)})"
@@ -238,7 +236,7 @@ def _span(span: tuple[int, int]) -> str:
     return f"[{span[0]}, {span[1]})"
 
 
-def _index_of(segment: Segment, stream: Stream) -> int | None:
-    """Index of a stream in a segment, under any name: a stream is known by its dataset."""
-    fingerprints = [each.fingerprint for each in segment.streams]
+def _index_of(stage: Stage, stream: Stream) -> int | None:
+    """Index of a stream in a stage, under any name: a stream is known by its dataset."""
+    fingerprints = [each.fingerprint for each in stage.streams]
     return fingerprints.index(stream.fingerprint) if stream.fingerprint in fingerprints else None

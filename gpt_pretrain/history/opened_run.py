@@ -19,7 +19,7 @@ from data_prep.store.tokenizers import Tokenizer, get_tokenizer
 from gpt_pretrain.data import ledger as ledger_lib
 from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.data.run import open_run
-from gpt_pretrain.data.stages import Segment, Stream
+from gpt_pretrain.data.stages import Stage, Stream
 
 NUMBERING = (
     "Updates are numbered as in the training log: the first one is 1. Rows, positions, windows, tokens and epochs "
@@ -79,8 +79,8 @@ class OpenedRun:
         return update - 1
 
     def streams(self) -> list[Stream]:
-        """Every stream of any segment, once for each dataset that has its name."""
-        found = {(each.name, each.fingerprint): each for part in self.plan.segments for each in part.streams}
+        """Every stream of any stage, once for each dataset that has its name."""
+        found = {(each.name, each.fingerprint): each for part in self.plan.stages for each in part.streams}
         return list(found.values())
 
     def directory(self, stream: Stream) -> str:
@@ -103,9 +103,9 @@ class OpenedRun:
         """A stream's dataset. ValueError if it is not the one that the run was trained on."""
         return self._cached("dataset", stream, lambda directory: open_dataset(directory, verify="size"))
 
-    def sources(self, segment: Segment) -> dict[str, TokenSource]:
-        """The training streams of a segment by name."""
-        return {stream.name: self.dataset(stream).splits["train"] for stream in segment.streams}
+    def sources(self, stage: Stage) -> dict[str, TokenSource]:
+        """The training streams of a stage by name."""
+        return {stream.name: self.dataset(stream).splits["train"] for stream in stage.streams}
 
     def manifest(self, stream: Stream) -> manifest_lib.Manifest | None:
         """Of a stream's dataset; None for bare .bin shards, which have none."""

@@ -79,15 +79,15 @@ def read_rows(run: OpenedRun, step: int, chosen: slice = slice(None)) -> list[Ro
 
     Raises ValueError where a dataset is not there or is another one.
     """
-    segment, batch = run.plan.segment_at(step), run.plan.batch(step)
+    stage, batch = run.plan.stage_at(step), run.plan.batch(step)
     numbers = np.arange(len(batch.windows))[chosen]
     streams, windows = batch.streams[numbers], batch.windows[numbers]
-    tokens = read_windows(run.sources(segment), segment, streams, windows)
+    tokens = read_windows(run.sources(stage), stage, streams, windows)
     rows: dict[int, Row] = {}
     # In the order of the streams, so that neighbours find their part of the table in memory.
     for i in np.lexsort([windows, streams]).tolist():
-        stream = segment.streams[int(streams[i])]
-        start = int(windows[i]) * segment.seq_len
+        stream = stage.streams[int(streams[i])]
+        start = int(windows[i]) * stage.seq_len
         tokenizer, tables = run.tokenizer(stream), run.documents(stream)
         parts = _parts(tokens[i], start, tokenizer, tables)
         rows[i] = Row(
@@ -96,7 +96,7 @@ def read_rows(run: OpenedRun, step: int, chosen: slice = slice(None)) -> list[Ro
             stream.name,
             int(windows[i]),
             start,
-            start + segment.seq_len + 1,
+            start + stage.seq_len + 1,
             tokens[i],
             parts,
             tokenizer,

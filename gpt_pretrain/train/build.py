@@ -78,7 +78,7 @@ def build(config: TrainConfig, data: OpenedData, start: Start) -> Built:
     spec = model_spec(config, data)
     placement = Placement(batch_sharding(mesh), config.per_device_batch_size)
     # Sizes that are past need not fit the devices that there are now.
-    layouts = tuple(placement.layout(size) for size in start.plan.segments[-1].batch_sizes_from(start.step))
+    layouts = tuple(placement.layout(size) for size in start.plan.stages[-1].batch_sizes_from(start.step))
     total_steps = max(start.step, start.plan.num_steps(config.num_tokens))
     config.data.check_epochs(start.plan, total_steps)
     optimizer = config.optimizer(total_steps)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import jax
 
-from gpt_pretrain.data.batches import Element
+from gpt_pretrain.data.batches import HostBatch
 from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.train.actions.action import Action, Now
 from gpt_pretrain.train.build import Built
@@ -37,15 +37,15 @@ class Loop:
         self._clock = clock
         self._reader = MetricsReader()
 
-    def run(self, fed: Iterable[tuple[Element, jax.Array]], stop_signal: StopSignal) -> None:
+    def run(self, fed: Iterable[tuple[HostBatch, jax.Array]], stop_signal: StopSignal) -> None:
         """Trains until `fed` ends or a signal comes. Raises Diverged."""
         agreement = Agreement(self._built.mesh)
         for batch, tokens_MBT in fed:
             self._run_actions(self.step + 1, tokens_MBT, before=True)
             self._state, metrics = self._built.train_step(self._state, tokens_MBT)
             self.step += 1
-            self._ledger.add(batch["digest"])
-            self._finished(self._reader.push(self.step, batch["position"], metrics))
+            self._ledger.add(batch.digest)
+            self._finished(self._reader.push(self.step, batch.position, metrics))
             self._run_actions(self.step, tokens_MBT, before=False)
             if agreement.should_stop(stop_signal.received is not None):
                 break

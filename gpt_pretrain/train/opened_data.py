@@ -7,7 +7,7 @@ import numpy as np
 from data_prep.store.streams import TokenDataset, TokenSource
 from data_prep.store.tokenizers import Tokenizer, get_tokenizer
 from gpt_pretrain.data.plan import Plan
-from gpt_pretrain.data.stages import Segment
+from gpt_pretrain.data.stages import Stage
 from gpt_pretrain.train.config import TrainConfig
 
 
@@ -22,7 +22,7 @@ class OpenedData:
     """
 
     datasets: dict[str, TokenDataset]
-    wanted: Segment
+    wanted: Stage
     prompt: np.ndarray | None = None
 
     @property
@@ -43,7 +43,7 @@ class OpenedData:
 def open_data(config: TrainConfig) -> OpenedData:
     """Opens the datasets. ValueError for what is not there, is damaged, or does not fit the rest of the run."""
     datasets = config.data.open()
-    data = OpenedData(datasets, config.data.segment(datasets, config.batch_sizes))
+    data = OpenedData(datasets, config.data.stage(datasets, config.batch_sizes))
     vocab_size = data.first.vocab_size
     if vocab_size > config.model.vocab_size:
         raise ValueError(

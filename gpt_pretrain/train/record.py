@@ -31,6 +31,6 @@ def _known_directories(save_dir: str) -> dict[str, str]:
         return {}
     try:
         return run_lib.open_run(save_dir).directories
-    except (ValueError, KeyError, TypeError) as error:  # all else in it is written anew
+    except ValueError as error:  # all else in it is written anew
         log.warning("%s; it is written anew, without the directories of earlier datasets.", error)
         return {}

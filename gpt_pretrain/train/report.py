@@ -42,7 +42,7 @@ def say_what_runs(built: Built, start: Start) -> None:
     log.info(
         "Batch: %d windows of %d tokens = %d microbatch(es) x %d devices x %d",
         layout.batch_size,
-        start.plan.segments[-1].seq_len,
+        start.plan.stages[-1].seq_len,
         layout.num_microbatches,
         layout.num_devices,
         layout.per_device,
@@ -53,12 +53,12 @@ def say_what_runs(built: Built, start: Start) -> None:
         return
     seen = f"{start.plan.position(step):,}"
     log.info("Continuing %s from step %d of %d (%s examples seen)", save_dir, step, total_steps, seen)
-    if start.plan.segments[-1].from_step == step:
-        log.info("Data plan: after step %d, %s", step, start.plan.segments[-1].change)
+    if start.plan.stages[-1].from_step == step:
+        log.info("Data plan: after step %d, %s", step, start.plan.stages[-1].change)
 
 
 def _say_data(built: Built, start: Start) -> None:
-    stage = start.plan.segments[-1]
+    stage = start.plan.stages[-1]
     num_examples = sum(stream.count for stream in stage.streams)
     for stream in stage.streams:
         dataset = built.data.datasets[stream.name]

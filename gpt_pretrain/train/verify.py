@@ -24,31 +24,35 @@ def check_last_steps(ledger: Ledger, plan: Plan, datasets: Mapping[str, TokenDat
     known = {dataset.fingerprint: dataset for dataset in datasets.values()}
     first = max(0, len(ledger) - num_steps)
     steps = [
-        step
-        for step in range(first, len(ledger))
-        if all(stream.fingerprint in known for stream in plan.segment_at(step).streams)
+        step_index
+        for step_index in range(first, len(ledger))
+        if all(stream.fingerprint in known for stream in plan.stage_at(step_index).streams)
     ]
-    found = add_up_digests(np.array([_partial_digest(plan, known, step) for step in steps], np.uint64))
+    found = add_up_digests(np.array([_partial_digest(plan, known, step_index) for step_index in steps], np.uint64))
     unequal = np.flatnonzero(found != ledger.digests[steps])
     if len(unequal):
-        step = steps[int(unequal[0])]
+        step_index = steps[int(unequal[0])]
         raise ValueError(
-            f"the data is not what this run was trained on: the batch of update {step + 1} now has the digest "
-            f"{int(found[unequal[0]]):016x}, the ledger says {int(ledger.digests[step]):016x}.\n"
-            + explain(plan, {stream.name: known[stream.fingerprint] for stream in plan.segment_at(step).streams}, step)
+            f"the data is not what this run was trained on: the batch of step {step_index + 1} now has the digest "
+            f"{int(found[unequal[0]]):016x}, the ledger says {int(ledger.digests[step_index]):016x}.\n"
+            + explain(
+                plan,
+                {stream.name: known[stream.fingerprint] for stream in plan.stage_at(step_index).streams},
+                step_index,
+            )
         )
     return len(steps)
 
 
-def _partial_digest(plan: Plan, known: Mapping[str, TokenDataset], step: int) -> int:
+def _partial_digest(plan: Plan, known: Mapping[str, TokenDataset], step_index: int) -> int:
     """Of this process's share of the rows: every `process_count`-th."""
-    sources = {each.name: known[each.fingerprint].splits["train"] for each in plan.segment_at(step).streams}
+    sources = {each.name: known[each.fingerprint].splits["train"] for each in plan.stage_at(step_index).streams}
     batches = Batches(
         sources,
         plan,
         vocab_size=1 << 32,  # a bad id is a wrong digest like any other
-        first_step=step,
+        first_index=step_index,
         num_steps=1,
         rows_of=lambda batch_size: np.arange(jax.process_index(), batch_size, jax.process_count())[None],
     )
-    return batches[0]["digest"]
+    return batches[0].digest

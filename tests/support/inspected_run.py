@@ -9,7 +9,7 @@ from gpt_pretrain.data.batches import Batches
 from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.data.run import RunData
-from gpt_pretrain.data.stages import Segment, Stream
+from gpt_pretrain.data.stages import Stage, Stream
 
 HOSTILE = "<script>alert('é')</script> & \"'`<img src=x onerror=alert(1)> 日本 😀 "
 
@@ -53,7 +53,7 @@ def write_run(save_dir, directories: dict[str, str], plan: Plan, *, num_steps=60
     """What a run of this plan leaves behind after `num_consumed` updates; its save_dir."""
     os.makedirs(save_dir, exist_ok=True)
     RunData(str(save_dir), plan, directories, num_steps).write()
-    Ledger(each["digest"] for each in batches_of(directories, plan, num_consumed)).write(save_dir)
+    Ledger(each.digest for each in batches_of(directories, plan, num_consumed)).write(save_dir)
     return str(save_dir)
 
 
@@ -65,4 +65,4 @@ def batches_of(directories, plan: Plan, num_steps: int):
 
 
 def simple_plan(*streams: Stream, **changes) -> Plan:
-    return Plan((Segment(**({"seed": 3, "seq_len": 32, "batch_sizes": ((0, 8),), "streams": streams} | changes)),))
+    return Plan((Stage(**({"seed": 3, "seq_len": 32, "batch_sizes": ((0, 8),), "streams": streams} | changes)),))

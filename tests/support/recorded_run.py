@@ -21,8 +21,8 @@ def record(consumed: str, secs_per_step: float) -> None:
     def recorded(elements, placement, **kwargs):
         with open(consumed, "a") as file:
             for element, batch in prefetch(elements, placement, **kwargs):
-                digest = hashlib.sha256(element["tokens"].tobytes()).hexdigest()
-                windows = " ".join(map(str, element["windows"].reshape(-1)))
+                digest = hashlib.sha256(element.tokens.tobytes()).hexdigest()
+                windows = " ".join(map(str, element.windows.reshape(-1)))
                 file.write(f"{element['position']} {windows} {digest}\n")
                 file.flush()
                 time.sleep(secs_per_step)

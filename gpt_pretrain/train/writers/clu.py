@@ -22,7 +22,7 @@ if importlib.util.find_spec("tensorflow") is None:
     _stand_in.__dict__["SummaryWriter"] = _tensorboard_writer
     sys.modules.setdefault(_stand_in.__name__, _stand_in)
 
-from clu import metric_writers, periodic_actions
+from clu import metric_writers, periodic_actions  # noqa: E402
 
 MetricWriter = metric_writers.MetricWriter
 __all__ = ["MetricWriter", "metric_writers", "periodic_actions"]
