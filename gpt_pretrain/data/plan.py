@@ -146,7 +146,7 @@ class Plan:
             raise ValueError(f"data plan of version {fields.get('version')}, expected {VERSION}")
         stages = []
         for each in fields["segments"]:
-            streams = tuple(Stream(**s | {"excluded": tuple(s["excluded"])}) for s in each.streams)
+            streams = tuple(Stream(**s | {"excluded": tuple(s["excluded"])}) for s in each["streams"])
             sizes = tuple((int(first), int(size)) for first, size in each["batch_sizes"])
             stages.append(Stage(**each | {"streams": streams, "batch_sizes": sizes}))
         return cls(tuple(stages))
