@@ -4,37 +4,43 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from data_prep.pages.numbers import parse_count
 
 
-def count(text: str) -> int:
-    """ "1e9" -> 1000000000. ValueError for what is not a whole number."""
-    value = float(text)
-    if not value.is_integer():
-        raise ValueError(text)
-    return int(value)
+class Shorthand(NamedTuple):
+    """A flag with a name that users of GPT trainers type. It is a gin binding and nothing else."""
+
+    flag: str
+    binding: str
+    kind: Callable[[str], Any]
+    metavar: str
+    help: str
 
 
-# Flags with the names that users of GPT trainers type; each is a gin binding and nothing else.
-_SHORTHANDS = {
-    "model.n_layer": ("model.n_layer", int, "blocks (12)"),
-    "model.n_head": ("model.n_head", int, "attention heads (12)"),
-    "model.n_embd": ("model.n_embd", int, "width (768)"),
-    "model.vocab_size": ("model.vocab_size", int, "embedding columns, padding included (50304)"),
-    "model.dropout": ("model.dropout", float, "dropout rate (0.0)"),
-    "batch_size": ("train.batch_size", int, "windows an update, over all devices (512)"),
-    "per_device_batch_size": ("train.per_device_batch_size", int, "windows a device holds at once (16)"),
-    "seq_len": ("data.seq_len", int, "tokens a window (1024)"),
-    "num_tokens": ("train.num_tokens", count, "tokens to train on; 1e9 is understood (10e9)"),
-    "optimizer.lr": ("optimizer.lr", float, "peak learning rate (6e-4)"),
-    "optimizer.weight_decay": ("optimizer.weight_decay", float, "decay of matrices (0.1)"),
-    "data_dir": ("data.dir", str, "prepared dataset, or directory or glob of .bin files"),
-    "save_dir": ("train.save_dir", str, "where checkpoints and curves go"),
-    "save_interval": ("train.save_interval", int, "steps between checkpoints (1000)"),
-    "from_pretrained": ("train.from_pretrained", str, "take the weights alone from this run or checkpoint"),
-}
+SHORTHANDS = [
+    Shorthand("model.n_layer", "model.n_layer", int, "INT", "layers (12)"),
+    Shorthand("model.n_head", "model.n_head", int, "INT", "attention heads (12)"),
+    Shorthand("model.n_embd", "model.n_embd", int, "INT", "width (768)"),
+    Shorthand("model.vocab_size", "model.vocab_size", int, "INT", "embedding columns, padding included (50304)"),
+    Shorthand("model.dropout", "model.dropout", float, "FLOAT", "dropout rate (0.0)"),
+    Shorthand("batch_size", "train.batch_size", int, "INT", "windows an update, over all devices (512)"),
+    Shorthand("per_device_batch_size", "train.per_device_batch_size", int, "INT", "windows a device holds at once (16)"),
+    Shorthand("seq_len", "data.seq_len", int, "INT", "tokens a window (1024)"),
+    Shorthand("num_tokens", "train.num_tokens", parse_count, "COUNT", "tokens to train on; 1e9 is understood (10e9)"),
+    Shorthand("optimizer.lr", "optimizer.lr", float, "FLOAT", "peak learning rate (6e-4)"),
+    Shorthand("optimizer.weight_decay", "optimizer.weight_decay", float, "FLOAT", "decay of matrices (0.1)"),
+    Shorthand("data_dir", "data.dir", str, "DIR", "prepared dataset, or directory or glob of .bin files"),
+    Shorthand("save_dir", "train.save_dir", str, "DIR", "where checkpoints and curves go"),
+    Shorthand("save_interval", "train.save_interval", int, "INT", "steps between checkpoints (1000)"),
+    Shorthand("from_pretrained", "train.from_pretrained", str, "DIR", "take the weights alone from this run or checkpoint"),
+]
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m gpt_pretrain.main",
         description="Trains a GPT. The same command started again continues the run.",
@@ -49,18 +55,15 @@ def make_parser() -> argparse.ArgumentParser:
         help="a gin binding, such as 'optimizer.warmup_steps=100'; repeatable, wins over files",
     )
     short = parser.add_argument_group("shorthands for gin bindings (defaults in brackets; they win over --gin_param)")
-    for flag, (binding, kind, text) in _SHORTHANDS.items():
+    for each in SHORTHANDS:
+        names = "" if each.flag == each.binding else f"{each.binding}: "
         short.add_argument(
-            f"--{flag}",
-            dest=flag,
-            type=kind,
-            metavar=kind.__name__.upper(),
-            help=text if flag == binding else f"{binding}: {text}",
+            f"--{each.flag}", dest=each.flag, type=each.kind, metavar=each.metavar, help=names + each.help
         )
     parser.add_argument(
-        "--fork", action="store_true", help="go on with other data or another seed, as a new branch of the run"
+        "--fork", action="store_true", help="resume with other data or another seed, as a new branch of the run"
     )
-    several = parser.add_argument_group("several processes (found by itself on Slurm, GKE and TPU pods)")
+    several = parser.add_argument_group("several processes (detected automatically on Slurm, GKE and TPU pods)")
     several.add_argument("--coordinator_address", metavar="HOST:PORT")
     several.add_argument("--num_processes", type=int)
     several.add_argument("--process_id", type=int)
@@ -70,16 +73,16 @@ def make_parser() -> argparse.ArgumentParser:
 def bindings_of(args: argparse.Namespace) -> list[str]:
     """--gin_param and the shorthands as gin bindings, in the order in which they apply."""
     bindings = list(args.gin_param)
-    for flag, (binding, _, _) in _SHORTHANDS.items():
-        value = getattr(args, flag)
-        if value is not None:
-            bindings.append(f"{binding} = {value!r}")
+    for each in SHORTHANDS:
+        if (value := getattr(args, each.flag)) is not None:
+            bindings.append(f"{each.binding} = {value!r}")
     if args.fork:
         bindings.append("train.fork = True")
     return bindings
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0 complete, 1 an error, 2 wrong usage, 128 + signal stopped and saved."""
     args = make_parser().parse_args(argv)
     several = (args.coordinator_address, args.num_processes, args.process_id)
     if any(each is not None for each in several) and None in several:
