@@ -7,6 +7,7 @@ tokens/s is the median over steps that are waited for one by one after two that 
 convention in gpt_pretrain/metrics.py, null where the device's peak is not known.
 """
 
+import argparse
 import json
 import resource
 import statistics
@@ -37,12 +38,17 @@ class RandomTokens:
         return self._tokens[np.asarray(starts)[:, None] + np.arange(length)]
 
 
-def main() -> int:
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = cli.make_parser()
     parser.prog, parser.description = "python benchmarks/step.py", __doc__
     parser.add_argument("--config", default="gpt2_124m", help="name in configs/ or path of a .gin file")
     parser.add_argument("--steps", type=int, default=30)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    args = make_parser().parse_args()
 
     runtime.configure()
     import gin

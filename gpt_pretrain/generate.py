@@ -13,7 +13,8 @@ from gpt_pretrain.model.sampling import sample
 from gpt_pretrain.train.pretrained import load
 
 
-def main(argv: list[str] | None = None) -> int:
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m gpt_pretrain.generate", allow_abbrev=False, description="Samples text from a checkpoint."
     )
@@ -33,7 +34,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokenizer", help="for checkpoints trained on .bin files without a manifest (default gpt2)")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
 
     try:
         if not args.temperature >= 0.0 or not 0.0 < args.top_p <= 1.0 or args.top_k < 0:
