@@ -8,11 +8,15 @@ import pytest
 from support.inspected_run import prepare
 from support.printed_commands import (
     REPO,
+    all_flags,
     command_lines,
     commands_in,
     commands_in_python,
     documents,
+    flags_in,
     problem_with,
+    problem_with_settings,
+    settings_in,
     texts_of,
 )
 
@@ -44,6 +48,15 @@ def datasets(tmp_path_factory) -> dict[str, str]:
 def test_pages(page):
     commands = commands_in((REPO / page).read_text(encoding="utf-8"))
     assert not wrong([*commands, "make test"])  # not every page has one
+
+
+@pytest.mark.parametrize("page", [str(path.relative_to(REPO)) for path in documents()])
+def test_settings_and_flags_on_pages(page):
+    text = (REPO / page).read_text(encoding="utf-8")
+    problems = {binding: problem_with_settings(binding) for binding in settings_in(text)}
+    assert not {binding: problem for binding, problem in problems.items() if problem}
+    unknown = {flag for flag in flags_in(text) if not flag.startswith("--xla_")} - all_flags()
+    assert not unknown
 
 
 @pytest.mark.parametrize("module", command_lines())
@@ -133,6 +146,13 @@ def test_console_scripts(script):
 )
 def test_a_wrong_command_is_noticed(text):
     assert len(wrong(commands_in(text))) == 1
+
+
+def test_a_wrong_setting_or_flag_is_noticed():
+    text = "`model.n_layers = 6`\n\n```\ndata.shuffled = True\n```\n\n`--rows 3 --colums 4`"
+    assert all(problem_with_settings(each) for each in settings_in(text))
+    assert len(settings_in(text)) == 2
+    assert set(flags_in(text)) - all_flags() == {"--colums"}
 
 
 def test_commands_are_found_in_strings_of_programs(tmp_path):

@@ -28,6 +28,7 @@ _LINES = re.compile(rf"^[ $]*((?:{_SCRIPT}|{_MAKE})(?![\w./-]).*?)(?=\s{{2}}|$)"
 _SPANS = re.compile(rf"(?:{_PYTHON}|{_SCRIPT}|{_PIP}|{_MAKE}|{_BARE})(?![\w./])")
 _FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`]+)`")
+_BINDING = r"\s*(?:\w+/)?[a-z]+\.\w+ = "
 
 
 def commands_in(text: str) -> list[str]:
@@ -187,3 +188,40 @@ def documents() -> Iterator[pathlib.Path]:
     yield from sorted(REPO.glob("*.md"))
     yield from sorted((REPO / "docs").glob("*.md"))
     yield REPO / "benchmarks" / "README.md"
+
+
+def settings_in(text: str) -> list[str]:
+    """Gin bindings in `inline code` and in blocks that begin with one, a block as one text."""
+    blocks = [block for block in _FENCE.findall(text) if re.match(_BINDING, block.removeprefix("import my_module"))]
+    spans = [" ".join(span.split()) for span in _SPAN.findall(_FENCE.sub("\n", text))]
+    return [*blocks, *(span for span in spans if re.match(_BINDING, span))]
+
+
+def problem_with_settings(text: str) -> str:
+    """Why gin does not take these bindings; "" where it does. A reader's own module is not there."""
+    from gpt_pretrain import settings
+
+    if "@my_" in text:
+        return ""
+    try:
+        settings.parse([], [re.sub(r"^import my_module.*", "", text)])
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def flags_in(text: str) -> list[str]:
+    """The flags in `inline code` that begins with one: `--step N`, `--formats=bin`."""
+    spans = [" ".join(span.split()) for span in _SPAN.findall(_FENCE.sub("\n", text))]
+    return [flag for span in spans if span.startswith("--") for flag in re.findall(r"(?:^|\s)(--[\w.-]+)", span)]
+
+
+def all_flags() -> set[str]:
+    """Of all our command lines, the benchmarks' included."""
+    modules = [importlib.import_module(name) for name in command_lines()]
+    for path in sorted((REPO / "benchmarks").glob("*.py")):
+        module = _benchmark(str(path.relative_to(REPO)))
+        assert isinstance(module, ModuleType)
+        modules.append(module)
+    parsers = [module.make_parser() for module in modules]
+    return {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
