@@ -4,7 +4,7 @@
 
 The step is the one that `gpt_pretrain.main` runs, fed by its loader with `--data_dir`, by random tokens without.
 tokens/s is the median over steps that are waited for one by one after two that are not counted; MFU is by the
-convention in gpt_pretrain/metrics.py, null where the device's peak is not known.
+convention in gpt_pretrain/model/statistics.py, null where the device's peak is not known.
 """
 
 import argparse

@@ -14,6 +14,7 @@ from support.printed_commands import (
     commands_in_python,
     documents,
     flags_in,
+    missing_in,
     problem_with,
     problem_with_settings,
     settings_in,
@@ -57,6 +58,11 @@ def test_settings_and_flags_on_pages(page):
     assert not {binding: problem for binding, problem in problems.items() if problem}
     unknown = {flag for flag in flags_in(text) if not flag.startswith("--xla_")} - all_flags()
     assert not unknown
+
+
+@pytest.mark.parametrize("page", [str(path.relative_to(REPO)) for path in documents()])
+def test_files_and_names_on_pages(page):
+    assert not missing_in((REPO / page).read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("module", command_lines())
@@ -153,6 +159,14 @@ def test_a_wrong_setting_or_flag_is_noticed():
     assert all(problem_with_settings(each) for each in settings_in(text))
     assert len(settings_in(text)) == 2
     assert set(flags_in(text)) - all_flags() == {"--colums"}
+
+
+def test_a_missing_file_or_name_is_noticed():
+    there = "`data_prep/store/` `docs/data.md` `data_prep.convert` `data_prep.store.manifest.load`"
+    assert not missing_in(there)
+    assert missing_in(
+        "`docs/nothing.md` `gpt_pretrain/nothing/x.py` `data_prep.store.manifest.nothing` `data_prep.nothing`"
+    )
 
 
 def test_commands_are_found_in_strings_of_programs(tmp_path):

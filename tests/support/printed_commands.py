@@ -28,6 +28,7 @@ _LINES = re.compile(rf"^[ $]*((?:{_SCRIPT}|{_MAKE})(?![\w./-]).*?)(?=\s{{2}}|$)"
 _SPANS = re.compile(rf"(?:{_PYTHON}|{_SCRIPT}|{_PIP}|{_MAKE}|{_BARE})(?![\w./])")
 _FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`]+)`")
+_FOLDERS = ("benchmarks/", "configs/", "docs/", "tests/")
 _BINDING = r"\s*(?:\w+/)?[a-z]+\.\w+ = "
 
 
@@ -225,3 +226,20 @@ def all_flags() -> set[str]:
         modules.append(module)
     parsers = [module.make_parser() for module in modules]
     return {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
+
+
+def missing_in(text: str) -> list[str]:
+    """Files and Python names of ours in `inline code` that are not there: `docs/nothing.md`, `data_prep.nothing.f`."""
+    spans = _SPAN.findall(_FENCE.sub("\n", text))
+    paths = [path for span in spans for path in re.findall(r"^(?:[a-z_]+/)+[\w.-]*$", span)]
+    ours = [path for path in paths if path.startswith(("data_prep/", "gpt_pretrain/", *_FOLDERS))]
+    names = [span for span in spans if re.fullmatch(_OURS, span)]
+    return [path for path in ours if not (REPO / path).exists()] + [name for name in names if not _is_there(name)]
+
+
+def _is_there(name: str) -> bool:
+    """A module, or something in one."""
+    module, _, attribute = name.rpartition(".")
+    if not isinstance(_module(name), str):
+        return True
+    return "." in module and hasattr(_module(module), attribute)
