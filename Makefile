@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: train test test-slow lint clean
+.PHONY: train test test-slow lint format clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m data_prep.fineweb --input=sample --output_dir=data/sample
@@ -18,9 +18,16 @@ test-slow: $(VENV)/.installed-test
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-$(VENV)/.installed: setup.py constraints.txt
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	@echo "Installing into $(VENV) (once; about a minute) ..."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) -e .
@@ -31,4 +38,4 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) *.egg-info .pytest_cache
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache

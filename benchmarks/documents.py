@@ -55,10 +55,15 @@ def write_table(folder: str, index: int, rng: np.random.Generator) -> list[Shard
     ]
 
 
-def main() -> int:
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num_tables", type=int, default=100)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    args = make_parser().parse_args()
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         shards = [shard for index in range(args.num_tables) for shard in write_table(folder, index, rng)]

@@ -276,7 +276,8 @@ def _bytes_read() -> int:
     return int(fields["read_bytes"])
 
 
-def main() -> int:
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", help="a prepared dataset with both formats")
     parser.add_argument("--seq_len", type=int, default=1024)
@@ -287,6 +288,11 @@ def main() -> int:
     parser.add_argument("--cold", action="store_true", help="compare shuffles, from the disk")
     parser.add_argument("--cold_gb", type=float, default=2, help="of the file")
     parser.add_argument("--scratch_dir", help="where that file goes; a disk, not a tmpfs")
+    return parser
+
+
+def main() -> int:
+    parser = make_parser()
     args = parser.parse_args()
     if not args.cold and not args.data_dir:
         parser.error("--data_dir or --cold is needed")

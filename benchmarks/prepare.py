@@ -92,14 +92,19 @@ def measure(command: list[str]) -> tuple[float, float, int]:
     return secs, cpu, peak
 
 
-def main() -> int:
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pattern")
     parser.add_argument("--copies", type=int, default=4)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--num_workers", type=int, default=2)
     parser.add_argument("--profile", action="store_true")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    args = make_parser().parse_args()
     paths = sorted(glob.glob(args.pattern))
     folder = tempfile.mkdtemp(prefix="prepare-")
     try:

@@ -21,13 +21,18 @@ from data_prep.store.token_bin import token_dtype
 from data_prep.store.token_records import COMPRESSION, open_records, write_records
 
 
-def main() -> int:
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--record_tokens", type=int, default=2048)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--num_tokens", type=int, default=20_000_000)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    args = make_parser().parse_args()
     manifest = manifest_lib.load(args.data_dir)
     num_tokens = min(args.num_tokens, manifest.splits["train"].num_tokens)
     tokens = read_tokens(args.data_dir, manifest, "train", 0, num_tokens)

@@ -310,8 +310,8 @@ def _check_other_files(directory: Path, manifest: Manifest) -> Iterator[str]:
             yield f"{path}: not in the manifest; left over from something else"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Prints the problems, or one line that there are none. Exit status 1 if any is left."""
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m data_prep.check",
         description=__doc__,
@@ -321,7 +321,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("directory", metavar="DIR", help="a prepared dataset")
     parser.add_argument("--num_workers", type=int, default=all_cores(), help="default: all cores")
     parser.add_argument("--repair", action="store_true", help="make damaged files again")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the problems, or one line that there are none. Exit status 1 if any is left."""
+    args = make_parser().parse_args(argv)
     try:
         damaged: list[Shard] = []
         look = partial(find_problems, args.directory, args.num_workers)

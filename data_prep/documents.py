@@ -10,8 +10,8 @@ from data_prep.store.manifest import Manifest, load
 from data_prep.store.tokenizers import get_tokenizer
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Prints a JSON line a document. Exit status 1 if there is none, or for a user's mistake."""
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.documents", description=__doc__, allow_abbrev=False)
     parser.add_argument("directory", metavar="DIR", help="a prepared dataset")
     what = parser.add_mutually_exclusive_group(required=True)
@@ -20,7 +20,12 @@ def main(argv: list[str] | None = None) -> int:
     what.add_argument("--url", nargs="+", metavar="URL", help="urls")
     parser.add_argument("--split", help="train or val (default: train for --token, both for --id and --url)")
     parser.add_argument("--text", action="store_true", help="print the text as well, as stored")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints a JSON line a document. Exit status 1 if there is none, or for a user's mistake."""
+    args = make_parser().parse_args(argv)
     try:
         manifest = load(args.directory)
         default = ["train"] if args.token is not None else list(manifest.splits)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 _EXCERPT_CHARS = 160
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Exit status 1 for a document that is not there and for a user's mistake."""
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m gpt_pretrain.inspect",
         description=__doc__,
@@ -52,7 +52,12 @@ def main(argv: list[str] | None = None) -> int:
         help="also the loss of every token, by this checkpoint or the newest of this run (loads JAX)",
     )
     add_data_dir(parser)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status 1 for a document that is not there and for a user's mistake."""
+    args = make_parser().parse_args(argv)
     try:
         run = OpenedRun(args.run, args.data_dir)
         if args.step is not None:

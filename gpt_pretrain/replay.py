@@ -115,8 +115,8 @@ class _Progress(Progress):
         return f"{updates:,} updates, {speed}, {duration(left)} left"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Exit status 0 where all is as it should be, 1 for a difference or a user's mistake."""
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m gpt_pretrain.replay",
         description=__doc__,
@@ -147,7 +147,12 @@ def main(argv: list[str] | None = None) -> int:
         metavar="N",
         help="processes that read (default %(default)s)",
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status 0 where all is as it should be, 1 for a difference or a user's mistake."""
+    args = make_parser().parse_args(argv)
     try:
         run = OpenedRun(args.run, args.data_dir)
         if args.against:

@@ -7,6 +7,11 @@ os.environ["XLA_FLAGS"] = f"{FAST_COMPILATION} --xla_force_host_platform_device_
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["WANDB_MODE"] = "offline"
 
+# Before the model is imported: in tests, its functions check the axes that their annotations name.
+from support import annotations
+
+annotations.check_those_of("gpt_pretrain.model")
+
 import jax
 import numpy as np
 import pytest

@@ -7,12 +7,17 @@ from data_prep.card import HTML_NAME, README_NAME, __doc__, write_card
 from data_prep.engines.local import WorkerDied
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Exit status 1 for an error that the user can remove."""
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.card", description=__doc__, allow_abbrev=False)
     parser.add_argument("directory", metavar="DIR", help="a prepared dataset")
     parser.add_argument("--num_workers", type=int, default=1, help="processes (default: 1)")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status 1 for an error that the user can remove."""
+    args = make_parser().parse_args(argv)
     try:
         write_card(args.directory, args.num_workers)
     except (ValueError, OSError, WorkerDied) as error:

@@ -280,8 +280,8 @@ def _command_blocks(manifest: Manifest, excerpts: Sequence[Excerpt]) -> tuple[Bl
     ]
     for format in FORMATS:
         if format not in spec["formats"]:
-            command = f'python -m data_prep.convert "$DATA" --to={format}'
-            lines += ["", "# add the other format", command]
+            command = f'python -m data_prep.convert "$DATA" "$DATA-both" --formats={",".join(FORMATS)}'
+            lines += ["", "# write it again with the other format, too", command]
     if excerpts:
         split, row = excerpts[0].split, excerpts[0].row
         command = 'python -m data_prep.documents "$DATA"'

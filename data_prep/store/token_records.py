@@ -199,7 +199,7 @@ def open_records(
 ) -> RecordReader:
     """A reader over the records of `paths`, in order.
 
-    >>> open_records(paths, 2048).read([0, 7])  # uint16 (2, 2048)
+    `open_records(paths, 2048).read([0, 7])` gives the ids of two records: uint16 (2, 2048).
 
     Raises:
       FileNotFoundError: a file is missing.
