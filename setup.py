@@ -8,7 +8,7 @@ setup(
     description="Text in, GPT out, and every batch accounted for: pretraining in JAX with a reproducible data order.",
     python_requires=">=3.11",
     packages=find_packages(include=["data_prep", "data_prep.*", "gpt_pretrain", "gpt_pretrain.*"]),
-    package_data={"data_prep": ["assets/*"]},
+    package_data={"data_prep": ["assets/*", "pages/*.css", "pages/*.js"]},
     install_requires=[
         "absl-py",
         "aiohttp",  # https:// inputs

@@ -183,7 +183,7 @@ def _fail(message: str) -> int:
 
 def summary(outcome: "Outcome", source: str, output_dir: str, seconds: float) -> str:
     """The one line that a run ends with."""
-    from data_prep.pages.progress import duration
+    from data_prep.pages.numbers import duration
 
     config = "quickstart" if source == "sample" else "gpt2_124m"
     command = f"python -m gpt_pretrain.main --gin_file=configs/{config}.gin --data_dir={output_dir}"
