@@ -15,7 +15,7 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from data_prep import card
+from data_prep import card, documents
 from data_prep.card import __main__ as card_main
 from data_prep.card import summary as card_summary
 from data_prep.card.samples import read_excerpts
@@ -23,7 +23,6 @@ from data_prep.card.summary import NOTHING, SummaryJob, summarize, summarize_spl
 from data_prep.card.words import shown_path
 from data_prep.engines.local import Workers
 from data_prep.parts import DOCUMENT_COLUMNS
-from data_prep.store import documents
 from data_prep.store.manifest import FORMAT_VERSION, Manifest, Shard, Split, load, save
 from data_prep.store.token_bin import write_tokens
 from data_prep.store.token_records import write_records

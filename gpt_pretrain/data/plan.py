@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_pretrain.data.stages import Batch, Segment, Sighting, Stream, label_of, sizes_from, sizes_in_words
+from gpt_pretrain.data.stages import Batch, Occurrence, Segment, Stream, label_of, sizes_from, sizes_in_words
 
 VERSION = 1
 
@@ -64,7 +64,7 @@ class Plan:
                 break
         return step
 
-    def sightings(self, fingerprint: str, windows_of, num_steps: int) -> list[tuple[Segment, Sighting]]:
+    def occurrences(self, fingerprint: str, windows_of, num_steps: int) -> list[tuple[Segment, Occurrence]]:
         """Every time that windows of a stream are met in the first `num_steps` steps, whatever its name was there.
 
         `windows_of(segment)` gives the windows, which depend on the segment's sequence length.
@@ -75,7 +75,7 @@ class Plan:
             for index, stream in enumerate(segment.streams):
                 if stream.fingerprint == fingerprint and stop > segment.from_step:
                     windows = windows_of(segment)
-                    found += [(segment, each) for each in segment.sightings(index, windows, segment.position(stop))]
+                    found += [(segment, each) for each in segment.occurrences(index, windows, segment.position(stop))]
         return found
 
     def epochs(self, step: int) -> dict[str, float]:

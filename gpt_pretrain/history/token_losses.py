@@ -1,6 +1,7 @@
 """Loss and rank of every token of given windows, by a checkpoint."""
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -8,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from gpt_pretrain.history.opened_run import OpenedRun
+from gpt_pretrain.history.rows import Row
 from gpt_pretrain.model.document_mask import documents_of
 from gpt_pretrain.model.gpt import graph_of
 from gpt_pretrain.model.losses import num_loss_chunks, token_nll
-from gpt_pretrain.train import checkpoints
-from gpt_pretrain.train import pretrained as generate
+from gpt_pretrain.train import checkpoints, pretrained
 from gpt_pretrain.train.step import split_tokens
 
 _TOKENS_AT_ONCE = 1 << 13
@@ -36,6 +38,18 @@ class TokenLosses:
     nll: np.ndarray
     rank: np.ndarray
 
+    def mean(self, row: int) -> float:
+        """Of one row, in nats."""
+        return float(self.nll[row].mean())
+
+
+def losses_of_rows(run: OpenedRun, step: int, rows: Sequence[Row], checkpoint: str) -> TokenLosses:
+    """`losses_of` rows of the batch of `step` (of the plan, from 0)."""
+    manifest = run.manifest(run.plan.segment_at(step).streams[0])
+    tokenizer = None if manifest is None else manifest.spec["tokenizer"]
+    tokens_NT = np.stack([row.tokens for row in rows])
+    return losses_of(checkpoint, tokens_NT, end_of_text=rows[0].tokenizer.end_of_text, tokenizer=tokenizer)
+
 
 def losses_of(checkpoint: str, tokens_NT: np.ndarray, *, end_of_text: int, tokenizer: str | None = None) -> TokenLosses:
     """Losses of windows (rows, seq_len + 1) without dropout and perturbations.
@@ -48,7 +62,7 @@ def losses_of(checkpoint: str, tokens_NT: np.ndarray, *, end_of_text: int, token
     Raises ValueError: no good checkpoint, windows too long for it, or ids of another vocabulary.
     """
     directory = str(checkpoints.locate(checkpoint))
-    params, config, metadata = generate.load(directory)
+    params, config, metadata = pretrained.load(directory)
     num_rows, seq_len = tokens_NT.shape[0], tokens_NT.shape[1] - 1
     num_positions = config.num_positions(metadata["seq_len"])
     if seq_len > num_positions:
