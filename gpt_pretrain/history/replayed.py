@@ -63,8 +63,7 @@ def replay(
 
     Args:
       with_rows: also stream and window of each row.
-      num_threads: decides nothing but the time it takes. Threads are enough: NumPy copies and xxHash digests without
-        Python's lock.
+      num_threads: decides nothing but the time it takes: NumPy waits for the disk and copies without Python's lock.
       chunk_tokens: about how many tokens come at a time.
 
     Raises ValueError where a dataset is not there or is another one.
