@@ -80,7 +80,7 @@ def test_occurrences_of_every_document_equal_a_search_through_all_batches(run, d
                 ]
                 (span,) = find_spans(opened, document=document["id"], stream=name)
                 found = occurrences_of(opened, span)
-                assert [(o.window.step, o.window.row, o.window_span, o.only_target) for o in found] == expected
+                assert [(o.place.step, o.place.row, o.window_span, o.only_target) for o in found] == expected
                 num_last_targets += sum(o.only_target for o in found)
     assert num_last_targets > 10
 
@@ -135,9 +135,9 @@ def test_a_ten_billion_token_run_answers_in_milliseconds(datasets, tmp_path):
     (span,) = find_spans(opened, document="<doc-60>")
     found = occurrences_of(opened, span)
     assert time.perf_counter() - start < 0.05
-    assert len(found) >= 2 and {each.window.epoch for each in found} >= {0, 1}
+    assert len(found) >= 2 and {each.place.epoch for each in found} >= {0, 1}
     for each in found:
-        assert plan.batch(each.window.step).windows[each.window.row] == each.window.window
+        assert plan.batch(each.place.step).windows[each.place.row] == each.place.window
 
 
 def test_rows_of_a_batch_are_its_windows_and_their_documents_texts(datasets, run, tmp_path):
@@ -331,7 +331,7 @@ def test_a_stream_that_was_renamed_or_replaced_is_followed_by_its_data(datasets,
             for each in run.streams()
             if each.fingerprint == a.fingerprint
         ][-1:]
-        assert (2, 0) in [(each.window.step, each.window.row) for each in occurrences_of(run, span)]
+        assert (2, 0) in [(each.place.step, each.place.row) for each in occurrences_of(run, span)]
         assert run.dataset(span.stream).fingerprint == a.fingerprint
         assert inspect.main([str(save_dir), "--step", "3", "--rows", "0"]) == 0
         assert f"window {window} " in capsys.readouterr().out

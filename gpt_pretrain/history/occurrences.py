@@ -13,26 +13,26 @@ class DocumentOccurrence:
     """One row of one update that holds tokens of a span.
 
     Attributes:
-      window: the occurrence of the row's window.
+      place: update and row, and the window that the row is.
       window_span, own_span: where they overlap, as tokens [a, b) of the window and of the document.
       only_target: the document's first token is the window's last target and nothing more of it is there.
     """
 
-    window: Occurrence
+    place: Occurrence
     window_span: tuple[int, int]
     own_span: tuple[int, int]
     only_target: bool
 
     def to_json(self, num_consumed: int) -> dict[str, Any]:
         """JSON values only; updates count from 1."""
-        window = self.window
+        place = self.place
         return {
-            "update": window.step + 1,
-            "seen": window.step < num_consumed,
-            "row": window.row,
-            "position": window.position,
-            "epoch": window.epoch,
-            "window": window.window,
+            "update": place.step + 1,
+            "seen": place.step < num_consumed,
+            "row": place.row,
+            "position": place.position,
+            "epoch": place.epoch,
+            "window": place.window,
             "tokens_of_window": list(self.window_span),
             "tokens_of_document": list(self.own_span),
             "only_as_last_target": self.only_target,
@@ -45,12 +45,12 @@ def occurrences_of(run: OpenedRun, span: Span) -> list[DocumentOccurrence]:
         span.stream.fingerprint, lambda segment: list(windows_of(span, segment)), run.data.num_steps
     )
     out = []
-    for segment, window in found:
-        first = window.window * segment.seq_len
+    for segment, place in found:
+        first = place.window * segment.seq_len
         a, b = max(span.start, first), min(span.stop, first + segment.seq_len + 1)
         out.append(
             DocumentOccurrence(
-                window,
+                place,
                 window_span=(a - first, b - first),
                 own_span=(a - span.start, b - span.start),
                 only_target=a == first + segment.seq_len,

@@ -12,8 +12,8 @@ _MAX_LINES = 20  # of a table, unless all are asked for
 def describe(run: OpenedRun, span: Span, found: Sequence[DocumentOccurrence], *, full: bool = False) -> str:
     """A span and its occurrences as text; `full` prints every one."""
     num_consumed = len(run.ledger)
-    seen = [each for each in found if each.window.step < num_consumed]
-    windows = sorted({each.window.window for each in found})
+    seen = [each for each in found if each.place.step < num_consumed]
+    windows = sorted({each.place.window for each in found})
     lines = [*_heading(span), *notes(run, span)]
     if span.split != "train":
         return "\n".join(lines)
@@ -74,13 +74,13 @@ def _heading(span: Span) -> list[str]:
 
 def _epochs(found: Sequence[DocumentOccurrence], num_consumed: int) -> list[str]:
     """A line an epoch, where there are several: what a table that is cut short does not show."""
-    epochs = sorted({each.window.epoch for each in found})
+    epochs = sorted({each.place.epoch for each in found})
     if len(epochs) < 2:
         return []
     lines = []
     for epoch in epochs[:_MAX_LINES]:
-        here = [each for each in found if each.window.epoch == epoch]
-        seen = [each for each in here if each.window.step < num_consumed]
+        here = [each for each in found if each.place.epoch == epoch]
+        seen = [each for each in here if each.place.step < num_consumed]
         lines.append(f"  epoch {epoch}: {_counted(seen, 'seen')}, {_counted(here[len(seen) :], 'planned')}")
     return lines + ["  ..."] * (len(epochs) > _MAX_LINES)
 
@@ -89,17 +89,17 @@ def _counted(found: Sequence[DocumentOccurrence], word: str) -> str:
     """15 seen (update 3 to 40)"""
     if not found:
         return f"none {word}"
-    first, last = found[0].window.step + 1, found[-1].window.step + 1
+    first, last = found[0].place.step + 1, found[-1].place.step + 1
     return f"{len(found)} {word} (update {first}{f' to {last}' if last > first else ''})"
 
 
 def _cells(each: DocumentOccurrence, num_consumed: int) -> tuple[str, ...]:
     """A line of the table."""
-    window = each.window
-    when = "seen" if window.step < num_consumed else "planned"
-    numbers = (window.epoch, window.row, window.position, window.window)
+    place = each.place
+    when = "seen" if place.step < num_consumed else "planned"
+    numbers = (place.epoch, place.row, place.position, place.window)
     own = _span(each.own_span) + " only as last target" * each.only_target
-    return str(window.step + 1), when, *map(str, numbers), _span(each.window_span), own
+    return str(place.step + 1), when, *map(str, numbers), _span(each.window_span), own
 
 
 def _ranges(numbers: Sequence[int]) -> str:
