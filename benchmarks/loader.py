@@ -59,7 +59,11 @@ def loader_of(
     """What the trainer iterates."""
     plan = plan_of(source.num_tokens, args, names, shuffle)
     batches = Batches(
-        dict.fromkeys(names, source), plan, vocab_size=2**16, first_index=first_step, num_steps=num_steps or args.batches
+        dict.fromkeys(names, source),
+        plan,
+        vocab_size=2**16,
+        first_index=first_step,
+        num_steps=num_steps or args.batches,
     )
     return loader.load(batches)
 

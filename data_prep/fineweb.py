@@ -130,9 +130,9 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     # Only now: --help must not wait for pyarrow.
     from data_prep.engines.local import WorkerDied, all_cores
+    from data_prep.inputs.paths import find_preset
     from data_prep.options import Options
     from data_prep.pipeline import prepare
-    from data_prep.inputs.paths import find_preset
 
     start = time.monotonic()
     try:
@@ -183,7 +183,7 @@ def _fail(message: str) -> int:
 
 def summary(outcome: "Outcome", source: str, output_dir: str, seconds: float) -> str:
     """The one line that a run ends with."""
-    from data_prep.pages.progress import duration
+    from data_prep.pages.numbers import duration
 
     config = "quickstart" if source == "sample" else "gpt2_124m"
     command = f"python -m gpt_pretrain.main --gin_file=configs/{config}.gin --data_dir={output_dir}"

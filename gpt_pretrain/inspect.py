@@ -1,58 +1,24 @@
 """What a run saw when: `python -m gpt_pretrain.inspect runs/quickstart --step 57`.
 
 `--step N` prints the documents of the batch of update N, row by row; with `--html` and `--checkpoint` as a page
-on which every token has the colour of its loss. `--document ID`, `--url URL` and `--token N` go the other way: at
-which updates was that document met, and when will it be met again?
+on which every token has the colour of its loss. `--document ID`, `--url URL` and `--token N` go the other way: in
+which updates was that document seen, and in which is it planned?
 """
 
 import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from data_prep.store.files import whole_file
-from gpt_pretrain.history.occurrences import describe, find_spans, meetings, notes
+from gpt_pretrain.history.occurrences import occurrences_of
+from gpt_pretrain.history.occurrences_text import describe, notes
 from gpt_pretrain.history.opened_run import NUMBERING, OpenedRun, add_data_dir
-
-if TYPE_CHECKING:
-    from gpt_pretrain.history.rows import Row
-    from gpt_pretrain.history.token_losses import TokenLosses
-
-_EXCERPT_CHARS = 160
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m gpt_pretrain.inspect",
-        description=__doc__,
-        epilog=NUMBERING,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", metavar="RUN", help="save_dir of a run")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--step", type=int, metavar="N", help="the batch of update N, from 1")
-    what.add_argument("--document", metavar="ID", help="when was the document with this id met?")
-    what.add_argument("--url", metavar="URL", help="... with this url")
-    what.add_argument("--token", type=int, metavar="N", help="... that token N of the training stream is in")
-    parser.add_argument("--stream", metavar="NAME", help="look for the document in this stream of the mixture")
-    parser.add_argument("--rows", metavar="A:B", help="of the batch, only rows A to B - 1; or one row, A")
-    parser.add_argument("--full", action="store_true", help="print whole texts, and every line of a long table")
-    parser.add_argument("--jsonl", action="store_true", help="a JSON line a row of the batch, or a meeting")
-    parser.add_argument("--html", metavar="FILE", help="write the batch as a page; it opens in any browser, offline")
-    parser.add_argument(
-        "--checkpoint",
-        metavar="DIR",
-        help="also the loss of every token, by this checkpoint or the newest of this run (loads JAX)",
-    )
-    add_data_dir(parser)
-    return parser
+from gpt_pretrain.history.page import BatchPage, render_batch
+from gpt_pretrain.history.row_text import row_as_text
+from gpt_pretrain.history.rows import read_rows
+from gpt_pretrain.history.spans import find_spans
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             if args.rows or args.html or args.checkpoint:
                 raise ValueError("--rows, --html and --checkpoint belong to --step")
-            _show_meetings(run, args)
+            _show_occurrences(run, args)
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
@@ -76,10 +42,39 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _show_meetings(run: OpenedRun, args) -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """The command line's options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gpt_pretrain.inspect",
+        description=__doc__,
+        epilog=NUMBERING,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", metavar="RUN", help="save_dir of a run")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--step", type=int, metavar="N", help="the batch of update N, from 1")
+    what.add_argument("--document", metavar="ID", help="which updates hold the document with this id?")
+    what.add_argument("--url", metavar="URL", help="... with this url")
+    what.add_argument("--token", type=int, metavar="N", help="... that holds token N of the training stream")
+    parser.add_argument("--stream", metavar="NAME", help="look for the document in this stream of the mixture")
+    parser.add_argument("--rows", metavar="A:B", help="of the batch, only rows A to B - 1; or one row, A")
+    parser.add_argument("--full", action="store_true", help="print whole texts, and every line of a long table")
+    parser.add_argument("--jsonl", action="store_true", help="a JSON line a row of the batch, or an occurrence")
+    parser.add_argument("--html", metavar="FILE", help="write the batch as a page; it opens in any browser, offline")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="DIR",
+        help="also the loss of every token, by this checkpoint or the newest of this run (loads JAX)",
+    )
+    add_data_dir(parser)
+    return parser
+
+
+def _show_occurrences(run: OpenedRun, args: argparse.Namespace) -> None:
     spans = find_spans(run, document=args.document, url=args.url, token=args.token, stream=args.stream)
     for number, span in enumerate(spans):
-        found = meetings(run, span)
+        found = occurrences_of(run, span)
         if not args.jsonl:
             print("\n" * (number > 0) + describe(run, span, found, full=args.full))
             continue
@@ -90,35 +85,43 @@ def _show_meetings(run: OpenedRun, args) -> None:
             print(line, file=sys.stderr)
 
 
-def _show_batch(run: OpenedRun, args) -> None:
-    from gpt_pretrain.history.rows import read_rows
+def _show_batch(run: OpenedRun, args: argparse.Namespace) -> None:
+    step_index = run.index_of(args.step)
+    batch_size, num_seen = run.plan.batch_size(step_index), len(run.ledger)
+    rows = read_rows(run, step_index, _rows(args.rows, batch_size))
+    losses = None
+    if args.checkpoint:
+        from gpt_pretrain.history.token_losses import losses_of_rows  # loads JAX
 
-    step = run.step_of(args.step)
-    batch_size = run.plan.batch_size(step)
-    rows = read_rows(run, step, _rows(args.rows, batch_size))
-    losses = _losses(run, step, rows, args.checkpoint) if args.checkpoint else None
-    num_seen = len(run.ledger)
+        losses = losses_of_rows(run, step_index, rows, args.checkpoint)
     if args.jsonl:
         for index, row in enumerate(rows):
-            found = {} if losses is None else {"mean_loss": _mean(losses, index), "losses": losses.nll[index].tolist()}
-            print(json.dumps(row.to_json(step) | found, ensure_ascii=False))
+            found = {} if losses is None else {"mean_loss": losses.mean(index), "losses": losses.nll[index].tolist()}
+            print(json.dumps(row.to_json(step_index) | found, ensure_ascii=False))
     if args.html:
-        from gpt_pretrain.history.page import BatchPage, render_batch
-
-        page = BatchPage(args.run, args.step, run.data.num_steps, num_seen, batch_size, rows, losses)
+        page = BatchPage(
+            run=args.run,
+            update=args.step,
+            num_updates=run.data.num_steps,
+            num_seen=num_seen,
+            batch_size=batch_size,
+            rows=rows,
+            losses=losses,
+        )
         with whole_file(args.html) as partial:
             partial.write_text(render_batch(page), encoding="utf-8", newline="\n")
         size = Path(args.html).stat().st_size
         print(f"{args.html}: {len(rows)} rows, {size / 1e6:.1f} MB", file=sys.stderr)
     if not args.jsonl and not args.html:
-        seen = "consumed" if step < num_seen else "planned"
+        seen = "consumed" if step_index < num_seen else "planned"
         some = "" if len(rows) == batch_size else f", {len(rows)} of them here"
         print(
-            f"{args.run}: update {step + 1} of {run.data.num_steps}, {seen}: {batch_size} rows from position "
-            f"{run.plan.position(step)}{some}"
+            f"{args.run}: update {step_index + 1} of {run.data.num_steps}, {seen}: {batch_size} rows from position "
+            f"{run.plan.position(step_index)}{some}"
         )
         for index, row in enumerate(rows):
-            print(_row_as_text(row, "" if losses is None else f"  mean loss {_mean(losses, index):.3f}", args.full))
+            mean_loss = None if losses is None else losses.mean(index)
+            print("\n" + row_as_text(row, mean_loss=mean_loss, full=args.full))
 
 
 def _rows(text: str | None, batch_size: int) -> slice:
@@ -134,44 +137,6 @@ def _rows(text: str | None, batch_size: int) -> slice:
     if not 0 <= start < end <= batch_size:
         raise ValueError(f"--rows {text}: the batch has the rows 0 to {batch_size - 1}")
     return slice(start, end)
-
-
-def _losses(run: OpenedRun, step: int, rows: Sequence["Row"], checkpoint: str) -> "TokenLosses":
-    from gpt_pretrain.history.token_losses import losses_of
-
-    manifest = run.manifest(run.plan.stage_at(step).streams[0])
-    tokenizer = None if manifest is None else manifest.spec["tokenizer"]
-    tokens = np.stack([row.tokens for row in rows])
-    return losses_of(checkpoint, tokens, end_of_text=rows[0].tokenizer.end_of_text, tokenizer=tokenizer)
-
-
-def _mean(losses: "TokenLosses", index: int) -> float:
-    return float(losses.nll[index].mean())
-
-
-def _row_as_text(row: "Row", loss: str, full: bool) -> str:
-    stream = f"  stream {row.stream}" if row.stream else ""
-    lines = [
-        f"\nrow {row.row}  position {row.position}{stream}  window {row.window}  tokens [{row.start}, {row.stop})"
-        + loss
-    ]
-    for part in row.parts:
-        document = part.document
-        names = ["(no table of documents)"]
-        if document is not None:
-            names = [name for name in (document.id, document.url) if name]
-            names.append(f"{document.source_file} row {document.row}")
-        lines.append(f"  tokens [{part.start}, {part.stop})  " + "  ".join(names))
-        lines += ["    " + line for line in _shortened(part.text, full)]
-    return "\n".join(lines)
-
-
-def _shortened(text: str, full: bool) -> list[str]:
-    """The text in lines; in short, one line of its beginning."""
-    if full:
-        return text.splitlines()
-    line = " ".join(text[: 2 * _EXCERPT_CHARS].split())
-    return [line[:_EXCERPT_CHARS].rstrip() + " ..." if len(" ".join(text.split())) > _EXCERPT_CHARS else line]
 
 
 if __name__ == "__main__":

@@ -15,15 +15,14 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from data_prep import card
+from data_prep import card, documents
 from data_prep.card import __main__ as card_main
 from data_prep.card import summary as card_summary
 from data_prep.card.samples import read_excerpts
-from data_prep.card.sections import shown_path
 from data_prep.card.summary import NOTHING, SummaryJob, summarize, summarize_splits
+from data_prep.card.words import shown_path
 from data_prep.engines.local import Workers
 from data_prep.parts import DOCUMENT_COLUMNS
-from data_prep.store import documents
 from data_prep.store.manifest import FORMAT_VERSION, Manifest, Shard, Split, load, save
 from data_prep.store.token_bin import write_tokens
 from data_prep.store.token_records import write_records
@@ -136,9 +135,9 @@ def test_numbers_are_those_of_the_tables_and_nulls_are_counted_apart(dataset):
     assert (total.num_tokens, total.max_tokens) == (sum(lengths), 3001)
     assert total.num_text_bytes == sum(lengths) - 6
     hostile = lengths[-1]
-    assert total.domains.top() == [("a.org", 2, 4 + 5), ("b.org", 2, 7 + hostile)]
+    assert total.domains.top() == [("a.org", (2, 4 + 5)), ("b.org", (2, 7 + hostile))]
     assert total.domains.of_none == (2, 2 + 3001)
-    assert total.dumps.top() == [("D1", 3, 4 + 5 + 3001), (HOSTILE, 1, hostile), ("D2", 1, 7)]
+    assert total.dumps.top() == [("D1", (3, 4 + 5 + 3001)), (HOSTILE, (1, hostile)), ("D2", (1, 7))]
     assert total.languages.of_none == (2, 2 + 3001)
     card.write_card(dataset)
     readme = (dataset / "README.md").read_text()

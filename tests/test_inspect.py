@@ -19,9 +19,11 @@ from gpt_pretrain import inspect
 from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.data.run import RunData
-from gpt_pretrain.history.occurrences import Span, find_spans, meetings
+from gpt_pretrain.history.occurrences import occurrences_of
 from gpt_pretrain.history.opened_run import OpenedRun
+from gpt_pretrain.history.page_rows import link
 from gpt_pretrain.history.rows import read_rows
+from gpt_pretrain.history.spans import Span, find_spans
 from gpt_pretrain.history.token_text import pieces
 
 EXCLUDED = (20, 21, 22, 40)
@@ -35,7 +37,7 @@ def datasets(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(datasets, tmp_path_factory):
-    """A mixture, met several times over, that changes its batch size, sequence length and exclusions under way."""
+    """A mixture of several epochs that changes its batch size, sequence length and exclusions under way."""
     cats, dogs = (
         stream(datasets["cats"], "cats", count=30, excluded=EXCLUDED),
         stream(datasets["dogs"], "dogs", count=10),
@@ -54,14 +56,14 @@ def simple_run(datasets, tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("simple"), {"": datasets["cats"]}, plan)
 
 
-def test_sightings_of_every_document_equal_a_search_through_all_batches(run, datasets):
+def test_occurrences_of_every_document_equal_a_search_through_all_batches(run, datasets):
     opened = OpenedRun(run)
-    met: dict = {}
+    expected_of: dict = {}
     for each in batches_of(datasets, opened.plan, 130):
         stage = opened.plan.stage_at(each.step_index)
         for row, (index, window) in enumerate(zip(each.streams[0].tolist(), each.windows[0].tolist(), strict=True)):
             first = window * stage.seq_len
-            met.setdefault(stage.streams[index].name, []).append(
+            expected_of.setdefault(stage.streams[index].name, []).append(
                 (each.step_index, row, first, first + stage.seq_len + 1)
             )
     num_last_targets = 0
@@ -71,13 +73,13 @@ def test_sightings_of_every_document_equal_a_search_through_all_batches(run, dat
                 start, stop = document["start"], document["start"] + document["length"]
                 expected = [
                     (step, row, (max(start, a) - a, min(stop, b) - a), max(start, a) == b - 1)
-                    for step, row, a, b in met[name]
+                    for step, row, a, b in expected_of[name]
                     if max(start, a) < min(stop, b)
                 ]
                 (span,) = find_spans(opened, document=document["id"], stream=name)
-                found = meetings(opened, span)
-                assert [(m.sighting.step, m.sighting.row, m.window_span, m.only_target) for m in found] == expected
-                num_last_targets += sum(m.only_target for m in found)
+                found = occurrences_of(opened, span)
+                assert [(o.place.step, o.place.row, o.window_span, o.only_target) for o in found] == expected
+                num_last_targets += sum(o.only_target for o in found)
     assert num_last_targets > 10
 
 
@@ -98,10 +100,10 @@ def test_document_output_counts_updates_from_one_and_tells_seen_from_planned(run
     num_seen = sum(line["seen"] for line in lines)
     assert inspect.main([run, "--document", "<doc-60>"]) == 0
     out = capsys.readouterr().out
-    assert f"{num_seen} seen (update" in out and f"{len(lines) - num_seen} planned" in out
+    assert f"{num_seen} occurrences seen (update" in out and f"{len(lines) - num_seen} planned" in out
 
 
-def test_a_document_that_is_never_met_is_explained(run, datasets, simple_run, capsys, tmp_path):
+def test_a_document_that_is_in_no_update_is_explained(run, datasets, simple_run, capsys, tmp_path):
     tables = DocumentTables(datasets["cats"])
     assert inspect.main([run, "--token", str(20 * 32 + 5), "--stream", "cats"]) == 0
     assert "windows are excluded: 20" in capsys.readouterr().out
@@ -112,11 +114,11 @@ def test_a_document_that_is_never_met_is_explained(run, datasets, simple_run, ca
     there = write_run(tmp_path / "tail", {"": datasets["cats"]}, plan, num_steps=2, num_consumed=1)
     assert inspect.main([there, "--document", str(last.id)]) == 0
     out = capsys.readouterr().out
-    assert "All of it lies in the stream's tail" in out and "Met by none of the 2 updates" in out
+    assert "All of it lies in the stream's tail" in out and "In none of the 2 updates" in out
     val = DocumentTables(datasets["cats"], "val").at(0)
     assert inspect.main([simple_run, "--url", str(val.url)]) == 0
     out = capsys.readouterr().out
-    assert "It is in the val split: never trained on" in out and "Met" not in out
+    assert "It is in the val split: never trained on" in out and "occurrence" not in out
 
 
 def test_a_ten_billion_token_run_answers_in_milliseconds(datasets, tmp_path):
@@ -129,11 +131,11 @@ def test_a_ten_billion_token_run_answers_in_milliseconds(datasets, tmp_path):
     opened.plan  # noqa: B018 - reading the plan is the run's opening, not the question
     start = time.perf_counter()
     (span,) = find_spans(opened, document="<doc-60>")
-    found = meetings(opened, span)
+    found = occurrences_of(opened, span)
     assert time.perf_counter() - start < 0.05
-    assert len(found) >= 2 and {each.sighting.epoch for each in found} >= {0, 1}
+    assert len(found) >= 2 and {each.place.epoch for each in found} >= {0, 1}
     for each in found:
-        assert plan.batch(each.sighting.step).windows[each.sighting.row] == each.sighting.window
+        assert plan.batch(each.place.step).windows[each.place.row] == each.place.window
 
 
 def test_rows_of_a_batch_are_its_windows_and_their_documents_texts(datasets, run, tmp_path):
@@ -146,23 +148,23 @@ def test_rows_of_a_batch_are_its_windows_and_their_documents_texts(datasets, run
     for step in range(3):
         for row, window in zip(read_rows(opened, step), plan.batch(step).windows.tolist(), strict=True):
             assert (row.window, row.start, row.position) == (window, window * 2000, 4 * step + row.row)
-            assert [part.start for part in row.parts] == [0, *(part.stop for part in row.parts[:-1])]
-            assert row.parts[-1].stop == 2001
-            for part in row.parts:
-                document = part.document
+            assert [piece.start for piece in row.slices] == [0, *(piece.stop for piece in row.slices[:-1])]
+            assert row.slices[-1].stop == 2001
+            for piece in row.slices:
+                document = piece.document
                 assert document is not None
-                if row.is_whole(part):
-                    assert part.text == texts[document.id]
+                if row.is_whole(piece):
+                    assert piece.text == texts[document.id]
                     num_whole += 1
                 else:
-                    assert part.text.strip("\N{REPLACEMENT CHARACTER}") in texts[document.id]
+                    assert piece.text.strip("\N{REPLACEMENT CHARACTER}") in texts[document.id]
     assert num_whole > 50
     # In a mixture each row is read from its own stream.
     mixed = OpenedRun(run)
     names = [row.stream for row in read_rows(mixed, 80)]
     assert names == [("cats", "dogs")[i] for i in mixed.plan.batch(80).streams] and len(set(names)) == 2
     assert all(
-        row.parts[0].document.id.startswith({"cats": "<doc", "dogs": "<dog"}[row.stream])
+        row.slices[0].document.id.startswith({"cats": "<doc", "dogs": "<dog"}[row.stream])
         for row in read_rows(mixed, 80)
     )
 
@@ -190,21 +192,20 @@ def test_page_is_self_contained_escapes_hostile_text_and_has_every_row(datasets,
     rows = read_rows(OpenedRun(there), 0)
     for row in rows:
         assert f'id="r{row.row}"' in text and f'href="#r{row.row}"' in text
-        for number, part in enumerate(row.parts):
+        for number, piece in enumerate(row.slices):
             assert f'id="r{row.row}d{number}"' in text and f'href="#r{row.row}d{number}"' in text
-            assert html.escape(part.document.url) in text
-    for link in re.findall('<a href="http[^>]*>', text):
-        assert 'rel="noopener' in link
+            assert html.escape(piece.document.url) in text
+    for tag in re.findall('<a href="http[^>]*>', text):
+        assert 'rel="noopener' in tag
     quoted = re.findall(r"<blockquote[^>]*>(.*?)</blockquote>", text, re.S)
     assert [html.unescape(re.sub("<[^>]*>", "", each)).removeprefix("<|endoftext|>") for each in quoted] == [
-        part.text for row in rows for part in row.parts
+        piece.text for row in rows for piece in row.slices
     ]
 
 
 def test_an_address_that_is_no_web_page_is_no_link():
-    from gpt_pretrain.history.page import _link
-
-    assert _link("javascript:alert(1)") == "javascript:alert(1)" and "href" in _link("https://example.org")
+    assert link("javascript:alert(1)") == "javascript:alert(1)" and "href" in link("https://example.org")
+    assert "<b>" not in link("https://example.org/<b>") and '" onclick' not in link('https://a.org/" onclick="x')
 
 
 def test_tokens_that_are_parts_of_a_character_are_shown_as_one(simple_run):
@@ -223,12 +224,18 @@ def save_checkpoint(directory, config, seq_len, document_mask=False):
     import jax
 
     from gpt_pretrain.model.gpt import init_params
-    from gpt_pretrain.train import _as_json, checkpoints
+    from gpt_pretrain.train import checkpoints
 
     params = init_params(config, seq_len, jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf * 5, params)  # far from even probabilities
     kept = checkpoints.Checkpoints(directory)
-    metadata = {"step": 3, "model": _as_json(config), "seq_len": seq_len, "vocab_size": 257, "tokenizer": "byte"}
+    metadata = {
+        "step": 3,
+        "model": json.loads(json.dumps(dataclasses.asdict(config))),
+        "seq_len": seq_len,
+        "vocab_size": 257,
+        "tokenizer": "byte",
+    }
     metadata["document_mask"] = document_mask
     kept.save(3, {"params": params}, metadata)
     kept.wait()
@@ -298,7 +305,7 @@ def test_shards_without_a_manifest_have_rows_but_no_documents(datasets, tmp_path
     plan: Plan = simple_plan(stream(str(there)))
     bare = write_run(tmp_path / "run", {"": str(there)}, plan)
     assert inspect.main([bare, "--step", "1"]) == 0 and "no table of documents" in capsys.readouterr().out
-    assert inspect.main([bare, "--token", "100"]) == 0 and "Met in 1 window (3)" in capsys.readouterr().out
+    assert inspect.main([bare, "--token", "100"]) == 0 and "In 1 window (3): " in capsys.readouterr().out
     assert inspect.main([bare, "--document", "x"]) == 1 and "no table of documents" in capsys.readouterr().err
 
 
@@ -322,7 +329,7 @@ def test_a_stream_that_was_renamed_or_replaced_is_followed_by_its_data(datasets,
             for each in run.streams()
             if each.fingerprint == a.fingerprint
         ][-1:]
-        assert (2, 0) in [(each.sighting.step, each.sighting.row) for each in meetings(run, span)]
+        assert (2, 0) in [(each.place.step, each.place.row) for each in occurrences_of(run, span)]
         assert run.dataset(span.stream).fingerprint == a.fingerprint
         assert inspect.main([str(save_dir), "--step", "3", "--rows", "0"]) == 0
         assert f"window {window} " in capsys.readouterr().out

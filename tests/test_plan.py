@@ -173,29 +173,29 @@ def test_sightings_are_the_exact_inverse_of_batches_over_all_segments(name):
             index = [stream.fingerprint for stream in stage.streams].index(DATA[name][0])
             return np.arange(stage.num_windows(index))
 
-        found = plan.sightings(DATA[name][0], all_windows, num_steps)
+        found = plan.occurrences(DATA[name][0], all_windows, num_steps)
         assert [(s.step, s.row, s.position, s.window) for _, s in found] == expected
         assert all(stage is plan.stage_at(sighting.step) for stage, sighting in found)
 
 
 def test_sightings_of_some_windows_say_which_epoch():
     plan = changed(MANY_CHANGES[:3])
-    whole = [s for _, s in plan.sightings(DATA["web"][0], lambda _: np.arange(60), 60)]
-    some = [s for _, s in plan.sightings(DATA["web"][0], lambda _: [44, 7, 44, 15], 60)]
+    whole = [s for _, s in plan.occurrences(DATA["web"][0], lambda _: np.arange(60), 60)]
+    some = [s for _, s in plan.occurrences(DATA["web"][0], lambda _: [44, 7, 44, 15], 60)]
     assert some == [s for s in whole if s.window in (7, 15, 44)]
     for window in (7, 44):
         assert [s.epoch for s in some if s.window == window] == list(
             range(len([s for s in some if s.window == window]))
         )
-    assert plan.sightings(DATA["web"][0], lambda _: [], 60) == []
+    assert plan.occurrences(DATA["web"][0], lambda _: [], 60) == []
 
 
 def test_sightings_leave_out_what_was_other_data_under_the_same_name():
     old = Plan((stage(),))
     other = dataclasses.replace(stage(), streams=(Stream("", "other data", 101),))
     plan = old.continued(other, 5, fork=True)
-    assert {s.step for _, s in plan.sightings("other data", lambda _: np.arange(25), 12)} == set(range(5, 12))
-    assert {s.step for _, s in plan.sightings(DATA[""][0], lambda _: np.arange(25), 12)} == set(range(5))
+    assert {s.step for _, s in plan.occurrences("other data", lambda _: np.arange(25), 12)} == set(range(5, 12))
+    assert {s.step for _, s in plan.occurrences(DATA[""][0], lambda _: np.arange(25), 12)} == set(range(5))
 
 
 def test_positions_steps_and_tokens_of_a_ramp_follow_by_counting():

@@ -13,6 +13,8 @@ from support.inspected_run import batches_of, prepare, simple_plan, stream, writ
 
 from data_prep.store import manifest, token_bin
 from gpt_pretrain import replay
+from gpt_pretrain.history.opened_run import OpenedRun
+from gpt_pretrain.history.replayed import replay as replay_batches
 
 
 @pytest.fixture(scope="module")
@@ -36,20 +38,22 @@ def copied(run, dataset, tmp_path):
 def test_replay_gives_the_batches_of_the_run_in_the_users_numbering(run, dataset, capsys):
     assert replay.main([run, "--jsonl", "--from_step", "20", "--to_step", "30"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    plan = replay.OpenedRun(run).plan
+    plan = OpenedRun(run).plan
     for update, line, expected in zip(range(20, 31), lines, batches_of({"": dataset}, plan, 30)[19:], strict=True):
         assert line["update"] == update == expected["step"] + 1  # update 1 is step 0 of the plan
         assert line["position"] == expected["position"] and line["windows"] == expected["windows"][0].tolist()
         assert int(line["digest"], 16) == expected["digest"]
 
 
-def test_several_processes_give_the_same_lines_in_order(run, monkeypatch, capsys):
-    monkeypatch.setattr(replay, "_CHUNK_TOKENS", 1000)
-    outputs = []
-    for num_workers in ("1", "3"):
-        assert replay.main([run, "--list", "--num_workers", num_workers]) == 0
-        outputs.append(capsys.readouterr().out)
-    assert outputs[0] == outputs[1] and len(outputs[0].splitlines()) == 40  # what the ledger has, by default
+def test_any_number_of_threads_gives_the_same_batches_in_order(run, capsys):
+    opened = OpenedRun(run)
+    alone = [batch for part in replay_batches(opened, 0, 40, with_rows=True) for batch in part]
+    assert [batch.step for batch in alone] == list(range(40))
+    for num_threads in (2, 3, 8):
+        parts = list(replay_batches(opened, 0, 40, with_rows=True, num_threads=num_threads, chunk_tokens=1000))
+        assert len(parts) > 10 and [batch for part in parts for batch in part] == alone
+    assert replay.main([run, "--list", "--num_workers", "3"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 40  # what the ledger has, by default
 
 
 def test_a_stream_that_came_later_is_read_from_there_on(dataset, tmp_path, capsys):
@@ -75,22 +79,20 @@ def test_verify_agrees_with_the_ledger(run, capsys):
 def test_verify_names_the_update_and_the_file_of_one_changed_token(run, dataset, tmp_path, capsys, token):
     arguments, there = copied(run, dataset, tmp_path)
     step, row = 30, 2
-    window = int(replay.OpenedRun(run).plan.batch(step).windows[row])
+    window = int(OpenedRun(run).plan.batch(step).windows[row])
     shards = manifest.load(there).shards_of("train", "bin")
     number, offset = divmod(window * 32 + 5, 5000)
     with open(there / shards[number].name, "rb+") as file:
         at = token_bin.read_header(file.name).num_bytes + 2 * offset
         old = int(np.frombuffer(os.pread(file.fileno(), 2, at), "<u2")[0])
         os.pwrite(file.fileno(), np.array([old ^ 1 if token == "another id" else 60000], "<u2").tobytes(), at)
-    # The window may have been met before: the first update that met it is the one to name.
-    met = [
-        each.step_index + 1
-        for each in batches_of({"": dataset}, replay.OpenedRun(run).plan, 40)
-        if window in each.windows
+    # The window may have been seen before: the first update that saw it is the one to name.
+    seen = [
+        each.step_index + 1 for each in batches_of({"": dataset}, OpenedRun(run).plan, 40) if window in each.windows
     ]
     assert replay.main([*arguments, "--verify"]) == 1
     out = capsys.readouterr().out
-    assert f"the batch of update {met[0]} " in out and shards[number].name in out and "not what its manifest" in out
+    assert f"the batch of update {seen[0]} " in out and shards[number].name in out and "not what its manifest" in out
     assert not any(shard.name in out for shard in shards if shard is not shards[number])
 
 

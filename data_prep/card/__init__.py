@@ -7,11 +7,12 @@ date, no name of a directory. The two files are no part of the dataset; nothing 
 import os
 from pathlib import Path
 
-from data_prep.card.html import render_html
-from data_prep.card.pages import render_markdown
+from data_prep.card.front_matter import front_matter
+from data_prep.card.page import KIND, make_page
 from data_prep.card.samples import read_excerpts
-from data_prep.card.sections import KIND, make_page
-from data_prep.card.summary import summarize_splits
+from data_prep.card.summary import NOTHING, summarize_splits
+from data_prep.pages.render_html import render_html
+from data_prep.pages.render_markdown import render_markdown
 from data_prep.store.files import whole_file
 from data_prep.store.manifest import load
 
@@ -34,8 +35,12 @@ def write_card(directory: str | os.PathLike, num_workers: int = 1) -> None:
             f"{readme}: is not a card by data_prep.card, which would replace it. Move it away, or do without a card."
         )
     summaries = summarize_splits(directory, manifest, num_workers)
-    page = make_page(manifest, summaries, read_excerpts(directory, manifest))
-    texts = {HTML_NAME: render_html(page), README_NAME: render_markdown(page, HTML_NAME)}
+    page = make_page(manifest, summaries, list(read_excerpts(directory, manifest)))
+    matter = front_matter(manifest, sum(summaries.values(), NOTHING))
+    texts = {
+        HTML_NAME: render_html(page),
+        README_NAME: render_markdown(page, front_matter=matter, html_name=HTML_NAME),
+    }
     for name, text in texts.items():
         with whole_file(directory / name) as partial:
             partial.write_text(text, encoding="utf-8", newline="\n")

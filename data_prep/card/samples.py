@@ -2,24 +2,30 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_prep.card.words import shown_path
+from data_prep.pages.blocks import Sample
 from data_prep.store.documents import read_tokens
 from data_prep.store.manifest import DOCUMENTS, Manifest
-from data_prep.store.tokenizers import Tokenizer, get_tokenizer
+from data_prep.store.texts import tokenizer_of
+from data_prep.store.tokenizers import Tokenizer
 
-EXCERPTS_OF_SPLIT, EXCERPTS_OF_OTHERS = {"train": 4}, 2
-EXCERPT_CHARS = 400
-# No character has more than 4 bytes and no token less than one: these are more than EXCERPT_CHARS.
-MAX_TOKENS = 4 * (EXCERPT_CHARS + 1)
-LAST_WORD_CHARS = 40  # at most so many are left out so as not to cut a word in two
+_EXCERPTS_OF_SPLIT, _EXCERPTS_OF_OTHERS = {"train": 4}, 2
+_EXCERPT_CHARS = 400
+# No character has more than 4 bytes and no token less than one: these are more than _EXCERPT_CHARS.
+_MAX_TOKENS = 4 * (_EXCERPT_CHARS + 1)
+_LAST_WORD_CHARS = 40  # at most so many are left out so as not to cut a word in two
+_MAX_URL_CHARS = 200
 
 
-class Excerpt(NamedTuple):
+@dataclass(frozen=True)
+class Excerpt:
     """The beginning of a document."""
 
     split: str
@@ -28,41 +34,45 @@ class Excerpt(NamedTuple):
     is_whole: bool  # no text is left out
 
 
-def open_tokenizer(manifest: Manifest) -> Tokenizer:
-    """The tokenizer that made the dataset. ValueError where it is not to be had."""
-    name, expected = manifest.spec["tokenizer"], manifest.spec["tokenizer_digest"]
-    tokenizer = get_tokenizer(name)
-    if tokenizer.digest != expected:
-        raise ValueError(
-            f"tokenizer {name}: digest {tokenizer.digest}, the dataset was made with {expected}; "
-            "it would read other text out of the tokens. Bring back the tokenizer of that time."
-        )
-    return tokenizer
-
-
 def read_excerpts(directory: Path, manifest: Manifest) -> Iterator[Excerpt]:
     """From each split the documents in the middle of equal parts; fewer where it has fewer."""
-    tokenizer = open_tokenizer(manifest)
+    tokenizer = tokenizer_of(manifest)
     for split in sorted(manifest.splits):
         num_documents = manifest.splits[split].num_documents
-        num_parts = min(num_documents, EXCERPTS_OF_SPLIT.get(split, EXCERPTS_OF_OTHERS))
+        num_parts = min(num_documents, _EXCERPTS_OF_SPLIT.get(split, _EXCERPTS_OF_OTHERS))
         for part in range(num_parts):
             place = (2 * part + 1) * num_documents // (2 * num_parts)
             row = _read_row(directory, manifest, split, place)
             yield _read_excerpt(directory, manifest, tokenizer, split, row)
 
 
+def sample_of(excerpt: Excerpt) -> Sample:
+    """The excerpt as a page shows it."""
+    row = excerpt.row
+    facts = {
+        "place": f"{excerpt.split} from token {row['start']:,} on",
+        "length": f"{row['length']:,} tokens",
+        "id": row["id"],
+        "url": row["url"] and row["url"][:_MAX_URL_CHARS],
+        "dump": row["dump"],
+        "language": row["language"],
+        "source": f"{shown_path(row['source_file'] or '')}, row {row['row']}",
+    }
+    known = tuple((name, fact) for name, fact in facts.items() if fact not in (None, ""))
+    return Sample(excerpt.text, excerpt.is_whole, known)
+
+
 def _read_excerpt(
     directory: Path, manifest: Manifest, tokenizer: Tokenizer, split: str, row: dict[str, Any]
 ) -> Excerpt:
     start, stop = row["start"] + 1, row["start"] + row["length"]  # without end-of-text
-    read_stop = min(stop, start + MAX_TOKENS)
+    read_stop = min(stop, start + _MAX_TOKENS)
     text = tokenizer.decode(read_tokens(directory, manifest, split, start, read_stop))
-    if read_stop == stop and len(text) <= EXCERPT_CHARS:
+    if read_stop == stop and len(text) <= _EXCERPT_CHARS:
         return Excerpt(split, row, text, is_whole=True)
-    text = text[:EXCERPT_CHARS]
+    text = text[:_EXCERPT_CHARS]
     words = re.sub(r"\s+\S*\Z", "", text)
-    if len(words) < EXCERPT_CHARS - LAST_WORD_CHARS:  # no blank near the end
+    if len(words) < _EXCERPT_CHARS - _LAST_WORD_CHARS:  # no blank near the end
         words = text
     return Excerpt(split, row, words, is_whole=False)
 

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
-from numpy.typing import ArrayLike
 
+from data_prep.card.length_bins import bin_starts, length_bins, quantile
 from data_prep.engines.local import Report, Workers
 from data_prep.pages.progress import Progress
 from data_prep.store.manifest import DOCUMENTS, Manifest
@@ -26,12 +26,12 @@ BATCH_ROWS = 1 << 18  # read at a time: more than the tables of 100 M-token shar
 MAX_VALUES = 2000  # of one column, kept from one batch of rows
 MAX_MERGED = 50_000  # of one column, kept from all of them
 MAX_VALUE_CHARS = 256  # a longer one is cut: no host name or dump has more
-EXACT_BELOW = 2048  # tokens; a power of two
 # Scheme, user, "www." and port are not part of a domain; without "//" it is not a web address.
 HOST = r"^(?:[A-Za-z][A-Za-z0-9+.-]*:)?//(?:[^/?#]*@)?(?i:www\.)?(?P<host>\[[^/?#]*\]|[^/?#:]+)"
 
 
-class Bin(NamedTuple):
+@dataclass(frozen=True)
+class Bin:
     """Documents of `start` to `stop - 1` tokens."""
 
     start: int
@@ -40,31 +40,39 @@ class Bin(NamedTuple):
     num_tokens: int
 
 
+class Count(NamedTuple):
+    """How many documents, and how many tokens they hold."""
+
+    num_documents: int = 0
+    num_tokens: int = 0
+
+    def plus(self, other: "Count") -> "Count":
+        """The sum of both."""
+        return Count(self.num_documents + other.num_documents, self.num_tokens + other.num_tokens)
+
+
 @dataclass(frozen=True)
 class Counts:
     """Documents and tokens for each value of a column."""
 
-    of_value: dict[str, tuple[int, int]]  # value -> documents, tokens
-    of_none: tuple[int, int]  # rows without a value
+    of_value: dict[str, Count]
+    of_none: Count  # rows without a value
     slack: int  # documents that a value may have more than counted; 0 where all is exact
 
-    def top(self, num_values: int | None = None) -> list[tuple[str, int, int]]:
-        """The most frequent (value, documents, tokens); by name where equally frequent."""
-        order = sorted(self.of_value.items(), key=lambda item: (-item[1][0], item[0]))
-        return [(value, *counts) for value, counts in order[:num_values]]
+    def top(self, num_values: int | None = None) -> list[tuple[str, Count]]:
+        """The most frequent values; by name where equally frequent."""
+        return sorted(self.of_value.items(), key=lambda item: (-item[1].num_documents, item[0]))[:num_values]
 
     def __add__(self, other: "Counts") -> "Counts":
         of_value = dict(self.of_value)
-        for value, (num_documents, num_tokens) in other.of_value.items():
-            before = of_value.get(value, (0, 0))
-            of_value[value] = (before[0] + num_documents, before[1] + num_tokens)
-        of_none = (self.of_none[0] + other.of_none[0], self.of_none[1] + other.of_none[1])
-        total = Counts(of_value, of_none, self.slack + other.slack)
+        for value, count in other.of_value.items():
+            of_value[value] = of_value.get(value, Count()).plus(count)
+        total = Counts(of_value, self.of_none.plus(other.of_none), self.slack + other.slack)
         if len(of_value) <= 2 * MAX_MERGED:
             return total
         top = total.top()
-        kept = {value: (documents, tokens) for value, documents, tokens in top[:MAX_MERGED]}
-        return Counts(kept, of_none, total.slack + top[MAX_MERGED][1])
+        first_left_out = top[MAX_MERGED][1]
+        return Counts(dict(top[:MAX_MERGED]), total.of_none, total.slack + first_left_out.num_documents)
 
 
 @dataclass(frozen=True)
@@ -99,11 +107,11 @@ class Summary:
 
         From 2,048 tokens on rounded down, by less than 0.1 %.
         """
-        return _quantile(self.documents_B, percent)
+        return quantile(self.documents_B, percent)
 
     def token_quantile(self, percent: int) -> int:
         """Least length such that documents which are not longer hold `percent` % of the tokens."""
-        return _quantile(self.tokens_B, percent)
+        return quantile(self.tokens_B, percent)
 
     def histogram(self, bins_per_octave: int) -> list[Bin]:
         """The lengths in bins of equal width on a log scale, without a gap, over whole octaves.
@@ -124,9 +132,19 @@ class Summary:
         return [Bin(*map(int, row)) for row in zip(*columns, strict=True)]
 
 
-NO_COUNTS = Counts({}, (0, 0), 0)
+_NO_COUNTS = Counts({}, Count(), slack=0)
 _NO_BINS = np.zeros(0, np.int64)
-NOTHING = Summary(0, 0, 0, 0, _NO_BINS, _NO_BINS, NO_COUNTS, NO_COUNTS, NO_COUNTS)
+NOTHING = Summary(
+    num_documents=0,
+    num_tokens=0,
+    num_text_bytes=0,
+    max_tokens=0,
+    documents_B=_NO_BINS,
+    tokens_B=_NO_BINS,
+    domains=_NO_COUNTS,
+    dumps=_NO_COUNTS,
+    languages=_NO_COUNTS,
+)
 
 
 @dataclass(frozen=True)
@@ -188,37 +206,13 @@ def _count(values: pa.ChunkedArray, lengths: pa.ChunkedArray) -> Counts:
     table = groups.aggregate([("length", "count"), ("length", "sum")])
     columns = ("value", "length_count", "length_sum")
     none = table.filter(pc.is_null(table["value"]))
-    of_none = (none[columns[1]][0].as_py(), none[columns[2]][0].as_py()) if none.num_rows else (0, 0)
+    of_none = Count(none[columns[1]][0].as_py(), none[columns[2]][0].as_py()) if none.num_rows else Count()
     table = table.filter(pc.is_valid(table["value"]))
     table = table.sort_by([("length_count", "descending"), ("value", "ascending")])
     slack = table["length_count"][MAX_VALUES].as_py() if table.num_rows > MAX_VALUES else 0
     kept = (table[name].slice(0, MAX_VALUES).to_pylist() for name in columns)
-    of_value = {value: (count, total) for value, count, total in zip(*kept, strict=True)}
+    of_value = {value: Count(documents, tokens) for value, documents, tokens in zip(*kept, strict=True)}
     return Counts(of_value, of_none, slack)
-
-
-def length_bins(lengths: np.ndarray) -> np.ndarray:
-    """Lengths in [0, 2**52) -> numbers of their bins: int64, of the same shape.
-
-    Each octave from 2,048 on has 1,024 bins of equal width: 2047 -> 2047, 4100 -> 3073.
-    """
-    bits = np.frexp(lengths.astype(np.float64))[1].astype(np.int64)
-    shifts = np.maximum(bits - (EXACT_BELOW.bit_length() - 1), 0)
-    return (lengths >> shifts) + shifts * (EXACT_BELOW // 2)
-
-
-def bin_starts(bins: ArrayLike) -> np.ndarray:
-    """Numbers of bins -> the least lengths in them, int64: the inverse of `length_bins`."""
-    bins = np.asarray(bins, np.int64)
-    shifts = np.maximum(bins // (EXACT_BELOW // 2) - 1, 0)
-    return (bins - shifts * (EXACT_BELOW // 2)) << shifts
-
-
-def _quantile(counts_B: np.ndarray, percent: int) -> int:
-    if not counts_B.any():
-        return 0
-    rank = max(1, -(-int(counts_B.sum()) * percent // 100))
-    return int(bin_starts(np.searchsorted(np.cumsum(counts_B), rank)))
 
 
 def _add_padded(a_B: np.ndarray, b_B: np.ndarray) -> np.ndarray:

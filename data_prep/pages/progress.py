@@ -5,6 +5,8 @@ import time
 from collections.abc import Sequence
 from typing import TextIO
 
+from data_prep.pages.numbers import duration
+
 NUM_COUNTS = 4  # documents, tokens, bytes of text, work done
 LINE_SECS = 5.0
 BAR_SECS = 0.2
@@ -92,10 +94,3 @@ class Progress:
         if self._bar is not None:
             self._show()
             self._bar.close()
-
-
-def duration(seconds: float) -> str:
-    """3725 -> 1:02:05; 83 -> 1:23"""
-    minutes, secs = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_pretrain.data.stages import BatchIndex, Sighting, Stage, Stream, label_of, sizes_from, sizes_in_words
+from gpt_pretrain.data.stages import BatchIndex, Occurrence, Stage, Stream, label_of, sizes_from, sizes_in_words
 
 VERSION = 1
 
@@ -64,7 +64,7 @@ class Plan:
                 break
         return num_steps
 
-    def sightings(self, fingerprint: str, windows_of, num_steps: int) -> list[tuple[Stage, Sighting]]:
+    def occurrences(self, fingerprint: str, windows_of, num_steps: int) -> list[tuple[Stage, Occurrence]]:
         """Every occurrence of windows of a stream in the first `num_steps` steps, whatever its name was there.
 
         `windows_of(stage)` gives the windows, which depend on the stage's sequence length.
@@ -75,7 +75,7 @@ class Plan:
             for index, stream in enumerate(stage.streams):
                 if stream.fingerprint == fingerprint and stop > stage.from_step:
                     windows = windows_of(stage)
-                    found += [(stage, each) for each in stage.sightings(index, windows, stage.position(stop))]
+                    found += [(stage, each) for each in stage.occurrences(index, windows, stage.position(stop))]
         return found
 
     def epochs(self, step_index: int) -> dict[str, float]:
@@ -137,7 +137,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """JSON values only."""
-        return {"version": VERSION, "segments": [dataclasses.asdict(stage) for stage in self.stages]}
+        return {"version": VERSION, "stages": [dataclasses.asdict(stage) for stage in self.stages]}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Plan":
@@ -145,7 +145,7 @@ class Plan:
         if fields.get("version") != VERSION:
             raise ValueError(f"data plan of version {fields.get('version')}, expected {VERSION}")
         stages = []
-        for each in fields["segments"]:
+        for each in fields["stages"]:
             streams = tuple(Stream(**s | {"excluded": tuple(s["excluded"])}) for s in each["streams"])
             sizes = tuple((int(first), int(size)) for first, size in each["batch_sizes"])
             stages.append(Stage(**each | {"streams": streams, "batch_sizes": sizes}))

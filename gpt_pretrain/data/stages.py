@@ -45,7 +45,7 @@ class BatchIndex(NamedTuple):
     windows: np.ndarray  # int64 (batch_size,)
 
 
-class Sighting(NamedTuple):
+class Occurrence(NamedTuple):
     """One place of the run at which a window is met."""
 
     step_index: int
@@ -157,7 +157,7 @@ class Stage:
             windows[chosen] = self._passage(index).windows_at(draws[chosen])
         return streams, windows
 
-    def sightings(self, stream: int, windows, stop: int) -> list[Sighting]:
+    def occurrences(self, stream: int, windows, stop: int) -> list[Occurrence]:
         """Every time that one of the windows of a stream is met in the stage before position `stop`."""
         stop_offset = stop - self.from_position
         num_draws = self._mixture.draws_before(stop_offset)[stream]
@@ -165,7 +165,7 @@ class Stage:
         positions = self.from_position + self._mixture.offsets_of(stream, draws)
         steps = self.steps_at(positions)
         found = [
-            Sighting(
+            Occurrence(
                 int(step_index), int(position - self.position(int(step_index))), int(position), int(window), int(epoch)
             )
             for step_index, position, window, epoch in zip(steps, positions, windows, epochs, strict=True)

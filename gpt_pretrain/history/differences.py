@@ -1,6 +1,8 @@
 """Where two runs part, from their ledgers, and why, from their plans. Reads no tokens."""
 
+import shlex
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,64 +12,81 @@ from gpt_pretrain.history.opened_run import OpenedRun
 _MAX_ROWS = 5  # that are named
 
 
-def compare_runs(run: OpenedRun, other: OpenedRun) -> tuple[bool, list[str]]:
-    """Whether two ledgers agree as far as both go, and lines that say so or say where and why not.
+@dataclass(frozen=True)
+class Comparison:
+    """Whether two ledgers agree as far as both go, and lines that say so or say where and why not."""
 
-    Raises ValueError where one of them has none.
-    """
+    agree: bool
+    lines: list[str]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A parameter of the order that two runs have different values of."""
+
+    name: str
+    first: object
+    second: object
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.first}, {self.second}"
+
+
+def compare_runs(run: OpenedRun, other: OpenedRun) -> Comparison:
+    """Compares two ledgers, and the plans where they part. ValueError where a run has no ledger."""
     names = f"{run.save_dir} and {other.save_dir}"
     lengths = [len(each.ledger) for each in (run, other)]
     if not min(lengths):
         empty = (run if not lengths[0] else other).save_dir
         raise ValueError(f"{empty}: has no ledger yet (no update was saved); there is nothing to compare")
-    step = run.ledger.first_difference(other.ledger)
-    if step is None:
+    step_index = run.ledger.first_difference(other.ledger)
+    if step_index is None:
         lines = [f"{names} agree in all {min(lengths)} updates that both made (of {lengths[0]} and {lengths[1]})"]
         after = min(lengths)
-        if changes := parameters_that_differ(run, other, after):
-            lines += [f"Their plans differ from there: update {after + 1} is", *changes]
-        return True, lines
-    digests = [f"{int(each.ledger.digests[step]):016x}" for each in (run, other)]
+        if found := parameters_that_differ(run, other, after):
+            lines += [f"Their plans differ from there: update {after + 1} is", *(f"  {each}" for each in found)]
+        return Comparison(True, lines)
+    digests = [f"{int(each.ledger.digests[step_index]):016x}" for each in (run, other)]
+    before = f". The {step_index} updates before are equal" if step_index else ""
     lines = [
-        f"DIFFER: {names} part at update {step + 1}: the digests of its batch are {digests[0]} and {digests[1]}"
-        + (f". The {step} updates before are equal" if step else "")
+        f"DIFFER: {names} part at update {step_index + 1}: the digests of its batch are {digests[0]} and {digests[1]}{before}"
     ]
-    changes = parameters_that_differ(run, other, step)
-    lines += ["What differs there, as (first, second):", *changes] if changes else []
-    return False, lines + _rows_that_differ(run, other, step, bool(changes))
+    found = parameters_that_differ(run, other, step_index)
+    lines += ["What differs there, as (first, second):", *(f"  {each}" for each in found)] if found else []
+    return Comparison(False, lines + _rows_that_differ(run, other, step_index, is_explained=bool(found)))
 
 
-def parameters_that_differ(run: OpenedRun, other: OpenedRun, step: int) -> list[str]:
-    """A line for each parameter of the order that is not the same at `step` (of the plan, from 0)."""
-    a, b = run.plan.stage_at(step), other.plan.stage_at(step)
-    pairs: list[tuple[str, object, object]] = [
-        (f"data.{name}", getattr(a, name), getattr(b, name)) for name in ("seed", "seq_len", "shuffle")
-    ]
+def parameters_that_differ(run: OpenedRun, other: OpenedRun, step_index: int) -> list[Difference]:
+    """Each parameter of the order that is not the same at a step."""
+    a, b = run.plan.stage_at(step_index), other.plan.stage_at(step_index)
+    pairs = [Difference(f"data.{name}", getattr(a, name), getattr(b, name)) for name in ("seed", "seq_len", "shuffle")]
     if "block" in (a.shuffle, b.shuffle):
-        pairs += [(f"data.shuffle_{n}", getattr(a, n), getattr(b, n)) for n in ("block_windows", "group_blocks")]
+        pairs += [
+            Difference(f"data.shuffle_{name}", getattr(a, name), getattr(b, name))
+            for name in ("block_windows", "group_blocks")
+        ]
     pairs += [
-        ("train.batch_size", a.batch_size(step), b.batch_size(step)),
-        ("examples met before", a.position(step), b.position(step)),
-        ("streams", _names(a), _names(b)),
+        Difference("train.batch_size", a.batch_size(step_index), b.batch_size(step_index)),
+        Difference("examples seen before", a.position(step_index), b.position(step_index)),
+        Difference("streams", _names(a), _names(b)),
     ]
     streams = [{stream.name: stream for stream in each.streams} for each in (a, b)]
     for name in [name for name in streams[0] if name in streams[1]]:
         x, y = streams[0][name], streams[1][name]
         label = f"{name}: " if name else ""
         pairs += [
-            (f"{label}fingerprint of the dataset", x.fingerprint[:16], y.fingerprint[:16]),
-            (f"{label}weight", _share(x.count, a), _share(y.count, b)),
-            (f"{label}excluded windows", len(x.excluded), len(y.excluded)),
+            Difference(f"{label}fingerprint of the dataset", x.fingerprint[:16], y.fingerprint[:16]),
+            Difference(f"{label}weight", _share(x.count, a), _share(y.count, b)),
+            Difference(f"{label}excluded windows", len(x.excluded), len(y.excluded)),
         ]
         if len(x.excluded) == len(y.excluded) and x.excluded != y.excluded:
-            number = len(set(x.excluded) - set(y.excluded))
-            pairs.append((f"{label}which windows are excluded", f"{number} others", f"{number} others"))
-        if all(x == y for _, x, y in pairs):
+            others = f"{len(set(x.excluded) - set(y.excluded))} others"
+            pairs.append(Difference(f"{label}which windows are excluded", others, others))
+        if all(each.first == each.second for each in pairs):
             # Nothing in force differs, but a stream may have been taken up at another place.
-            met = [each.index_after(each.streams.index(s), each.position(step)) for each, s in ((a, x), (b, y))]
-            pairs.append((f"{label}windows met before", met[0], met[1]))
-    changed = [(name, x, y) for name, x, y in pairs if x != y]
-    return [f"  {name}: {x}, {y}" for name, x, y in changed]
+            seen = [each.index_after(each.streams.index(s), each.position(step_index)) for each, s in ((a, x), (b, y))]
+            pairs.append(Difference(f"{label}windows seen before", seen[0], seen[1]))
+    return [each for each in pairs if each.first != each.second]
 
 
 def _names(stage: Stage) -> str:
@@ -78,21 +97,21 @@ def _share(count: int, stage: Stage) -> str:
     return f"{count} of {sum(stream.count for stream in stage.streams)}"
 
 
-def _rows_that_differ(run: OpenedRun, other: OpenedRun, step: int, explained: bool) -> list[str]:
+def _rows_that_differ(run: OpenedRun, other: OpenedRun, step_index: int, *, is_explained: bool) -> list[str]:
     runs = (run, other)
-    stages = [each.plan.stage_at(step) for each in runs]
-    batches = [each.plan.batch(step) for each in runs]
+    stages = [each.plan.stage_at(step_index) for each in runs]
+    batches = [each.plan.batch(step_index) for each in runs]
     spans = [_spans(*pair) for pair in zip(stages, batches, strict=True)]
     sizes = [len(each) for each in spans]
     both = min(sizes)
     unequal = [row for row in range(both) if spans[0][row] != spans[1][row]]
     if not unequal and sizes[0] == sizes[1]:
-        if explained:
+        if is_explained:
             return ["Their rows are the same windows of the same datasets, at another place of the order."]
         return [
             "Their plans are the same, so other tokens were read or digested: a file was damaged in one of them, or "
-            "they were made by different versions of gpt_pretrain. `python -m gpt_pretrain.replay RUN --verify` on "
-            "each says which."
+            f"they were made by different versions of gpt_pretrain. `python -m gpt_pretrain.replay "
+            f"{shlex.quote(run.save_dir)} --verify` and the same of {other.save_dir} say which."
         ]
     counted = f"all {both}" if len(unequal) == both else f"{len(unequal) or 'none'} of {both}"
     lines = [f"Rows that differ: {counted}" + (f" that both have (of {sizes[0]}, {sizes[1]})" * (sizes[0] != sizes[1]))]

@@ -1,6 +1,6 @@
 """A run opened for questions: its plan, its ledger and its datasets. What `replay` and `inspect` share.
 
-Users count updates from 1, as the training log does; a plan counts steps from 0. This file is where the one
+Users count updates from 1, as the training log does; a plan counts from 0. This file is where the one
 becomes the other. Nothing here knows of JAX.
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from data_prep.store import manifest as manifest_lib
 from data_prep.store.documents import DocumentTables
 from data_prep.store.streams import TokenDataset, TokenSource, open_dataset
+from data_prep.store.texts import tokenizer_of
 from data_prep.store.tokenizers import Tokenizer, get_tokenizer
 from gpt_pretrain.data import ledger as ledger_lib
 from gpt_pretrain.data.ledger import Ledger
@@ -72,8 +73,8 @@ class OpenedRun:
         written = Path(self.save_dir, ledger_lib.FILE_NAME).exists()
         return Ledger.read(self.save_dir) if written else Ledger()
 
-    def step_of(self, update: int, option: str = "--step") -> int:
-        """Number of an update, from 1 -> step of the plan, from 0. ValueError outside the run."""
+    def index_of(self, update: int, option: str = "--step") -> int:
+        """Number of an update, from 1 -> its index in the plan, from 0. ValueError outside the run."""
         if not 1 <= update <= self.data.num_steps:
             raise ValueError(f"{option} {update}: {self.save_dir} has the updates 1 to {self.data.num_steps}")
         return update - 1
@@ -122,10 +123,8 @@ class OpenedRun:
 
     def tokenizer(self, stream: Stream) -> Tokenizer:
         """What turns a stream's ids into text: GPT-2's for bare shards."""
-        from data_prep.card.samples import open_tokenizer
-
         manifest = self.manifest(stream)
-        make = (lambda _: get_tokenizer("gpt2")) if manifest is None else (lambda _: open_tokenizer(manifest))
+        make = (lambda _: get_tokenizer("gpt2")) if manifest is None else (lambda _: tokenizer_of(manifest))
         return self._cached("tokenizer", stream, make)
 
     @functools.cached_property

@@ -1,26 +1,23 @@
 """A batch as one HTML file that needs nothing but itself: its rows, their documents, and each token's loss."""
 
-import base64
-import hashlib
-import html
-import math
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_prep.card.html import POLICY, STYLE, shell
-from data_prep.card.pages import printable, short
-from gpt_pretrain.history.rows import Part, Row
-from gpt_pretrain.history.style import MAX_NATS, SCRIPT, SHADES, STYLE_OF_BATCH
-from gpt_pretrain.history.token_text import Piece, pieces
+from data_prep.pages.blocks import Tile
+from data_prep.pages.numbers import short, span_text
+from data_prep.pages.shell import shell
+from data_prep.pages.text import html_text
+from gpt_pretrain.history.page_rows import MAX_NATS, SHADES, RowLosses, name_of, row_article, shade
+from gpt_pretrain.history.rows import Row
 
 if TYPE_CHECKING:  # it needs JAX, a page without losses doesn't
     from gpt_pretrain.history.token_losses import TokenLosses
 
-
-_STRIP_PARTS = 48  # of a row, in the table
+_STRIP_STRETCHES = 48  # of a row, in the table
 
 
 @dataclass(frozen=True)
@@ -43,54 +40,59 @@ class BatchPage:
     rows: Sequence[Row]
     losses: "TokenLosses | None"
 
+    def rows_and_losses(self) -> Iterator[tuple[Row, RowLosses | None]]:
+        """Each row with its own losses."""
+        for index, row in enumerate(self.rows):
+            yield row, None if self.losses is None else RowLosses(self.losses.nll[index], self.losses.rank[index])
+
 
 def render_batch(page: BatchPage) -> str:
     """The page; every text in it is escaped, and its policy lets nothing run but the script of this project."""
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     sections = (
         f"<section>\n<h2>Rows</h2>\n{_legend(page)}{_controls(page)}{_table(page)}</section>\n"
         '<section>\n<h2>Text</h2>\n<div id="rows">\n'
-        + "".join(_article(page, index) for index in range(len(page.rows)))
-        + f'</div>\n</section>\n<output id="token" hidden></output>\n<script>{SCRIPT}</script>\n'
+        + "".join(row_article(row, losses) for row, losses in page.rows_and_losses())
+        + '</div>\n</section>\n<output id="token" hidden></output>\n'
     )
-    footer = f"Made by <code>python -m gpt_pretrain.inspect {_text(page.run)} --step {page.update}</code>."
+    command = f"python -m gpt_pretrain.inspect {shlex.quote(page.run)} --step {page.update}"
+    footer = f"Made by <code>{html_text(command)}</code>."
     if page.losses:
         mask = ", attention within documents as in its training" if page.losses.document_mask else ""
         footer += (
-            f" Losses by <code>{_text(page.losses.checkpoint)}</code>, without dropout and perturbations{mask}. "
+            f" Losses by <code>{html_text(page.losses.checkpoint)}</code>, without dropout and perturbations{mask}. "
             "The first token of a row is only an input; the last one is only a target."
         )
     return shell(
-        f"Update {page.update:,} of {page.num_updates:,}",
-        f"Batch of {page.run}",
-        _tiles(page),
-        sections,
-        footer,
-        style=STYLE + STYLE_OF_BATCH,
-        policy=f"{POLICY}; script-src 'sha256-{digest}'",
+        title=f"Update {page.update:,} of {page.num_updates:,}",
+        kind=f"Batch of {page.run}",
+        tiles=_tiles(page),
+        sections=sections,
+        footer=footer,
+        style="batch.css",
+        script="batch.js",
     )
 
 
-def _tiles(page: BatchPage) -> list[tuple[str, str, str]]:
+def _tiles(page: BatchPage) -> list[Tile]:
     rows = page.rows
     num_inputs = sum(len(row.tokens) - 1 for row in rows)
-    keys = [(row.stream, part.document.start) for row in rows for part in row.parts if part.document]
-    num_parts = sum(len(row.parts) for row in rows)
-    num_whole = sum(row.is_whole(part) for row in rows for part in row.parts)
+    keys = [(row.stream, piece.document.start) for row in rows for piece in row.slices if piece.document]
+    num_slices = sum(len(row.slices) for row in rows)
+    num_whole = sum(row.is_whole(piece) for row in rows for piece in row.slices)
     seen = "consumed" if page.update <= page.num_seen else "planned"
     some = "" if len(rows) == page.batch_size else f" of {page.batch_size:,}"
     remark = f"{num_whole or 'none'} whole" if keys else "no table of them"
     tiles = [
-        ("State", seen, f"{page.num_seen:,} updates are made"),
-        ("Rows", f"{len(rows):,}{some}", f"positions {rows[0].position:,} to {rows[-1].position:,}"),
-        ("Tokens", short(num_inputs), f"{len(rows[0].tokens) - 1:,} inputs a row"),
-        ("Documents", f"{len(set(keys)) or num_parts:,}", remark),
+        Tile("State", seen, f"{page.num_seen:,} updates are made"),
+        Tile("Rows", f"{len(rows):,}{some}", f"positions {rows[0].position:,} to {rows[-1].position:,}"),
+        Tile("Tokens", short(num_inputs), f"{len(rows[0].tokens) - 1:,} inputs a row"),
+        Tile("Documents", f"{len(set(keys)) or num_slices:,}", remark),
     ]
     if page.losses:
         nll = page.losses.nll
-        tiles.append(("Mean loss", f"{nll.mean():.3f}", f"nats, after update {page.losses.updates:,}"))
+        tiles.append(Tile("Mean loss", f"{nll.mean():.3f}", f"nats, after update {page.losses.updates:,}"))
         share = (page.losses.rank == 1).mean()
-        tiles.append(("Accuracy", f"{100 * share:.1f}%", "of targets had rank 1"))
+        tiles.append(Tile("Accuracy", f"{100 * share:.1f}%", "of targets had rank 1"))
     return tiles
 
 
@@ -120,142 +122,34 @@ def _controls(page: BatchPage) -> str:
 
 def _table(page: BatchPage) -> str:
     has_streams = any(row.stream for row in page.rows)
-    head = ["Row", *["Stream"] * has_streams, "Window", "Tokens of the stream", "Documents"]
-    cells = "".join(f'<th scope="col"{_kind(name)}>{name}</th>' for name in head)
-    if page.losses:
-        cells += '<th scope="col" class="number">Mean loss</th><th scope="col" class="strip">Along the row</th>'
+    columns = [("Row", "number"), *[("Stream", "")] * has_streams, ("Window", "number")]
+    columns += [("Tokens of the stream", "number span"), ("Documents", "slices")]
+    columns += [("Mean loss", "number"), ("Along the row", "strip")] if page.losses else []
+    head = "".join(f'<th scope="col"{_class(kind)}>{name}</th>' for name, kind in columns)
     lines = []
-    for index, row in enumerate(page.rows):
+    for row, losses in page.rows_and_losses():
         documents = " ".join(
-            f'<a href="#r{row.row}d{number}" title="{_text(_name(part))}">{number + 1}</a>'
-            for number, part in enumerate(row.parts)
+            f'<a href="#r{row.row}d{number}" title="{html_text(name_of(piece))}">{number + 1}</a>'
+            for number, piece in enumerate(row.slices)
         )
-        stream = f"<td>{_text(row.stream)}</td>" if has_streams else ""
-        loss = _loss_cells(page.losses.nll[index]) if page.losses else ""
+        stream = f"<td>{html_text(row.stream)}</td>" if has_streams else ""
         lines.append(
             f'<tr data-row="{row.row}"><th scope="row" class="number"><a href="#r{row.row}">{row.row}</a></th>{stream}'
-            f'<td class="number">{row.window:,}</td><td class="number span">{_span(row.start, row.stop)}</td>'
-            f'<td class="parts">{documents}</td>{loss}</tr>\n'
+            f'<td class="number">{row.window:,}</td><td class="number span">{span_text(row.start, row.stop)}</td>'
+            f'<td class="slices">{documents}</td>{_loss_cells(losses) if losses else ""}</tr>\n'
         )
     return (
         '<div class="scroll" role="region" aria-label="The rows of the batch" tabindex="0"><table class="batch">\n'
-        f'<thead><tr>{cells}</tr></thead>\n<tbody id="table">\n{"".join(lines)}</tbody>\n</table></div>\n'
+        f'<thead><tr>{head}</tr></thead>\n<tbody id="table">\n{"".join(lines)}</tbody>\n</table></div>\n'
     )
 
 
-def _loss_cells(nll_T: np.ndarray) -> str:
-    """Mean loss of a row, and a strip of colours: the mean loss of equal parts of it, from its first token on."""
-    parts = np.array_split(nll_T, min(_STRIP_PARTS, len(nll_T)))
-    strip = "".join(f'<i class="k{_shade(float(part.mean()))}"></i>' for part in parts)
-    return f'<td class="number">{nll_T.mean():.3f}</td><td class="strip"><div>{strip}</div></td>'
+def _class(name: str) -> str:
+    return f' class="{name}"' if name else ""
 
 
-def _kind(name: str) -> str:
-    names = {"Row": "number", "Window": "number", "Tokens of the stream": "number span", "Documents": "parts"}
-    return f' class="{names[name]}"' if name in names else ""
-
-
-def _article(page: BatchPage, index: int) -> str:
-    row, losses = page.rows[index], page.losses
-    mean = float(losses.nll[index].mean()) if losses else 0.0
-    loss = f' <b class="chip k{_shade(mean)}">{mean:.3f} nats</b>' if losses else ""
-    stream = f"<span>{_text(row.stream)}</span>" if row.stream else ""
-    parts = "".join(_part(page, index, number) for number in range(len(row.parts)))
-    return (
-        f'<article class="row" id="r{row.row}" data-row="{row.row}" data-loss="{mean:.5f}">\n<header><h3>'
-        f'<a href="#r{row.row}">Row {row.row}</a></h3><p>{stream}<span>position {row.position:,}</span>'
-        f"<span>window {row.window:,}</span><span>tokens {_span(row.start, row.stop)}</span></p>{loss}</header>\n"
-        f"{parts}</article>\n"
-    )
-
-
-def _part(page: BatchPage, index: int, number: int) -> str:
-    row = page.rows[index]
-    part = row.parts[number]
-    document = part.document
-    facts = [f"tokens {_span(part.start, part.stop)} of the row"]
-    title = f"Document {number + 1}"
-    if document:
-        if row.is_whole(part):
-            facts.append("the whole document")
-        else:
-            begin = row.start + part.start - document.start
-            facts.append(f"{_span(begin, begin + part.stop - part.start)} of its {document.length:,}")
-        facts.append(f"{_text(document.source_file)} row {document.row:,}")
-        if document.id:
-            facts.append(f"<code>{_text(document.id)}</code>")
-        title = _link(document.url) if document.url else _text(_name(part))
-    if page.losses:
-        nll = page.losses.nll[index, max(0, part.start - 1) : part.stop - 1]
-        if len(nll):
-            facts.append(f"mean loss {nll.mean():.3f}")
-    return (
-        f'<section class="part" id="r{row.row}d{number}"><h4><span>{number + 1}</span><span>{title}</span></h4>'
-        f"<p>{''.join(f'<span>{fact}</span>' for fact in facts)}</p>\n"
-        f'<blockquote dir="auto">{_tokens(page, index, part)}</blockquote></section>\n'
-    )
-
-
-def _tokens(page: BatchPage, index: int, part: Part) -> str:
-    row, losses = page.rows[index], page.losses
-    ids = row.tokens[part.start : part.stop]
-    if losses is None:
-        begin = "" if not len(ids) or ids[0] != row.tokenizer.end_of_text else f'<b class="eot">{_eot(row)}</b>'
-        return begin + _text(part.text)
-    out = []
-    for piece in pieces(row.tokenizer, ids):
-        places = range(part.start + piece.start, part.start + piece.stop)
-        text = _text(piece.text).replace("\n", "<s></s>\n")
-        if row.tokens[places[0]] == row.tokenizer.end_of_text:
-            text = f'<b class="eot">{text}</b>'
-        notes = [_note(row.tokens, losses.nll[index], losses.rank[index], place) for place in places]
-        targets = [float(losses.nll[index, place - 1]) for place in places if place]
-        shade = f' class="k{_shade(sum(targets) / len(targets))}"' if targets else ""
-        out.append(f'<i{shade} title="{_title(piece, notes)}">{text}</i>')
-    return "".join(out)
-
-
-def _title(piece: Piece, notes: Sequence[str]) -> str:
-    if len(notes) == 1:
-        return notes[0]
-    return f"{len(notes)} tokens of {len(piece.text)} character{'s' * (len(piece.text) > 1)}\n" + "\n".join(notes)
-
-
-def _note(tokens: np.ndarray, nll: np.ndarray, rank: np.ndarray, place: int) -> str:
-    """262: 3.21 nats, probability 4.0%, rank 5"""
-    if place == 0:
-        return f"id {tokens[place]}: only an input"
-    loss = float(nll[place - 1])
-    return f"id {tokens[place]}: {loss:.3f} nats, probability {100 * math.exp(-loss):.3g}%, rank {rank[place - 1]:,}"
-
-
-def _shade(nats: float) -> int:
-    return min(SHADES - 1, int(nats * SHADES / MAX_NATS)) if nats == nats else SHADES - 1
-
-
-def _eot(row: Row) -> str:
-    return _text(row.tokenizer.decode(np.array([row.tokenizer.end_of_text])))
-
-
-def _name(part: Part) -> str:
-    document = part.document
-    if document is None:
-        return "a document"
-    return document.url or document.id or f"{document.source_file} row {document.row}"
-
-
-def _link(url: str) -> str:
-    """A link where the address is one of the web; any other (javascript:...) stays text."""
-    text = _text(url)
-    if not url.lower().startswith(("https://", "http://")):
-        return text
-    return f'<a href="{text}" rel="noopener noreferrer nofollow" target="_blank">{text}</a>'
-
-
-def _span(start: int, stop: int) -> str:
-    return f"[{start:,}, {stop:,})"
-
-
-def _text(text: str) -> str:
-    """Text as HTML that shows just this text, in an element or in a quoted attribute."""
-    return html.escape(printable(text))
+def _loss_cells(losses: RowLosses) -> str:
+    """Mean loss of a row, and a strip of colours: the mean loss of equal stretches of it, from its first token on."""
+    stretches = np.array_split(losses.nll, min(_STRIP_STRETCHES, len(losses.nll)))
+    strip = "".join(f'<i class="k{shade(float(each.mean()))}"></i>' for each in stretches)
+    return f'<td class="number">{losses.nll.mean():.3f}</td><td class="strip"><div>{strip}</div></td>'

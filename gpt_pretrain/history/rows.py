@@ -13,7 +13,7 @@ from gpt_pretrain.history.opened_run import OpenedRun
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class DocumentSlice:
     """A document, as far as it lies within a window.
 
     Attributes:
@@ -47,24 +47,23 @@ class Row:
     start: int
     stop: int
     tokens: np.ndarray
-    parts: tuple[Part, ...]
+    slices: tuple[DocumentSlice, ...]
     tokenizer: Tokenizer
 
-    def is_whole(self, part: Part) -> bool:
+    def is_whole(self, piece: DocumentSlice) -> bool:
         """Whether all of a document lies in this window."""
-        document = part.document
-        return document is not None and part.stop - part.start == document.length
+        return piece.document is not None and piece.stop - piece.start == piece.document.length
 
-    def to_json(self, step: int) -> dict[str, Any]:
-        """JSON values only; `step` is the plan's, the update that is printed counts from 1."""
+    def to_json(self, step_index: int) -> dict[str, Any]:
+        """JSON values only; `step_index` is the plan's, the update that is printed counts from 1."""
         documents = []
-        for part in self.parts:
-            known = {} if part.document is None else dataclasses.asdict(part.document)
+        for piece in self.slices:
+            known = {} if piece.document is None else dataclasses.asdict(piece.document)
             if known:
                 known["tokens"] = [known["start"], known.pop("start") + known.pop("length")]
-            documents.append(known | {"tokens_of_window": [part.start, part.stop], "text": part.text})
+            documents.append(known | {"tokens_of_window": [piece.start, piece.stop], "text": piece.text})
         return {
-            "update": step + 1,
+            "update": step_index + 1,
             "row": self.row,
             "position": self.position,
             "stream": self.stream,
@@ -74,12 +73,12 @@ class Row:
         }
 
 
-def read_rows(run: OpenedRun, step: int, chosen: slice = slice(None)) -> list[Row]:
-    """The chosen rows of the batch of `step` (of the plan, from 0), in order.
+def read_rows(run: OpenedRun, step_index: int, chosen: slice = slice(None)) -> list[Row]:
+    """The chosen rows of a batch, in order.
 
     Raises ValueError where a dataset is not there or is another one.
     """
-    stage, batch = run.plan.stage_at(step), run.plan.batch(step)
+    stage, batch = run.plan.stage_at(step_index), run.plan.batch(step_index)
     numbers = np.arange(len(batch.windows))[chosen]
     streams, windows = batch.streams[numbers], batch.windows[numbers]
     tokens = read_windows(run.sources(stage), stage, streams, windows)
@@ -89,22 +88,23 @@ def read_rows(run: OpenedRun, step: int, chosen: slice = slice(None)) -> list[Ro
         stream = stage.streams[int(streams[i])]
         start = int(windows[i]) * stage.seq_len
         tokenizer, tables = run.tokenizer(stream), run.documents(stream)
-        parts = _parts(tokens[i], start, tokenizer, tables)
         rows[i] = Row(
-            int(numbers[i]),
-            batch.position + int(numbers[i]),
-            stream.name,
-            int(windows[i]),
-            start,
-            start + stage.seq_len + 1,
-            tokens[i],
-            parts,
-            tokenizer,
+            row=int(numbers[i]),
+            position=batch.position + int(numbers[i]),
+            stream=stream.name,
+            window=int(windows[i]),
+            start=start,
+            stop=start + stage.seq_len + 1,
+            tokens=tokens[i],
+            slices=_slices(tokens[i], start, tokenizer, tables),
+            tokenizer=tokenizer,
         )
     return [rows[i] for i in range(len(numbers))]
 
 
-def _parts(tokens: np.ndarray, first: int, tokenizer: Tokenizer, tables: DocumentTables | None) -> tuple[Part, ...]:
+def _slices(
+    tokens: np.ndarray, first: int, tokenizer: Tokenizer, tables: DocumentTables | None
+) -> tuple[DocumentSlice, ...]:
     """The documents of a window that begins at token `first` of the stream."""
     if tables is None:  # documents begin at end-of-text
         begins = [0, *(int(i) for i in np.flatnonzero(tokens == tokenizer.end_of_text) if i), len(tokens)]
@@ -114,7 +114,7 @@ def _parts(tokens: np.ndarray, first: int, tokenizer: Tokenizer, tables: Documen
             (each, max(0, each.start - first), min(len(tokens), each.start + each.length - first))
             for each in tables.between(first, first + len(tokens))
         ]
-    return tuple(Part(each, a, b, text_of(tokenizer, tokens[a:b])) for each, a, b in spans)
+    return tuple(DocumentSlice(each, a, b, text_of(tokenizer, tokens[a:b])) for each, a, b in spans)
 
 
 def text_of(tokenizer: Tokenizer, ids: np.ndarray) -> str:

@@ -1,12 +1,15 @@
 """Loss and rank of every token of given windows, by a checkpoint."""
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gpt_pretrain.history.opened_run import OpenedRun
+from gpt_pretrain.history.rows import Row
 from gpt_pretrain.model.document_mask import documents_of
 from gpt_pretrain.model.gpt import model_of
 from gpt_pretrain.model.losses import num_loss_chunks, token_nll
@@ -33,6 +36,18 @@ class TokenLosses:
     document_mask: bool
     nll: np.ndarray
     rank: np.ndarray
+
+    def mean(self, row: int) -> float:
+        """Of one row, in nats."""
+        return float(self.nll[row].mean())
+
+
+def losses_of_rows(run: OpenedRun, step_index: int, rows: Sequence[Row], checkpoint: str) -> TokenLosses:
+    """`losses_of` rows of a batch."""
+    manifest = run.manifest(run.plan.stage_at(step_index).streams[0])
+    tokenizer = None if manifest is None else manifest.spec["tokenizer"]
+    tokens_NT = np.stack([row.tokens for row in rows])
+    return losses_of(checkpoint, tokens_NT, end_of_text=rows[0].tokenizer.end_of_text, tokenizer=tokenizer)
 
 
 def losses_of(checkpoint: str, tokens_NT: np.ndarray, *, end_of_text: int, tokenizer: str | None = None) -> TokenLosses:
