@@ -53,7 +53,7 @@ def loader_of(
     *,
     names: Iterable[str] = ("",),
     shuffle: Shuffle = "global",
-    first_step: int = 0,
+    first_index: int = 0,
     num_steps: int | None = None,
 ):
     """What the trainer iterates."""
@@ -62,7 +62,7 @@ def loader_of(
         dict.fromkeys(names, source),
         plan,
         vocab_size=2**16,
-        first_index=first_step,
+        first_index=first_index,
         num_steps=num_steps or args.batches,
     )
     return loader.load(batches)
@@ -172,8 +172,8 @@ def resume(args) -> dict[str, float]:
             for names in (("",), tuple(MIXTURE)):
                 start = time.perf_counter()
                 source = open_dataset(args.data_dir, format="bin", verify="size").splits["train"]
-                first_step = position // args.batch_size
-                next(loader_of(source, args, names=names, first_index=first_step, num_steps=10))
+                first_index = position // args.batch_size
+                next(loader_of(source, args, names=names, first_index=first_index, num_steps=10))
                 name = f"first batch at position {position:,}" + (", 3 streams" if len(names) > 1 else "")
                 out.setdefault(name, []).append(1000 * (time.perf_counter() - start))
     medians = {name: round(statistics.median(values), 1) for name, values in out.items()}
@@ -202,8 +202,8 @@ def memory(args) -> dict[str, float]:
             source = Zeros(num_windows * args.seq_len + 1)
             last_step = 3 * num_windows // args.batch_size
             before = _resident_mb()
-            for first_step in np.linspace(0, last_step, 40).astype(int).tolist():
-                for _ in loader_of(source, args, shuffle=shuffle, first_index=first_step, num_steps=50):
+            for first_index in np.linspace(0, last_step, 40).astype(int).tolist():
+                for _ in loader_of(source, args, shuffle=shuffle, first_index=first_index, num_steps=50):
                     pass
             out[f"{num_windows:,} windows, {shuffle}"] = round(_resident_mb() - before, 1)
     for name, value in out.items():

@@ -35,7 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def random_data(config, num_tokens: int = 10**7):
-    """Stands in for a dataset: uniformly distributed ids of GPT-2's vocabulary, or of the model's if that is smaller."""
+    """Stands in for a dataset: uniformly distributed ids of GPT-2's vocabulary, as far as the model has it."""
     import numpy as np
 
     from data_prep.store.streams import TokenDataset

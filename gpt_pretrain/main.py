@@ -27,9 +27,7 @@ SHORTHANDS = [
     Shorthand("model.vocab_size", "model.vocab_size", int, "INT", "embedding columns, padding included (50304)"),
     Shorthand("model.dropout", "model.dropout", float, "FLOAT", "dropout rate (0.0)"),
     Shorthand("batch_size", "train.batch_size", int, "INT", "windows an update, over all devices (512)"),
-    Shorthand(
-        "per_device_batch_size", "train.per_device_batch_size", int, "INT", "windows a device holds at once (16)"
-    ),
+    Shorthand("per_device_batch_size", "train.per_device_batch_size", int, "INT", "windows a device has at once (16)"),
     Shorthand("seq_len", "data.seq_len", int, "INT", "tokens a window (1024)"),
     Shorthand("num_tokens", "train.num_tokens", parse_count, "COUNT", "tokens to train on; 1e9 is understood (10e9)"),
     Shorthand("optimizer.lr", "optimizer.lr", float, "FLOAT", "peak learning rate (6e-4)"),
@@ -38,7 +36,7 @@ SHORTHANDS = [
     Shorthand("save_dir", "train.save_dir", str, "DIR", "where checkpoints and curves go"),
     Shorthand("save_interval", "train.save_interval", int, "INT", "steps between checkpoints (1000)"),
     Shorthand(
-        "from_pretrained", "train.from_pretrained", str, "DIR", "take the weights alone from this run or checkpoint"
+        "from_pretrained", "train.from_pretrained", str, "DIR", "take the weights alone from that run or checkpoint"
     ),
 ]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpt_pretrain.data.stages import Batch, Stage
+from gpt_pretrain.data.stages import BatchIndex, Stage
 from gpt_pretrain.history.opened_run import OpenedRun
 
 _MAX_ROWS = 5  # that are named
@@ -49,7 +49,8 @@ def compare_runs(run: OpenedRun, other: OpenedRun) -> Comparison:
     digests = [f"{int(each.ledger.digests[step_index]):016x}" for each in (run, other)]
     before = f". The {step_index} updates before are equal" if step_index else ""
     lines = [
-        f"DIFFER: {names} part at update {step_index + 1}: the digests of its batch are {digests[0]} and {digests[1]}{before}"
+        f"DIFFER: {names} part at update {step_index + 1}: the digests of its batch are {digests[0]} and "
+        f"{digests[1]}{before}"
     ]
     found = parameters_that_differ(run, other, step_index)
     lines += ["What differs there, as (first, second):", *(f"  {each}" for each in found)] if found else []
@@ -121,14 +122,14 @@ def _rows_that_differ(run: OpenedRun, other: OpenedRun, step_index: int, *, is_e
     return lines + ["  ..."] * (len(unequal) > _MAX_ROWS)
 
 
-def _spans(stage: Stage, batch: Batch) -> list[tuple]:
+def _spans(stage: Stage, batch: BatchIndex) -> list[tuple]:
     """What each row is, in words that mean the same in every run."""
     keys = [(stream.name, stream.fingerprint) for stream in stage.streams]
     pairs: Iterable[tuple[int, int]] = np.stack([batch.streams, batch.windows], 1).tolist()
     return [(*keys[i], window * stage.seq_len, stage.seq_len) for i, window in pairs]
 
 
-def _row_in_words(run: OpenedRun, stage: Stage, batch: Batch, row: int) -> str:
+def _row_in_words(run: OpenedRun, stage: Stage, batch: BatchIndex, row: int) -> str:
     stream, window = stage.streams[int(batch.streams[row])], int(batch.windows[row])
     first, end = window * stage.seq_len, (window + 1) * stage.seq_len + 1
     words = f"{'stream ' + stream.name + ', ' if stream.name else ''}window {window} (tokens [{first}, {end}))"

@@ -124,6 +124,6 @@ def describe_mismatch(run: OpenedRun, unequal: Sequence[ReplayedBatch], num_upda
     others = f" ({len(unequal)} of {num_updates} updates differ, the last is {unequal[-1].step_index + 1})"
     return (
         f"DIFFERS: {run.save_dir}: the batch of update {one.step_index + 1} (position {one.position}) has the digest "
-        f"{one.digest:016x}, the ledger says {int(run.ledger.digests[one.step_index]):016x}{others * (len(unequal) > 1)}.\n"
-        + explain(run.plan, datasets, one.step_index)
+        f"{one.digest:016x}, the ledger says {int(run.ledger.digests[one.step_index]):016x}"
+        f"{others * (len(unequal) > 1)}.\n" + explain(run.plan, datasets, one.step_index)
     )
