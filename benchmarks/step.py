@@ -48,7 +48,7 @@ def main() -> int:
     import gin
     import jax
 
-    from data_prep.store import streams as token_sources
+    from data_prep.store import datasets as token_sources
     from gpt_pretrain.data import loader
     from gpt_pretrain.data.batches import Batches
     from gpt_pretrain.data.plan import Plan

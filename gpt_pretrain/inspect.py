@@ -135,7 +135,7 @@ def _losses(run: OpenedRun, step: int, rows: Sequence["Row"], checkpoint: str) -
     from gpt_pretrain.history.token_losses import losses_of
 
     manifest = run.manifest(run.plan.segment_at(step).streams[0])
-    tokenizer = None if manifest is None else manifest.spec["tokenizer"]
+    tokenizer = None if manifest is None else manifest.spec.tokenizer
     tokens = np.stack([row.tokens for row in rows])
     return losses_of(checkpoint, tokens, end_of_text=rows[0].tokenizer.end_of_text, tokenizer=tokenizer)
 

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from data_prep.card.pages import short
-from data_prep.pages.progress import Progress, duration
+from data_prep.pages.numbers import duration
+from data_prep.pages.progress import Done, Progress
 from gpt_pretrain.data.batches import Batches
 from gpt_pretrain.data.damage import explain
 from gpt_pretrain.data.ledger import Ledger
@@ -108,8 +109,7 @@ def _read_in_process(first: int, end: int, with_rows: bool) -> list[Replayed]:
 class _Progress(Progress):
     def line(self) -> str:
         """120 updates, 9.9 M tokens, 320 M tokens/s, 1:23 left"""
-        updates, tokens = self.counts[:2]
-        secs = max(1e-9, time.monotonic() - self._start)
+        updates, tokens, secs = self.done.work, self.done.tokens, self.seconds()
         left = (self.total_work - tokens) * secs / max(1, tokens)
         speed = f"{short(tokens)} tokens, {short(round(tokens / secs))} tokens/s"
         return f"{updates:,} updates, {speed}, {duration(left)} left"
@@ -192,7 +192,7 @@ def _replay(run: OpenedRun, args) -> int:
             if args.verify and each.digest != int(ledger.digests[each.step]):
                 unequal.append(each)
         num_read = run.plan.tokens_before(part[-1].step + 1) - run.plan.tokens_before(first)
-        progress.set([part[-1].step + 1 - first, num_read, 0, 0])
+        progress.set(Done(tokens=num_read, work=part[-1].step + 1 - first))
     progress.close()
     secs = time.monotonic() - start
     updates = f"updates {first + 1} to {stop}" if stop - first > 1 else f"update {stop}"

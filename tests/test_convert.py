@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from test_data_prep import byte_options, run, tree, words, write_parquet
+from support.prepared import byte_options, flip, run, tree, words, write_parquet
 
-from data_prep import bare_shards, convert, shards
-from data_prep.check import find_problems
+from data_prep import bare_shards, conversion, convert, downloads, shards
+from data_prep.checking import find_problems
 from data_prep.store import locations as inputs
 from data_prep.store import manifest
+from data_prep.store.datasets import open_dataset
 from data_prep.store.documents import DocumentTables
-from data_prep.store.streams import open_dataset
 from data_prep.store.token_bin import read_header, write_tokens
 
 END = 50256
@@ -86,7 +86,7 @@ ODD = {"formats": "array_record", "record_tokens": 31}
     ],
 )
 def test_converting_gives_what_preparing_with_those_options_gives(corpus, tmp_path, monkeypatch, kept, changes):
-    monkeypatch.setattr(shards, "GROUP_ROWS", 16)  # tables of several row groups
+    monkeypatch.setattr("data_prep.store.documents.GROUP_ROWS", 16)  # tables of several row groups
     before, expected = tmp_path / "before", tmp_path / "expected"
     assert run(*byte_options(corpus, before, **kept)) == 0
     assert run(*byte_options(corpus, expected, **(kept | changes))) == 0
@@ -95,7 +95,7 @@ def test_converting_gives_what_preparing_with_those_options_gives(corpus, tmp_pa
     assert manifest.load(tmp_path / "out").fingerprint == manifest.load(before).fingerprint
 
 
-@pytest.mark.parametrize("step", ["write_records", "publish"])
+@pytest.mark.parametrize("step", ["write_records", "save"])
 def test_killed_it_is_continued_by_the_same_command(corpus, tmp_path, monkeypatch, step):
     changes = {"shard_tokens": 7000}
     assert converted(corpus / "both", tmp_path / "expected", **changes) == 0
@@ -104,13 +104,13 @@ def test_killed_it_is_continued_by_the_same_command(corpus, tmp_path, monkeypatc
     def killed(*args, **kwargs):
         nonlocal num_calls
         num_calls += 1
-        if num_calls == 3 or step == "publish":
+        if num_calls == 3 or step == "save":
             raise KeyboardInterrupt
         return write_records(*args, **kwargs)
 
     write_records = shards.write_records
     with monkeypatch.context() as patch:
-        patch.setattr(shards if step == "write_records" else convert, step, killed)
+        patch.setattr(shards if step == "write_records" else conversion, step, killed)
         assert converted(corpus / "both", tmp_path / "out", **changes) == 130
     assert not (tmp_path / "out" / "manifest.json").exists()
     written = {path: path.stat().st_ino for path in (tmp_path / "out").glob("*.bin")}
@@ -127,13 +127,6 @@ def damaged(corpus, tmp_path) -> Path:
     return tmp_path / "in"
 
 
-def flip(path: Path) -> None:
-    """Changes a bit in the middle."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
 def test_damaged_files_are_refused_by_name_and_can_be_restored(corpus, damaged, tmp_path, failing):
     flip(damaged / "fineweb_train_000001.bin")
     flip(damaged / "documents_train_000000.parquet")
@@ -144,7 +137,7 @@ def test_damaged_files_are_refused_by_name_and_can_be_restored(corpus, damaged, 
         f"{damaged}/documents_train_000000.parquet: digest is ",
         f"{damaged}/fineweb_train_000001.bin: digest is ",
         f"{damaged}/fineweb_train_000002.bin: missing",
-        f"{damaged}/fineweb_val_000000.bin: holds 0 bytes, the manifest says ",
+        f"{damaged}/fineweb_val_000000.bin: holds 0 bytes, expected ",
         f"`python -m data_prep.check {damaged}`",
     ]:
         assert words_ in message
@@ -174,7 +167,7 @@ def test_another_spec_or_dataset_in_the_same_directory_is_refused(corpus, tmp_pa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(convert, "write_dataset", killed)
+        patch.setattr(conversion, "write_dataset", killed)
         assert converted(corpus / "both", tmp_path / "out", shard_tokens=7000) == 130
     message = failing(corpus / "both", tmp_path / "out", shard_tokens=8000)
     assert "holds an unfinished preparation of another spec" in message
@@ -280,13 +273,13 @@ def test_shards_of_llmc_become_a_dataset_with_documents(elsewhere, tmp_path, dty
     tables = DocumentTables(out, "train")
     assert [tables.at(i).start for i in (0, 1, 2, 11, 12, 14)] == [0, 0, 2, 5, 12, 13]
     spec = manifest.load(out).spec
-    assert [Path(entry["path"]).name for entry in spec["inputs"]] == [
+    assert [Path(entry["path"]).name for entry in spec.inputs] == [
         "x_val_000000.bin",
         *(f"x_train_{i:06d}.bin" for i in range(4)),
     ]
     sizes = [path.stat().st_size for path in sorted(elsewhere.iterdir())]
-    assert sorted(entry["size"] for entry in spec["inputs"]) == sorted(sizes)
-    assert all(len(entry["digest"]) == 64 for entry in spec["inputs"] if entry["size"] > 1024)
+    assert sorted(entry["size"] for entry in spec.inputs) == sorted(sizes)
+    assert all(len(entry["digest"]) == 64 for entry in spec.inputs if entry["size"] > 1024)
     # And on: what came of them is a prepared dataset like any other.
     assert list(find_problems(out)) == []
     assert " of tokens. This card" in (out / "README.md").read_text()
@@ -402,13 +395,13 @@ def test_remote_shards_by_preset_killed_and_continued(elsewhere, server, tmp_pat
         return download(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(bare_shards, "download_file", killed)
+        patch.setattr(downloads, "download_file", killed)
         assert converted("mine", out, **options) == 130
     assert len(list((out / ".work" / "downloads").glob("*.bin"))) == 1
     other = options | {"num_shards": 3}
     assert "num_shards: 2 there, 3 asked for" in failing("mine", out, **other)
     with monkeypatch.context() as patch:
-        patch.setattr(convert, "publish", killed)
+        patch.setattr(conversion, "save", killed)
         num_calls = 1
         assert converted("mine", out, **options) == 130
     with monkeypatch.context() as patch:
@@ -421,7 +414,7 @@ def test_remote_shards_by_preset_killed_and_continued(elsewhere, server, tmp_pat
     assert ours == theirs
     assert documents(out, "train")[0] == (0, 2, 0, f"{url}/x_train_000001.bin")
     spec = manifest.load(out).spec
-    assert spec["source"] == "mine" and len(spec["inputs"]) == 3
+    assert spec.source == "mine" and len(spec.inputs) == 3
     asked.clear()
     assert converted("mine", out, **options) == 0 and not asked
     assert "num_shards: 2 there, 3 asked for" in failing("mine", out, **other)
@@ -441,7 +434,7 @@ def test_a_download_that_is_not_what_was_listed_is_refused(elsewhere, server, tm
     assert "run the same command again" in message
     llmc_file(elsewhere / "x_train_000001.bin", TRAIN[0])
     (tmp_path / "out" / ".work" / "spec.json").unlink()
-    monkeypatch.setattr(bare_shards, "download_file", lambda path, target, received: target.write_bytes(b""))
+    monkeypatch.setattr(downloads, "download_file", lambda path, target, received: target.write_bytes(b""))
     message = failing(f"{url}/*.bin", tmp_path / "out")
     assert f"{url}/x_train_000001.bin: 0 bytes arrived, expected 1040" in message
 

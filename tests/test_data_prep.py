@@ -10,44 +10,20 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_tokenizers import NASTY, encode_ordinary
+from support.prepared import byte_options, run, tree, words, write_parquet
+from support.texts import NASTY, encode_ordinary
 
-from data_prep import fineweb, shards
+from data_prep import shards
 from data_prep.store import manifest
 from data_prep.store.files import digest_json
+from data_prep.store.locations import ASSETS
 from data_prep.store.token_bin import open_tokens, read_header
 from data_prep.store.token_records import open_records
-from data_prep.store.tokenizers import ASSETS, ByteTokenizer
+from data_prep.store.tokenizers import ByteTokenizer
 
 KILL_SEED = 11
-
-
-def write_parquet(path: Path, texts: list[str | None], rows_per_group: int = 50) -> None:
-    """A FineWeb-shaped file."""
-    table = pa.table(
-        {
-            "text": pa.array(texts, pa.string()),
-            "id": [f"<{path.stem}:{i}>" for i in range(len(texts))],
-            "url": [f"https://example.org/{i}" for i in range(len(texts))],
-            "dump": ["test"] * len(texts),
-        }
-    )
-    pq.write_table(table, path, row_group_size=rows_per_group)
-
-
-def run(*options: str) -> int:
-    """The command line, in this process."""
-    return fineweb.main([*options])
-
-
-def tree(directory: Path) -> dict[str, bytes]:
-    """Every file of a directory, hidden ones too."""
-    return {
-        str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()
-    }
 
 
 def stream(directory: Path, format: str = "bin", splits=("val", "train")) -> np.ndarray:
@@ -59,15 +35,10 @@ def stream(directory: Path, format: str = "bin", splits=("val", "train")) -> np.
         if format == "bin":
             parts += [open_tokens(path) for path in files]
         elif files:
-            reader = open_records(files, loaded.spec["record_tokens"])
+            reader = open_records(files, loaded.spec.record_tokens)
             tokens = reader.read(range(len(reader))).reshape(-1)
             parts.append(tokens[: loaded.splits[split].num_tokens])
     return np.concatenate(parts)
-
-
-def words(num_documents: int, length: int = 30) -> list[str | None]:
-    """Texts of `length` bytes each, all different."""
-    return [f"{i:06d} ".ljust(length, "x") for i in range(num_documents)]
 
 
 @pytest.fixture
@@ -78,20 +49,6 @@ def corpus(tmp_path) -> Path:
     for index in range(4):
         write_parquet(folder / f"{index}.parquet", words(200))
     return folder
-
-
-def byte_options(corpus: Path, output: Path, **changes) -> list[str]:
-    """Options for a small dataset with several shards; `changes` replace them."""
-    options = {
-        "input": f"{corpus}/*.parquet",
-        "output_dir": output,
-        "tokenizer": "byte",
-        "val_tokens": 1000,
-        "shard_tokens": 5000,
-        "record_tokens": 64,
-        "num_workers": 1,
-    }
-    return [f"--{name}={value}" for name, value in (options | changes).items()]
 
 
 def test_stream_is_end_of_text_and_encode_ordinary_of_each_document(tmp_path):
@@ -126,7 +83,7 @@ def test_embedded_sample_by_its_numbers(tmp_path, capsys):
     assert loaded.splits["train"].num_tokens == 1_728_680
     assert loaded.splits["val"].num_tokens == 100_230
     assert abs(loaded.splits["train"].unigram_entropy - 6.57) < 0.01
-    assert loaded.spec["inputs"][0]["path"] == "embedded://sample.parquet"
+    assert loaded.spec.inputs[0]["path"] == "embedded://sample.parquet"
     assert {path.name for path in output.iterdir()} == {
         "manifest.json",
         "dataset_info.json",
@@ -214,12 +171,12 @@ def test_splits_are_cut_at_documents(corpus, tmp_path, val_tokens, max_tokens, n
 
 
 def test_max_tokens_stops_before_the_rest_of_the_input(corpus, tmp_path, monkeypatch):
-    from data_prep import pipeline
+    from data_prep import tokenizing
 
     done = []
-    original = pipeline.tokenize_unit
+    original = tokenizing.tokenize_unit
     monkeypatch.setattr(
-        pipeline,
+        tokenizing,
         "tokenize_unit",
         lambda job, report: done.append(job.unit.path) or original(job, report),
     )
@@ -232,7 +189,7 @@ def test_nothing_left_to_train_on_is_an_error_that_another_val_tokens_mends(corp
     assert run(*byte_options(corpus, tmp_path / "out", val_tokens=24_790)) == 1
     message = capsys.readouterr().err
     assert "--val_tokens=24790" in message and "24,800 tokens in all" in message
-    # The segments are there for any other cut, but not for another tokenizer.
+    # The parts are there for any other cut, but not for another tokenizer.
     options = {"val_tokens": 24_000, "tokenizer": "gpt2"}
     assert run(*byte_options(corpus, tmp_path / "out", **options)) == 1
     assert run(*byte_options(corpus, tmp_path / "out", **options | {"val_tokens": 99})) == 0
@@ -320,11 +277,11 @@ def test_a_damaged_file_costs_only_itself(corpus, tmp_path, capsys):
     message = capsys.readouterr().err
     assert f"error: {corpus}/1.parquet: not parquet, or cut short" in message
     assert "Replace the damaged input" in message and "Traceback" not in message
-    segments = tmp_path / "out" / ".work" / "segments"
-    kept = {path: path.stat().st_mtime_ns for path in segments.glob("*.tokens")}
+    parts = tmp_path / "out" / ".work" / "parts"
+    kept = {path: path.stat().st_mtime_ns for path in parts.glob("*.tokens")}
     assert [path.name[:5] for path in sorted(kept)] == ["00000", "00002", "00003"]
     assert run(*options) == 1  # as before, while it is still damaged
-    assert {path: path.stat().st_mtime_ns for path in segments.glob("*.tokens")} == kept
+    assert {path: path.stat().st_mtime_ns for path in parts.glob("*.tokens")} == kept
     (corpus / "1.parquet").write_bytes(good)
     assert run(*options) == 0
     assert tree(tmp_path / "out") == tree(reference)
@@ -356,7 +313,7 @@ def test_input_without_any_text_is_an_error(tmp_path, capsys):
     assert "every document is empty or null" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("where", ["segments.whole_file", "shards.write_tokens"])
+@pytest.mark.parametrize("where", ["parts.whole_file", "shards.write_tokens"])
 def test_a_full_disk_is_said_with_numbers_and_mended_by_the_same_command(corpus, tmp_path, capsys, monkeypatch, where):
     reference = tmp_path / "reference"
     assert run(*byte_options(corpus, reference)) == 0
@@ -406,19 +363,19 @@ def test_files_of_an_unknown_preparation_are_not_mixed_in(corpus, tmp_path, caps
     assert not (tmp_path / "out" / ".work").exists()
 
 
-def test_a_damaged_segment_or_shard_is_made_again(corpus, tmp_path, monkeypatch):
+def test_a_damaged_part_or_shard_is_made_again(corpus, tmp_path, monkeypatch):
     reference = tmp_path / "reference"
     assert run(*byte_options(corpus, reference)) == 0
     options = byte_options(corpus, tmp_path / "out")
-    monkeypatch.setattr("data_prep.writing.save", _raise(KeyboardInterrupt()))
+    monkeypatch.setattr("data_prep.pipeline.save", _raise(KeyboardInterrupt()))
     assert run(*options) == 130
     monkeypatch.undo()
-    for name in (".work/segments/00002-000000.tokens", "fineweb_train_000001.bin"):
+    for name in (".work/parts/00002-000000.tokens", "fineweb_train_000001.bin"):
         path = tmp_path / "out" / name
         content = bytearray(path.read_bytes())
         content[100] ^= 1
         path.write_bytes(content)
-    (tmp_path / "out" / ".work" / "segments" / "00001-000000.json").write_text("{")
+    (tmp_path / "out" / ".work" / "parts" / "00001-000000.json").write_text("{")
     assert run(*options) == 0
     assert tree(tmp_path / "out") == tree(reference)
 
@@ -429,7 +386,9 @@ def test_manifest_errors_tell_unfinished_from_foreign(tmp_path):
     with pytest.raises(ValueError, match=r"not a prepared dataset .no manifest\.json in it"):
         manifest.load(tmp_path)
     (tmp_path / ".work").mkdir()
-    with pytest.raises(ValueError, match=r"not finished .* same data_prep.fineweb command again"):
+    with pytest.raises(
+        ValueError, match=r"not finished .* same command .data_prep.fineweb or data_prep.convert. again"
+    ):
         manifest.load(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match=r"manifest\.json: not valid JSON"):
@@ -507,7 +466,7 @@ def test_killed_at_random_and_resumed_gives_the_bytes_of_an_uninterrupted_run(
     output = tmp_path / "out"
     options = sample_options(sliced_sample, output, num_workers)
     command = [sys.executable, "-m", "data_prep.fineweb", *options]
-    total = len(uninterrupted) + 3 * 10  # and the segments' files
+    total = len(uninterrupted) + 3 * 10  # and the parts' files
     kills = []
     for _ in range(NUM_KILLS):
         goal = num_files(output) + int(rng.integers(1, total // NUM_KILLS))
@@ -535,7 +494,7 @@ def test_a_killed_worker_costs_its_unit_only(sliced_sample, uninterrupted, tmp_p
     command = [sys.executable, "-m", "data_prep.fineweb"]
     options = sample_options(sliced_sample, output, 2)
     process = subprocess.Popen(command + options, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not list(output.glob(".work/segments/*.partial")):
+    while not list(output.glob(".work/parts/*.partial")):
         assert process.poll() is None
         time.sleep(0.001)
     workers = []
@@ -567,7 +526,7 @@ def test_a_unit_that_kills_every_worker_is_named_and_the_rest_is_kept(tmp_path, 
     message = capsys.readouterr().err
     assert "3 times at the same piece of work" in message and f"{tmp_path}/b.txt" in message
     assert message.count("its piece of work is done again") == 2
-    kept = (tmp_path / "out" / ".work" / "segments").glob("*.json")
+    kept = (tmp_path / "out" / ".work" / "parts").glob("*.json")
     assert {path.name for path in kept} >= {"00000-000000.json"}
 
 
@@ -580,7 +539,7 @@ def test_interrupted_by_the_user_it_ends_in_words_and_resumes(sliced_sample, uni
         text=True,
         start_new_session=True,
     )
-    while not list(output.glob(".work/segments/*.partial")):
+    while not list(output.glob(".work/parts/*.partial")):
         assert process.poll() is None
         time.sleep(0.001)
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does on Ctrl-C

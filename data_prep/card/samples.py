@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.store.documents import read_tokens
 from data_prep.store.manifest import DOCUMENTS, Manifest
-from data_prep.store.tokenizers import Tokenizer, get_tokenizer
+from data_prep.store.streams import read_tokens
+from data_prep.store.tokenizers import Tokenizer, open_tokenizer
 
 EXCERPTS_OF_SPLIT, EXCERPTS_OF_OTHERS = {"train": 4}, 2
 EXCERPT_CHARS = 400
@@ -28,21 +28,9 @@ class Excerpt(NamedTuple):
     is_whole: bool  # no text is left out
 
 
-def open_tokenizer(manifest: Manifest) -> Tokenizer:
-    """The tokenizer that made the dataset. ValueError where it is not to be had."""
-    name, expected = manifest.spec["tokenizer"], manifest.spec["tokenizer_digest"]
-    tokenizer = get_tokenizer(name)
-    if tokenizer.digest != expected:
-        raise ValueError(
-            f"tokenizer {name}: digest {tokenizer.digest}, the dataset was made with {expected}; "
-            "it would read other text out of the tokens. Bring back the tokenizer of that time."
-        )
-    return tokenizer
-
-
 def read_excerpts(directory: Path, manifest: Manifest) -> Iterator[Excerpt]:
     """From each split the documents in the middle of equal parts; fewer where it has fewer."""
-    tokenizer = open_tokenizer(manifest)
+    tokenizer = open_tokenizer(manifest.spec)
     for split in sorted(manifest.splits):
         num_documents = manifest.splits[split].num_documents
         num_parts = min(num_documents, EXCERPTS_OF_SPLIT.get(split, EXCERPTS_OF_OTHERS))

@@ -29,7 +29,8 @@ from data_prep.card.summary import (
     Summary,
 )
 from data_prep.store.locations import EMBEDDED, file_name, is_remote
-from data_prep.store.manifest import DOCUMENTS, FORMATS, INDEX, MANIFEST_NAME, Manifest
+from data_prep.store.manifest import DOCUMENTS, INDEX, MANIFEST_NAME, Manifest
+from data_prep.store.spec import FORMATS, Spec
 
 KIND = "Prepared dataset for language model pretraining"
 KIND_OF_FILE = {"bin": ".bin", "array_record": "ArrayRecord", DOCUMENTS: "table", INDEX: "index"}
@@ -54,7 +55,7 @@ def make_page(manifest: Manifest, summaries: Mapping[str, Summary], excerpts: It
         ("Documents", short(total.num_documents), f"{total.num_documents:,}"),
         ("Median document", f"{total.quantile(50):,}", f"tokens, of at most {total.max_tokens:,}"),
         ("Bytes per token", bytes_per_token(total), f"of text: {text_size(total)}"),
-        ("Vocabulary", f"{spec['vocab_size']:,}", f"ids of {shown_path(spec['tokenizer'])}"),
+        ("Vocabulary", f"{spec.vocab_size:,}", f"ids of {shown_path(spec.tokenizer)}"),
     )
     columns = ("domain", "url", total.domains), ("dump", "dump", total.dumps)
     columns += (("language", "language", total.languages),)
@@ -70,7 +71,7 @@ def make_page(manifest: Manifest, summaries: Mapping[str, Summary], excerpts: It
         Section("Files", _file_blocks(manifest)),
         Section("What to type next", _command_blocks(manifest, excerpts)),
     )
-    return Page(_title(spec["source"]), KIND, tiles, sections, _hub_metadata(manifest, total))
+    return Page(_title(spec.source), KIND, tiles, sections, _hub_metadata(manifest, total))
 
 
 def _paragraph(*parts: str | Name) -> Paragraph:
@@ -106,17 +107,17 @@ def _stream_blocks(manifest: Manifest, summaries: Mapping[str, Summary]) -> tupl
         for name, split in manifest.splits.items()
     )
     header = ("Split", "Documents", "Tokens", "Text", "Bytes per token", "Unigram entropy")
-    cut = (("cut at", f"{spec['max_tokens']:,} tokens"),) if spec["max_tokens"] else ()
+    cut = (("cut at", f"{spec.max_tokens:,} tokens"),) if spec.max_tokens else ()
     identity: tuple[tuple[Cell, ...], ...] = (
         ("fingerprint", Name(manifest.fingerprint)),
-        ("tokenizer", Name(shown_path(spec["tokenizer"]))),
-        ("tokenizer's digest", Name(spec["tokenizer_digest"])),
+        ("tokenizer", Name(shown_path(spec.tokenizer))),
+        ("tokenizer's digest", Name(spec.tokenizer_digest)),
         *cut,
     )
     return (
         _paragraph(
             "One stream of tokens a split: for each document, in the order of the input, the "
-            f"end-of-text token ({spec['end_of_text']:,}) and then the tokens of its text."
+            f"end-of-text token ({spec.end_of_text:,}) and then the tokens of its text."
         ),
         Table("Splits", header, rows),
         _paragraph(
@@ -205,15 +206,15 @@ def _count_blocks(kind: str, column: str, counts: Counts, total: Summary) -> tup
     return (table, _paragraph(note)) if note else (table,)
 
 
-def _source_blocks(spec: Mapping[str, Any]) -> tuple[Block, ...]:
-    inputs = spec["inputs"]
+def _source_blocks(spec: Spec) -> tuple[Block, ...]:
+    inputs = spec.inputs
     shown, others = inputs[:MAX_INPUTS], inputs[MAX_INPUTS:]
     rows = [(Name(shown_path(entry["path"])), _total_size([entry])) for entry in shown]
     if others:
         rows += [(f"{len(others):,} more", _total_size(others)), ("all", _total_size(inputs))]
-    pieces = [shown_path(piece.strip()) for piece in spec["source"].split(",")]
+    pieces = [shown_path(piece.strip()) for piece in spec.source.split(",")]
     more = f" and {len(pieces) - MAX_INPUTS:,} more" if len(pieces) > MAX_INPUTS else ""
-    column = spec["text_column"]  # None where the stream was not made from text
+    column = spec.text_column  # None where the stream was not made from text
     what = (", texts in the column ", Name(column)) if column else (" of tokens",)
     return (
         _paragraph(
@@ -231,7 +232,7 @@ def _source_blocks(spec: Mapping[str, Any]) -> tuple[Block, ...]:
     )
 
 
-def _total_size(inputs: list[dict[str, Any]]) -> str:
+def _total_size(inputs: Sequence[Mapping[str, Any]]) -> str:
     sizes = [entry["size"] for entry in inputs]
     return "unknown" if None in sizes else size_text(sum(sizes))
 
@@ -239,7 +240,7 @@ def _total_size(inputs: list[dict[str, Any]]) -> str:
 def _file_blocks(manifest: Manifest) -> tuple[Block, ...]:
     rows: list[tuple[Cell, ...]] = []
     for split in manifest.splits:
-        for format in (*manifest.spec["formats"], DOCUMENTS, INDEX):
+        for format in (*manifest.spec.formats, DOCUMENTS, INDEX):
             shards = manifest.shards_of(split, format)
             if shards:
                 size = size_text(sum(shard.num_bytes for shard in shards))
@@ -249,7 +250,7 @@ def _file_blocks(manifest: Manifest) -> tuple[Block, ...]:
     total = size_text(sum(shard.num_bytes for shard in manifest.shards))
     rows.append(("all", "", "", len(manifest.shards), total))
     tables = Name(f"{DOCUMENTS}_*.parquet")
-    same = "Both formats hold the same stream. " if len(manifest.spec["formats"]) > 1 else ""
+    same = "Both formats hold the same stream. " if len(manifest.spec.formats) > 1 else ""
     return (
         Table(
             "Number and size by split and format",
@@ -268,7 +269,7 @@ def _file_blocks(manifest: Manifest) -> tuple[Block, ...]:
 
 def _command_blocks(manifest: Manifest, excerpts: Sequence[Excerpt]) -> tuple[Block, ...]:
     spec = manifest.spec
-    config = "quickstart" if spec["source"] == "sample" else "gpt2_124m"
+    config = "quickstart" if spec.source == "sample" else "gpt2_124m"
     lines = [
         "DATA=path/to/this/directory",
         "",
@@ -279,7 +280,7 @@ def _command_blocks(manifest: Manifest, excerpts: Sequence[Excerpt]) -> tuple[Bl
         'python -m data_prep.check "$DATA"',
     ]
     for format in FORMATS:
-        if format not in spec["formats"]:
+        if format not in spec.formats:
             command = f'python -m data_prep.convert "$DATA" --to={format}'
             lines += ["", "# add the other format", command]
     if excerpts:
@@ -303,7 +304,7 @@ def _hub_metadata(manifest: Manifest, total: Summary) -> dict[str, object]:
     languages = [name for name in names if ISO_LANGUAGE.fullmatch(name)]
     files = [{"split": split, "path": f"{DOCUMENTS}_{split}_*.parquet"} for split in manifest.splits]
     return {
-        "pretty_name": _title(manifest.spec["source"]),
+        "pretty_name": _title(manifest.spec.source),
         **({"language": languages} if languages else {}),
         "size_categories": [size],
         "task_categories": ["text-generation"],

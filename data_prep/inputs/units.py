@@ -21,14 +21,14 @@ import pyarrow.parquet as pq
 
 from data_prep.inputs.paths import TFDS
 from data_prep.inputs.tfds import TFDSSplit
+from data_prep.store.documents import PROVENANCE
 from data_prep.store.locations import InputError, describe, file_info, file_name, open_file
-from data_prep.store.tokenizers import without_surrogates
+from data_prep.store.text import without_surrogates
 
 UNIT_BYTES = 32 << 20  # uncompressed text in one unit of a parquet file or TFDS split, roughly
 BATCH_BYTES = 4 << 20  # text in memory at a time, roughly
 BATCH_ROWS = 4096  # at most
 TAIL_BYTES = 64 << 10
-PROVENANCE = ("id", "url", "dump", "language")  # columns that are kept where the input has them
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import jax
 from jax.sharding import Mesh
 
-from data_prep.store.streams import TokenDataset
+from data_prep.store.datasets import TokenDataset
 from gpt_pretrain.data.stages import Segment
 from gpt_pretrain.model.gpt import GPTConfig
 from gpt_pretrain.parallel.mesh import BatchLayout

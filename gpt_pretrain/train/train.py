@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from data_prep.store.datasets import TokenDataset
 from data_prep.store.files import whole_file
-from data_prep.store.streams import TokenDataset
 from data_prep.store.tokenizers import Tokenizer, get_tokenizer
 from gpt_pretrain.data import loader
 from gpt_pretrain.data.batches import Batches
