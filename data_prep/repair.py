@@ -16,7 +16,7 @@ from data_prep.agreement import SHARDS
 from data_prep.cuts import shard_jobs, split_streams
 from data_prep.encoders import choose_engine
 from data_prep.engines.local import Workers, locked
-from data_prep.inputs.units import Inspection, inspect
+from data_prep.inputs.units import Inspection, input_of, inspect
 from data_prep.pages.progress import Progress
 from data_prep.parts import PARTS, PartJob, name_of, part_range, tokenize_unit
 from data_prep.shards import ShardJob
@@ -127,11 +127,8 @@ def _unit_jobs(manifest: Manifest, wanted: set[str], directory: Path) -> list[Pa
         tokenizer = open_tokenizer(spec)
     except ValueError as error:
         raise RepairError(str(error)) from error
-    found = [
-        _inspect(entry, index, spec.text_column)
-        for index, entry in enumerate(spec.inputs)
-        if any(name.startswith(f"{index:05d}-") for name in wanted)
-    ]
+    inputs = sorted({input_of(name) for name in wanted})
+    found = [_inspect(spec.inputs[index], index, spec.text_column) for index in inputs]
     jobs: list[PartJob] = []
     for job in part_jobs(found, spec, directory, choose_engine(tokenizer), "sample"):
         if isinstance(job, Unreadable):

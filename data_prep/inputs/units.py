@@ -46,6 +46,15 @@ class Unit:
         return f"{self.index:05d}-{self.first_group:06d}"
 
 
+def input_of(unit_name: str) -> int:
+    """The index, among the inputs, of the file that a unit is of.
+
+    >>> input_of(Unit("a.parquet", index=12, first_group=3).name)
+    12
+    """
+    return int(unit_name.partition("-")[0])
+
+
 @dataclass(frozen=True)
 class Inspection:
     """What can be known of an input file before reading it."""

@@ -104,11 +104,16 @@ class FileProblem:
     expected: int | str
 
     def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+    @property
+    def reason(self) -> str:
+        """What was found and expected, without the path."""
         if self.kind == "missing":
-            return f"{self.path}: missing, expected {self.expected} bytes"
+            return f"missing, expected {self.expected} bytes"
         if self.kind == "size":
-            return f"{self.path}: holds {self.found} bytes, expected {self.expected}; it was cut short or written to"
-        return f"{self.path}: digest is {self.found}, expected {self.expected}; its content was changed"
+            return f"holds {self.found} bytes, expected {self.expected}; it was cut short or written to"
+        return f"digest is {self.found}, expected {self.expected}; its content was changed"
 
 
 def file_problem(path: str | os.PathLike, num_bytes: int, digest: str, *, read: bool = True) -> FileProblem | None:

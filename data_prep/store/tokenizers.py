@@ -96,6 +96,7 @@ def open_tokenizer(spec: Spec) -> Tokenizer:
     if tokenizer.digest != spec.tokenizer_digest:
         raise ValueError(
             f"tokenizer {spec.tokenizer}: digest {tokenizer.digest}, the dataset was made with "
-            f"{spec.tokenizer_digest}; it would read other text out of the tokens. Bring back the tokenizer of that time."
+            f"{spec.tokenizer_digest}; it would read other text out of the tokens. "
+            "Bring back the tokenizer of that time."
         )
     return tokenizer

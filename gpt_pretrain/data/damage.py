@@ -39,5 +39,8 @@ def damaged_files(plan: Plan, datasets: Mapping[str, TokenDataset], step: int) -
         for number in np.unique(addresses.files_of(edges)).tolist():
             shard, path = shards[number], Path(dataset.directory, shards[number].name)
             if problem := file_problem(path, shard.num_bytes, shard.digest):
-                problems.append(f"{problem}. `python -m data_prep.check {dataset.directory} --repair` makes it again.")
+                problems.append(
+                    f"{path}: is not what its manifest says ({problem.reason}). "
+                    f"`python -m data_prep.check {dataset.directory} --repair` makes it again."
+                )
     return problems
