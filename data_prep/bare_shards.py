@@ -40,7 +40,7 @@ def find_files(named: str, num_shards: int | None = None) -> dict[str, list[str]
     Raises InputError: nothing there, nothing to train on, or fewer than `num_shards`.
     """
     pieces = [piece.strip() for piece in PRESETS.get(named, named).split(",")]
-    patterns = ",".join(map(_pattern, pieces))
+    patterns = ",".join(map(pattern_of, pieces))
     paths = expand(patterns, (".bin",), " and ".join(PRESETS))
     paths.sort(key=lambda path: (file_name(path), path))
     splits = splits_by_name(paths, named)
@@ -50,7 +50,7 @@ def find_files(named: str, num_shards: int | None = None) -> dict[str, list[str]
     return splits | {"train": train[:num_shards]}
 
 
-def _pattern(piece: str) -> str:
+def pattern_of(piece: str) -> str:
     """A directory, here or elsewhere, means the .bin files in it."""
     remote = is_remote(piece) and "*" not in piece and not file_name(piece).endswith(".bin")
     if remote or os.path.isdir(piece):

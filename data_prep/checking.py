@@ -77,7 +77,7 @@ def _contradictions(directory: Path, manifest: Manifest, findings: Mapping[str, 
             found = [findings[shard.name] for shard in manifest.shards_of(name, format)]
             whole = bool(found) and all(finding.problem is None for finding in found)
             for finding in found:
-                # A token file is read on into the next one, whose damage was said already.
+                # A token file is read on into the next one, whose damage is named already.
                 if whole or format not in FORMATS:
                     yield from finding.contradictions
             if whole and format == DOCUMENTS:

@@ -1,4 +1,4 @@
-"""A full disk, said with numbers."""
+"""A full disk, in numbers: what is free, and about what is needed."""
 
 import errno
 import os
