@@ -20,13 +20,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.parts import DOCUMENT_COLUMNS
 from data_prep.store import manifest as manifest_lib
 from data_prep.store.document_index import index_table, write_index
-from data_prep.store.documents import GROUP_ROWS, DocumentTables
+from data_prep.store.documents import DOCUMENT_COLUMNS, GROUP_ROWS, DocumentTables
 from data_prep.store.manifest import DOCUMENTS, INDEX, Manifest, Shard, Split
+from data_prep.store.spec import Spec
 
 SHARD_TOKENS, NUM_ROWS = 100_000_000, 150_000
+
+SPEC = Spec(
+    source="benchmark",
+    inputs=(),
+    tokenizer="gpt2",
+    tokenizer_digest="",
+    vocab_size=50257,
+    end_of_text=50256,
+    text_column="text",
+    formats=("bin",),
+    bin_header="short",
+    shard_tokens=SHARD_TOKENS,
+    record_tokens=2048,
+    record_compression="none",
+    val_tokens=0,
+)
 
 
 def uuid_of(index: int, row: int) -> str:
@@ -68,7 +84,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         shards = [shard for index in range(args.num_tables) for shard in write_table(folder, index, rng)]
         split = Split(args.num_tables * SHARD_TOKENS, args.num_tables * NUM_ROWS, "", 0.0)
-        manifest_lib.save(Manifest(2, "fineweb", {}, {"train": split}, tuple(shards), ""), folder)
+        manifest_lib.save(
+            Manifest(manifest_lib.FORMAT_VERSION, "fineweb", SPEC, {"train": split}, tuple(shards), ""), folder
+        )
         os.sync()
         for shard in shards:
             descriptor = os.open(f"{folder}/{shard.name}", os.O_RDONLY)

@@ -27,8 +27,9 @@ import grain
 import numpy as np
 
 from data_prep.store import token_bin
+from data_prep.store.datasets import open_dataset
 from data_prep.store.manifest import load as load_manifest
-from data_prep.store.streams import BinSource, TokenSource, open_dataset
+from data_prep.store.streams import BinSource, TokenSource
 from data_prep.store.token_records import record_prefix
 from gpt_pretrain.data import loader
 from gpt_pretrain.data.batches import Batches
@@ -136,7 +137,7 @@ def speeds(args) -> dict[str, dict[str, float]]:
     shards = {name: manifest.shards_of("train", name) for name in sources}
     paths = {name: [os.path.join(args.data_dir, shard.name) for shard in shards[name]] for name in sources}
     tokens = np.asarray(token_bin.open_tokens(paths["bin"][0]))  # the plain contenders read one shard
-    record_tokens = manifest.spec["record_tokens"]
+    record_tokens = manifest.spec.record_tokens
     contenders = {
         "bare gather": lambda: bare_gather(tokens, args),
         "bare slices": lambda: bare_slices(tokens, args),

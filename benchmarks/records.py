@@ -16,7 +16,7 @@ import time
 import numpy as np
 
 from data_prep.store import manifest as manifest_lib
-from data_prep.store.documents import read_tokens
+from data_prep.store.streams import read_tokens
 from data_prep.store.token_bin import token_dtype
 from data_prep.store.token_records import COMPRESSION, open_records, write_records
 
@@ -36,7 +36,7 @@ def main() -> int:
     manifest = manifest_lib.load(args.data_dir)
     num_tokens = min(args.num_tokens, manifest.splits["train"].num_tokens)
     tokens = read_tokens(args.data_dir, manifest, "train", 0, num_tokens)
-    dtype = token_dtype(manifest.spec["vocab_size"])
+    dtype = token_dtype(manifest.spec.vocab_size)
     rng = np.random.default_rng(0)
     found: dict[str, dict[str, list[float]]]
     found = {name: {"write MB/s": [], "size": [], "records/s": []} for name in COMPRESSION}

@@ -38,7 +38,7 @@ def random_data(config, num_tokens: int = 10**7):
     """Stands in for a dataset: uniformly distributed ids of GPT-2's vocabulary, as far as the model has it."""
     import numpy as np
 
-    from data_prep.store.streams import TokenDataset
+    from data_prep.store.datasets import TokenDataset
     from gpt_pretrain.data.stages import Stage, Stream
     from gpt_pretrain.train.opened_data import OpenedData
 

@@ -5,30 +5,27 @@ One may go on in the files that follow, and a stream may begin inside one: its f
 has no end-of-text token. Files with `val` in their names are the validation split.
 """
 
-import hashlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
-from data_prep.cuts import StoredStream
-from data_prep.engines.local import Report, Workers
+from data_prep.agreement import confirm_complete
+from data_prep.downloads import DownloadJob, download
+from data_prep.engines.local import Workers
 from data_prep.inputs.paths import expand
-from data_prep.options import Options, make_spec
+from data_prep.options import Options
+from data_prep.outcome import Outcome
 from data_prep.pages.progress import Progress
-from data_prep.parts import DOCUMENT_COLUMNS
-from data_prep.pipeline import Outcome, confirm_complete, inspect_all
-from data_prep.shards import CHUNK_TOKENS, Piece, write_documents
-from data_prep.store.files import digest_of, whole_file
+from data_prep.scanning import Scan, ScanJob, scan
+from data_prep.store.datasets import splits_by_name
 from data_prep.store.locations import InputError, file_name, is_remote
-from data_prep.store.locations import download as download_file
-from data_prep.store.manifest import DOCUMENTS, Manifest
-from data_prep.store.token_bin import open_tokens, read_header
+from data_prep.store.manifest import Manifest
+from data_prep.store.spec import Spec
+from data_prep.store.streams import StoredStream
+from data_prep.store.token_bin import read_header
 from data_prep.store.tokenizers import get_tokenizer
+from data_prep.tokenizing import inspect_all
 from data_prep.writing import run_to_the_end
 
 PRESETS = {name: f"hf://datasets/kjj0/{name}/*.bin" for name in ("fineweb100B-gpt2", "fineweb10B-gpt2")}
@@ -43,20 +40,17 @@ def find_files(named: str, num_shards: int | None = None) -> dict[str, list[str]
     Raises InputError: nothing there, nothing to train on, or fewer than `num_shards`.
     """
     pieces = [piece.strip() for piece in PRESETS.get(named, named).split(",")]
-    patterns = ",".join(map(_pattern, pieces))
+    patterns = ",".join(map(pattern_of, pieces))
     paths = expand(patterns, (".bin",), " and ".join(PRESETS))
     paths.sort(key=lambda path: (file_name(path), path))
-    val = [path for path in paths if "val" in file_name(path)]
-    train = [path for path in paths if path not in set(val)]
-    if not train:
-        raise InputError(f"{named}: every file has 'val' in its name; none is left to train on")
+    splits = splits_by_name(paths, named)
+    train = splits["train"]
     if num_shards is not None and num_shards > len(train):
         raise InputError(f"{named}: holds {len(train)} training shards, --num_shards={num_shards}")
-    splits = {"train": train[:num_shards], "val": val}
-    return {split: files for split, files in splits.items() if files}
+    return splits | {"train": train[:num_shards]}
 
 
-def _pattern(piece: str) -> str:
+def pattern_of(piece: str) -> str:
     """A directory, here or elsewhere, means the .bin files in it."""
     remote = is_remote(piece) and "*" not in piece and not file_name(piece).endswith(".bin")
     if remote or os.path.isdir(piece):
@@ -94,7 +88,7 @@ class BareShards:
         except InputError:  # the files may be gone by now
             return confirm_complete(output, self._spec(), None)
 
-    def spec(self, output: Path) -> dict[str, Any]:
+    def spec(self, output: Path) -> Spec:
         """What the dataset in `output` is made from, and how.
 
         Raises ValueError: a file is not there, is no .bin file, or is in `output` itself.
@@ -112,11 +106,10 @@ class BareShards:
             self._entries[path] = inspection.identity
         return self._spec()
 
-    def _spec(self) -> dict[str, Any]:
-        spec = make_spec(self._options, self._tokenizer, list(self._entries.values()))
+    def _spec(self) -> Spec:
+        spec = self._options.spec(self._tokenizer, list(self._entries.values()))
         # Nobody knows what the texts were cut from, and the files' names say what val is.
-        unknown = {"text_column": None, "val_tokens": None}
-        return spec | unknown | {"num_shards": self._num_shards}
+        return replace(spec, text_column=None, val_tokens=None, num_shards=self._num_shards)
 
     def read(self, work: Path, workers: Workers) -> tuple[dict[str, StoredStream], dict[str, StoredStream]]:
         """Of each split the tokens, and its documents: see `write_dataset`.
@@ -161,7 +154,15 @@ class BareShards:
             for index, path in enumerate(self._entries)
         }
         remote = [self._entries[path] for path in local if is_remote(path)]
-        jobs = [DownloadJob(entry["path"], local[entry["path"]], entry["size"], entry["version"]) for entry in remote]
+        jobs = [
+            DownloadJob(
+                path=entry["path"],
+                target=local[entry["path"]],
+                size=entry["size"],
+                version=entry["version"],
+            )
+            for entry in remote
+        ]
         if jobs:
             directory.mkdir(exist_ok=True)
             progress = Progress("download", sum(job.size for job in jobs))
@@ -173,114 +174,4 @@ class BareShards:
 
     def finish(self, manifest: Manifest) -> Manifest:
         """The manifest with the digests of the files."""
-        return replace(manifest, spec=manifest.spec | {"inputs": list(self._entries.values())})
-
-
-@dataclass(frozen=True)
-class DownloadJob:
-    path: str
-    target: str
-    size: int  # in bytes
-    version: str  # sha256 of the file where the Hub says it
-
-
-def download(job: DownloadJob, report: Report) -> None:
-    """Puts a remote .bin file at `target`, unless it is there already.
-
-    Raises InputError: it does not arrive, or is not what was listed or no .bin file.
-    """
-    if not os.path.exists(job.target):
-        with whole_file(job.target) as partial:
-            download_file(job.path, partial, lambda num_bytes: report(0, 0, num_bytes, num_bytes))
-            _check_download(job, partial)
-    else:
-        report(0, 0, 0, job.size)
-
-
-def _check_download(job: DownloadJob, partial: Path) -> None:
-    size = partial.stat().st_size
-    if size != job.size:
-        raise InputError(f"{job.path}: {size} bytes arrived, expected {job.size}")
-    try:
-        read_header(partial)
-    except ValueError as error:
-        raise InputError(str(error).replace(str(partial), job.path)) from error
-    if len(job.version) == 64:
-        with open(partial, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != job.version:
-            raise InputError(f"{job.path}: arrived with sha256 {found}, expected {job.version}")
-
-
-@dataclass(frozen=True)
-class ScanJob:
-    path: str  # as the user named it
-    files: tuple[str, ...]  # itself, and those that follow in the split: where they are here
-    is_first: bool  # of the split
-    tokenizer: str
-    vocab_size: int
-    end_of_text: int
-    table: str  # what to write
-
-
-@dataclass(frozen=True)
-class Scan:
-    """A file's tokens, and the table of the documents that begin there."""
-
-    tokens: Piece
-    table: Piece
-
-
-def scan(job: ScanJob, report: Report) -> Scan:
-    """Reads a file once: its digest, whether its ids are the tokenizer's, and its documents.
-
-    `row` counts the documents that begin in the file. Raises InputError for ids out of range.
-    """
-    digest, num_tokens = digest_of(job.files[0]), 0
-    starts = [np.empty(0, np.int64)]
-    for chunk in _chunks(job.files[0]):
-        if chunk.max() >= job.vocab_size:
-            place = int(np.argmax(chunk >= job.vocab_size))
-            raise InputError(
-                f"{job.path}: token {num_tokens + place} is {chunk[place]}, but tokenizer "
-                f"{job.tokenizer} has ids below {job.vocab_size}. Name the one that made the file "
-                "by --tokenizer, or copy the file again."
-            )
-        starts.append(np.flatnonzero(chunk == job.end_of_text) + num_tokens)
-        num_tokens += len(chunk)
-        report(0, len(chunk), chunk.nbytes, len(chunk))
-    starts_D = np.concatenate(starts)
-    if job.is_first and starts_D[:1].tolist() != [0]:
-        starts_D = np.insert(starts_D, 0, 0)  # begun in a file that nobody gave us
-    end = num_tokens + (_tail(job) if len(starts_D) else 0)
-    num_documents = len(starts_D)
-    known = {
-        "start": starts_D,
-        "length": np.diff(starts_D, append=end),
-        "source_file": pa.repeat(pa.scalar(job.path, pa.string()), num_documents),
-        "row": np.arange(num_documents),
-    }
-    columns = [known.get(c.name, pa.nulls(num_documents, c.type)) for c in DOCUMENT_COLUMNS]
-    write_documents(job.table, pa.table(columns, schema=DOCUMENT_COLUMNS))
-    return Scan(
-        Piece(job.files[0], "bin", digest, 0, num_tokens),
-        Piece(job.table, DOCUMENTS, digest_of(job.table), 0, num_tokens),
-    )
-
-
-def _tail(job: ScanJob) -> int:
-    """How many tokens of the files that follow belong to this one's last document."""
-    num_tokens = 0
-    for path in job.files[1:]:
-        for chunk in _chunks(path):
-            ends = np.flatnonzero(chunk == job.end_of_text)
-            if len(ends):
-                return num_tokens + int(ends[0])
-            num_tokens += len(chunk)
-    return num_tokens
-
-
-def _chunks(path: str) -> Iterator[np.ndarray]:
-    tokens = np.asarray(open_tokens(path))
-    for start in range(0, len(tokens), CHUNK_TOKENS):
-        yield tokens[start : start + CHUNK_TOKENS]
+        return replace(manifest, spec=replace(manifest.spec, inputs=tuple(self._entries.values())))

@@ -1,21 +1,16 @@
 """`python -m data_prep.convert IN OUT`: shards that are there -> a new prepared dataset."""
 
 import argparse
-import os
-import shutil
 import sys
 import time
-from pathlib import Path
-from typing import Any
 
-from data_prep.bare_shards import PRESETS, BareShards
-from data_prep.engines.local import WorkerDied, Workers, all_cores, locked
-from data_prep.fineweb import count, summary
-from data_prep.options import Options
-from data_prep.pipeline import Outcome, agree_on_spec, disk_full, is_disk_full, refuse_strays
-from data_prep.prepared_dataset import CHANGEABLE, PreparedDataset
-from data_prep.store.manifest import MANIFEST_NAME, WORK_DIR
-from data_prep.writing import publish, write_dataset
+from data_prep.arguments import count
+from data_prep.bare_shards import PRESETS
+from data_prep.conversion import convert
+from data_prep.engines.local import WorkerDied, all_cores
+from data_prep.finishing import finish
+from data_prep.outcome import summary
+from data_prep.prepared_dataset import CHANGEABLE
 
 DESCRIPTION = """\
 Writes a prepared dataset from the shards of another one, or from .bin shards made elsewhere: .bin
@@ -36,76 +31,6 @@ examples:
   python -m data_prep.convert --input='hf://datasets/kjj0/fineweb10B-gpt2/*.bin' data/fineweb10B
   python -m data_prep.convert 'llm.c/dev/data/fineweb10B/*.bin' data/fineweb10B --formats=bin
 """
-
-
-def open_origin(
-    source: str, changes: dict[str, Any], tokenizer: str | None, num_shards: int | None
-) -> PreparedDataset | BareShards:
-    """What IN is. Raises ValueError for options that it cannot have."""
-    if not any(os.path.exists(os.path.join(source, n)) for n in (MANIFEST_NAME, WORK_DIR)):
-        options = Options(source, 0, tokenizer=tokenizer or "gpt2", **changes)
-        return BareShards(options, num_shards)
-    if num_shards is not None:
-        raise ValueError(f"{source}: a prepared dataset is converted whole, without --num_shards")
-    origin = PreparedDataset(source, changes)
-    there = origin.spec(Path())["tokenizer"]
-    if tokenizer not in (None, there):
-        raise ValueError(
-            f"{source}: was prepared by the tokenizer {there}, and ids do not become "
-            f"{tokenizer}'s. Leave --tokenizer out, or prepare the text again."
-        )
-    return origin
-
-
-def convert(
-    source: str,
-    output_dir: str,
-    changes: dict[str, Any],
-    num_workers: int,
-    *,
-    tokenizer: str | None = None,
-    num_shards: int | None = None,
-) -> Outcome:
-    """Makes a prepared dataset of the shards that `source` names, or finishes making it.
-
-    Args:
-      source: IN, as the command line takes it.
-      changes: the values of CHANGEABLE that differ from IN's, or from the defaults of `Options`.
-      tokenizer: of shards without a manifest; None is gpt2.
-      num_shards: how many training shards of those; None is all.
-
-    Raises:
-      ValueError: a user's mistake, before any work, or damaged input; what is done is kept.
-      engines.WorkerDied: a worker process was killed.
-    """
-    if "://" in output_dir:
-        raise ValueError(f"{output_dir}: write into a directory of this machine, not a URL")
-    output, work = Path(output_dir), Path(output_dir, WORK_DIR)
-    if os.path.realpath(source) == os.path.realpath(output):
-        raise ValueError(f"{output_dir}: is both IN and OUT; write into another directory")
-    origin = open_origin(source, changes, tokenizer, num_shards)
-    if (output / MANIFEST_NAME).exists():
-        return origin.confirm(output)
-    spec = origin.spec(output)
-    if not (work / "spec.json").exists():
-        refuse_strays(output)
-    try:
-        with locked(work), Workers(num_workers, work) as workers:
-            agree_on_spec(spec, output, work)
-            tokens, tables = origin.read(work, workers)
-            manifest = write_dataset(tokens, spec, output, work / "shards", workers, tables)
-            try:
-                manifest = origin.finish(manifest)
-            except ValueError:
-                # The notes call files whole that came of something else than they say.
-                shutil.rmtree(work / "shards")
-                raise
-            publish(manifest, output, num_workers)
-    except Exception as error:
-        if not is_disk_full(error):
-            raise
-        raise disk_full(output, error, origin.num_tokens) from error
-    return Outcome(manifest, False)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -152,20 +77,21 @@ def main(argv: list[str] | None = None) -> int:
     if args.formats is not None:
         changes["formats"] = tuple(args.formats.split(","))
     num_workers = all_cores() if args.num_workers is None else args.num_workers
-    options = {"tokenizer": args.tokenizer, "num_shards": args.num_shards}
     start = time.monotonic()
     try:
         if num_workers < 1:
             raise ValueError(f"--num_workers={num_workers}: expected at least 1")
-        outcome = convert(source, output_dir, changes, num_workers, **options)
+        outcome = convert(
+            source, output_dir, changes, num_workers, tokenizer=args.tokenizer, num_shards=args.num_shards
+        )
+        finish(output_dir, num_workers)
     except (ValueError, OSError, WorkerDied) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted; what is complete is kept, the same command continues.", file=sys.stderr)
         return 130
-    made_of = outcome.manifest.spec["source"]
-    print(summary(outcome, made_of, output_dir, time.monotonic() - start))
+    print(summary(outcome, outcome.manifest.spec.source, output_dir, time.monotonic() - start))
     return 0
 
 

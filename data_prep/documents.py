@@ -5,8 +5,9 @@ import json
 import sys
 from dataclasses import asdict
 
-from data_prep.store.documents import Document, DocumentTables, read_tokens
+from data_prep.store.documents import Document, DocumentTables
 from data_prep.store.manifest import Manifest, load
+from data_prep.store.streams import read_tokens
 from data_prep.store.tokenizers import get_tokenizer
 
 
@@ -52,8 +53,8 @@ def main(argv: list[str] | None = None) -> int:
 def _text(directory: str, manifest: Manifest, document: Document) -> str:
     end = document.start + document.length
     ids = read_tokens(directory, manifest, document.split, document.start, end)
-    start = int(len(ids) > 0 and ids[0] == manifest.spec["end_of_text"])
-    return get_tokenizer(manifest.spec["tokenizer"]).decode(ids[start:])
+    start = int(len(ids) > 0 and ids[0] == manifest.spec.end_of_text)
+    return get_tokenizer(manifest.spec.tokenizer).decode(ids[start:])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Batches of texts -> token ids, fast: gigatoken where it can, else the tokenizer text by text.
 
-Both give the ids that `tokenizers.py` defines. gigatoken's are not taken on trust: a sample of
+Both give the ids that `store/tokenizers.py` defines. gigatoken's are not taken on trust: a sample of
 every unit is encoded again by the tokenizer itself, and a difference stops the preparation.
 """
 
@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep.inputs.units import text_bytes
+from data_prep.store.byte_pairs import BytePairTokenizer
 from data_prep.store.tokenizers import Tokenizer
 
 ENGINES = ("auto", "gigatoken", "tiktoken")
@@ -40,8 +41,6 @@ class TextByText:
     """The tokenizer itself, a text at a time: the reference."""
 
     def __init__(self, tokenizer: Tokenizer):
-        from data_prep.store.tokenizers import BytePairTokenizer
-
         self.name = "tiktoken" if isinstance(tokenizer, BytePairTokenizer) else tokenizer.name
         self._tokenizer = tokenizer
 

@@ -5,8 +5,10 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from data_prep.arguments import count
+
 if TYPE_CHECKING:
-    from data_prep.pipeline import Outcome
+    from data_prep.outcome import Outcome
 
 DESCRIPTION = """\
 Turns text into a prepared dataset: one stream of tokens, stored as .bin shards and as ArrayRecord
@@ -35,6 +37,17 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    _add_input_and_output(parser)
+    _add_tokenizer(parser)
+    _add_stream_and_files(parser)
+    parser.add_argument("--num_workers", type=count, help="processes (default: all cores)")
+    parser.add_argument(
+        "--text_column", default="text", help="column, key or feature of the text (default: %(default)s)"
+    )
+    return parser
+
+
+def _add_input_and_output(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--input",
@@ -57,6 +70,10 @@ def make_parser() -> argparse.ArgumentParser:
         choices=["short", "llmc"],
         help="header of .bin files: 12 bytes, or llm.c's 1024 (default: %(default)s)",
     )
+
+
+def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--tokenizer",
         default="gpt2",
@@ -76,6 +93,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="which documents the reference encodes again to check gigatoken (default: %(default)s"
         ", one in 1,024 and at least one of each piece of work)",
     )
+
+
+def _add_stream_and_files(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--shard_tokens",
         type=count,
@@ -105,70 +126,21 @@ def make_parser() -> argparse.ArgumentParser:
         choices=["none", "zstd"],
         help="of ArrayRecord; zstd: 0.7 of the size, read at half the speed (default: %(default)s)",
     )
-    add("--num_workers", type=count, help="processes (default: all cores)")
-    add(
-        "--text_column",
-        default="text",
-        help="column, key or feature of the text (default: %(default)s)",
-    )
-    return parser
-
-
-def count(text: str) -> int:
-    """100000, 100_000 or 1e5."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = float(text)
-        if value != int(value):
-            raise ValueError(text) from None
-    return int(value)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done or already complete, 1 an error the user can remove, 130 Ctrl-C."""
     args = make_parser().parse_args(argv)
     # Only now: --help must not wait for pyarrow.
-    from data_prep.engines.local import WorkerDied, all_cores
-    from data_prep.inputs.paths import find_preset
-    from data_prep.options import Options
-    from data_prep.pipeline import prepare
+    from data_prep.engines.local import WorkerDied
+    from data_prep.outcome import summary
 
     start = time.monotonic()
     try:
-        preset = find_preset(args.input)
-        output_dir = args.output_dir or (preset.output_dir if preset else None)
-        if output_dir is None:
-            raise ValueError(f"--input={args.input} is no preset, so say where to: --output_dir=...")
-        num_workers = all_cores() if args.num_workers is None else args.num_workers
-        if num_workers < 1:
-            raise ValueError(f"--num_workers={num_workers}: expected at least 1")
-        val_tokens = args.val_tokens
-        if val_tokens is None:
-            val_tokens = preset.val_tokens if preset else DEFAULT_VAL_TOKENS
-        options = Options(
-            source=args.input,
-            val_tokens=val_tokens,
-            max_tokens=args.max_tokens,
-            formats=tuple(args.formats.split(",")),
-            bin_header=args.bin_header,
-            tokenizer=args.tokenizer,
-            shard_tokens=args.shard_tokens,
-            record_tokens=args.record_tokens,
-            record_compression=args.record_compression,
-            text_column=args.text_column,
-        )
-        patterns = preset.patterns if preset else args.input
-        outcome = prepare(
-            options,
-            patterns,
-            output_dir,
-            num_workers,
-            engine=args.tokenizer_engine,
-            verify=args.verify_tokenizer,
-        )
+        outcome, output_dir = _prepare(args)
     except (ValueError, OSError, WorkerDied) as error:
-        return _fail(str(error))
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\ninterrupted; what is complete is kept, the same command continues.", file=sys.stderr)
         return 130
@@ -176,29 +148,46 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 1
+def _prepare(args: argparse.Namespace) -> tuple["Outcome", str]:
+    """What came of it, and where it is."""
+    from data_prep.engines.local import all_cores
+    from data_prep.finishing import finish
+    from data_prep.inputs.paths import find_preset
+    from data_prep.options import Options
+    from data_prep.pipeline import prepare
 
-
-def summary(outcome: "Outcome", source: str, output_dir: str, seconds: float) -> str:
-    """The one line that a run ends with."""
-    from data_prep.pages.numbers import duration
-
-    config = "quickstart" if source == "sample" else "gpt2_124m"
-    command = f"python -m gpt_pretrain.main --gin_file=configs/{config}.gin --data_dir={output_dir}"
-    splits = outcome.manifest.splits
-    sizes = ", ".join(f"{split} {splits[split].num_tokens:,}" for split in splits)
-    if outcome.was_complete:
-        return f"{output_dir}: already complete ({sizes} tokens); nothing to do. Next: {command}"
-    skipped = [f"{outcome.num_null:,} null texts"] if outcome.num_null else []
-    skipped += [f"{outcome.num_empty:,} empty texts"] if outcome.num_empty else []
-    documents = sum(split.num_documents for split in splits.values())
-    return (
-        f"{output_dir}: {documents:,} documents, {sizes} tokens in {duration(seconds)}"
-        + (f"; skipped {' and '.join(skipped)}" if skipped else "")
-        + f". Next: {command}"
+    preset = find_preset(args.input)
+    output_dir = args.output_dir or (preset.output_dir if preset else None)
+    if output_dir is None:
+        raise ValueError(f"--input={args.input} is no preset, so say where to: --output_dir=...")
+    num_workers = all_cores() if args.num_workers is None else args.num_workers
+    if num_workers < 1:
+        raise ValueError(f"--num_workers={num_workers}: expected at least 1")
+    val_tokens = args.val_tokens
+    if val_tokens is None:
+        val_tokens = preset.val_tokens if preset else DEFAULT_VAL_TOKENS
+    options = Options(
+        source=args.input,
+        val_tokens=val_tokens,
+        max_tokens=args.max_tokens,
+        formats=tuple(args.formats.split(",")),
+        bin_header=args.bin_header,
+        tokenizer=args.tokenizer,
+        shard_tokens=args.shard_tokens,
+        record_tokens=args.record_tokens,
+        record_compression=args.record_compression,
+        text_column=args.text_column,
     )
+    outcome = prepare(
+        options,
+        preset.patterns if preset else args.input,
+        output_dir,
+        num_workers,
+        engine=args.tokenizer_engine,
+        verify=args.verify_tokenizer,
+    )
+    finish(output_dir, num_workers)
+    return outcome, output_dir
 
 
 if __name__ == "__main__":

@@ -5,13 +5,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data_prep.cuts import StoredStream, dataset_stream
+from data_prep.agreement import confirm_complete
 from data_prep.engines.local import Report, Workers
 from data_prep.options import Options
-from data_prep.pages.progress import Progress
-from data_prep.pipeline import Outcome, confirm_complete
-from data_prep.store.files import digest_of
+from data_prep.outcome import Outcome
+from data_prep.pages.progress import Done, Progress
+from data_prep.store.files import file_problem
 from data_prep.store.manifest import DOCUMENTS, Manifest, load
+from data_prep.store.spec import Spec
+from data_prep.store.streams import StoredStream, stored_stream
 from data_prep.writing import run_to_the_end
 
 CHANGEABLE = ("formats", "bin_header", "shard_tokens", "record_tokens", "record_compression")
@@ -27,10 +29,9 @@ class PreparedDataset:
     def __init__(self, directory: str, changes: dict[str, Any]):
         self._directory, self._manifest = directory, load(directory)
         spec = self._manifest.spec
-        kept = {name: spec[name] for name in CHANGEABLE}
-        options = Options(source=spec["source"], val_tokens=0, **(kept | changes))
-        new = {name: getattr(options, name) for name in CHANGEABLE}
-        self._spec = spec | new | {"formats": list(options.formats)}
+        kept = {name: getattr(spec, name) for name in CHANGEABLE}
+        options = Options(source=spec.source, val_tokens=0, **(kept | changes))
+        self._spec = replace(spec, **{name: getattr(options, name) for name in CHANGEABLE})
 
     @property
     def num_tokens(self) -> int:
@@ -41,7 +42,7 @@ class PreparedDataset:
         """The complete dataset in `output`; ValueError where it is another one."""
         return confirm_complete(output, self._spec, (), self._manifest.fingerprint)
 
-    def spec(self, output: Path) -> dict[str, Any]:
+    def spec(self, output: Path) -> Spec:
         """The spec of the dataset in `output`: this one's, with the changes."""
         return self._spec
 
@@ -50,7 +51,7 @@ class PreparedDataset:
 
         Raises ValueError: a file is not what the manifest says. Names all of them.
         """
-        format = self._manifest.spec["formats"][0]
+        format = self._manifest.spec.formats[0]
         jobs = [
             FileJob(os.path.join(self._directory, shard.name), shard.num_bytes, shard.digest)
             for shard in self._manifest.shards
@@ -62,7 +63,7 @@ class PreparedDataset:
         except ValueError as error:
             raise ValueError(f"{error}\n{self._advice()}") from error
         tokens, tables = (
-            {split: dataset_stream(self._directory, self._manifest, split, kind) for split in self._manifest.splits}
+            {split: stored_stream(self._directory, self._manifest, split, kind) for split in self._manifest.splits}
             for kind in (format, DOCUMENTS)
         )
         return tokens, tables
@@ -96,12 +97,6 @@ class FileJob:
 
 def verify(job: FileJob, report: Report) -> None:
     """ValueError unless the file is what the manifest says."""
-    if not os.path.isfile(job.path):
-        raise ValueError(f"{job.path}: missing, but the manifest names it")
-    size = os.path.getsize(job.path)
-    if size != job.num_bytes:
-        raise ValueError(f"{job.path}: holds {size} bytes, the manifest says {job.num_bytes}")
-    digest = digest_of(job.path)
-    if digest != job.digest:
-        raise ValueError(f"{job.path}: digest is {digest}, the manifest says {job.digest}")
-    report(0, 0, size, size)
+    if problem := file_problem(job.path, job.num_bytes, job.digest):
+        raise ValueError(str(problem))
+    report(Done(text_bytes=job.num_bytes, work=job.num_bytes))

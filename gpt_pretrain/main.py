@@ -32,7 +32,9 @@ SHORTHANDS = [
     Shorthand("num_tokens", "train.num_tokens", parse_count, "COUNT", "tokens to train on; 1e9 is understood (10e9)"),
     Shorthand("optimizer.lr", "optimizer.lr", float, "FLOAT", "peak learning rate (6e-4)"),
     Shorthand("optimizer.weight_decay", "optimizer.weight_decay", float, "FLOAT", "decay of matrices (0.1)"),
-    Shorthand("optimizer.warmup_steps", "optimizer.warmup_steps", int, "INT", "steps of warm-up (700, less on short runs)"),
+    Shorthand(
+        "optimizer.warmup_steps", "optimizer.warmup_steps", int, "INT", "steps of warm-up (700; short runs: less)"
+    ),
     Shorthand("data_dir", "data.dir", str, "DIR", "prepared dataset, or directory or glob of .bin files"),
     Shorthand("save_dir", "train.save_dir", str, "DIR", "where checkpoints and curves go"),
     Shorthand("save_interval", "train.save_interval", int, "INT", "steps between checkpoints (1000)"),

@@ -12,7 +12,7 @@ import sys
 import time
 
 from data_prep.pages.numbers import duration, short
-from data_prep.pages.progress import Progress
+from data_prep.pages.progress import Done, Progress
 from gpt_pretrain.history.differences import compare_runs
 from gpt_pretrain.history.opened_run import NUMBERING, OpenedRun, add_data_dir
 from gpt_pretrain.history.replayed import ReplayedBatch, describe_mismatch, is_as_the_ledger_says, replay
@@ -76,7 +76,8 @@ def _compare(run: OpenedRun, other: OpenedRun, args: argparse.Namespace) -> int:
 
 def _replay(run: OpenedRun, args: argparse.Namespace) -> int:
     steps = _steps(run, args)
-    progress = _Progress(run.plan.tokens_before(steps.stop) - run.plan.tokens_before(steps.start))
+    num_tokens = run.plan.tokens_before(steps.stop) - run.plan.tokens_before(steps.start)
+    progress = _Progress("replay", num_tokens, in_tokens=True)
     unequal: list[ReplayedBatch] = []
     start = time.monotonic()
     for batches in replay(run, steps.start, steps.stop, with_rows=args.jsonl, num_threads=args.num_workers):
@@ -88,11 +89,11 @@ def _replay(run: OpenedRun, args: argparse.Namespace) -> int:
             if args.verify and not is_as_the_ledger_says(run, batch):
                 unequal.append(batch)
         done = batches[-1].step_index + 1
-        progress.show(done - steps.start, run.plan.tokens_before(done) - run.plan.tokens_before(steps.start))
+        num_read = run.plan.tokens_before(done) - run.plan.tokens_before(steps.start)
+        progress.set(Done(tokens=num_read, work=done - steps.start))
     progress.close()
     secs = max(time.monotonic() - start, 1e-9)
     updates = f"updates {steps.start + 1} to {steps.stop}" if len(steps) > 1 else f"update {steps.stop}"
-    num_tokens = progress.total_work
     speed = f"{short(num_tokens)} tokens in {secs:.1f} s, {short(round(num_tokens / secs))} tokens/s"
     # The summary must not become a part of the list.
     stream = sys.stderr if args.list or args.jsonl else sys.stdout
@@ -123,23 +124,12 @@ def _steps(run: OpenedRun, args: argparse.Namespace) -> range:
 class _Progress(Progress):
     """In updates and tokens."""
 
-    def __init__(self, num_tokens: int):
-        super().__init__("replay", num_tokens, in_tokens=True)
-        self._num_updates = 0
-        self._began = time.monotonic()
-
-    def show(self, num_updates: int, num_tokens: int) -> None:
-        """How many were read until now."""
-        self._num_updates = num_updates
-        self.set([0, num_tokens, 0, 0])
-
     def line(self) -> str:
         """120 updates, 9.9 M tokens, 320 M tokens/s, 1:23 left"""
-        num_tokens = self.work_done()
-        secs = max(1e-9, time.monotonic() - self._began)
-        left = (self.total_work - num_tokens) * secs / max(1, num_tokens)
-        speed = f"{short(num_tokens)} tokens, {short(round(num_tokens / secs))} tokens/s"
-        return f"{self._num_updates:,} updates, {speed}, {duration(left)} left"
+        updates, tokens, secs = self.done.work, self.done.tokens, self.seconds()
+        left = (self.total_work - tokens) * secs / max(1, tokens)
+        speed = f"{short(tokens)} tokens, {short(round(tokens / secs))} tokens/s"
+        return f"{updates:,} updates, {speed}, {duration(left)} left"
 
 
 if __name__ == "__main__":

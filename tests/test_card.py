@@ -22,8 +22,9 @@ from data_prep.card.samples import read_excerpts
 from data_prep.card.summary import NOTHING, SummaryJob, summarize, summarize_splits
 from data_prep.card.words import shown_path
 from data_prep.engines.local import Workers
-from data_prep.parts import DOCUMENT_COLUMNS
+from data_prep.store.documents import DOCUMENT_COLUMNS
 from data_prep.store.manifest import FORMAT_VERSION, Manifest, Shard, Split, load, save
+from data_prep.store.spec import Spec
 from data_prep.store.token_bin import write_tokens
 from data_prep.store.token_records import write_records
 from data_prep.store.tokenizers import get_tokenizer
@@ -86,18 +87,21 @@ def make_dataset(directory: Path, documents, formats=("bin",), shard_documents=2
             num_tokens = sum(rows["length"].to_pylist())
             shards.append(Shard(path.name, "documents", split, num_tokens, len(rows), 100, "0"))
         splits[split] = Split(len(stream), len(part), "0", 1.5)
-    spec = {
-        "source": "/home/me/texts/*.jsonl",
-        "inputs": [{"path": f"/home/me/{HOSTILE}/a{i}.jsonl", "size": 1000 + i} for i in range(12)],
-        "tokenizer": "byte",
-        "tokenizer_digest": tokenizer.digest,
-        "vocab_size": 257,
-        "end_of_text": 256,
-        "text_column": "text",
-        "formats": list(formats),
-        "record_tokens": 8,
-        "max_tokens": None,
-    }
+    spec = Spec(
+        source="/home/me/texts/*.jsonl",
+        inputs=tuple({"path": f"/home/me/{HOSTILE}/a{i}.jsonl", "size": 1000 + i} for i in range(12)),
+        tokenizer="byte",
+        tokenizer_digest=tokenizer.digest,
+        vocab_size=257,
+        end_of_text=256,
+        text_column="text",
+        formats=formats,
+        bin_header="short",
+        shard_tokens=100_000_000,
+        record_tokens=8,
+        record_compression="none",
+        val_tokens=0,
+    )
     save(
         Manifest(FORMAT_VERSION, "fineweb", spec, splits, tuple(shards), fingerprint="0"),
         directory,
@@ -271,7 +275,7 @@ def test_samples_are_the_same_from_either_format(tmp_path):
 
 def test_front_matter_is_yaml_and_claims_no_licence(dataset):
     manifest = load(dataset)
-    spec = manifest.spec | {"source": "texts/a: 'b' #c.jsonl"}
+    spec = dataclasses.replace(manifest.spec, source="texts/a: 'b' #c.jsonl")
     save(dataclasses.replace(manifest, spec=spec), dataset)
     card.write_card(dataset)
     readme = (dataset / "README.md").read_text()

@@ -1,53 +1,22 @@
 """The whole preparation: what the stream is, that bytes are a function, that kills cost nothing."""
 
-import errno
-import json
 import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_tokenizers import NASTY, encode_ordinary
+from support.prepared import byte_options, run, tree, words, write_parquet
+from support.texts import NASTY, encode_ordinary
 
-from data_prep import fineweb, shards
+from data_prep import shards
 from data_prep.store import manifest
-from data_prep.store.files import digest_json
+from data_prep.store.locations import ASSETS
 from data_prep.store.token_bin import open_tokens, read_header
 from data_prep.store.token_records import open_records
-from data_prep.store.tokenizers import ASSETS, ByteTokenizer
 
 KILL_SEED = 11
-
-
-def write_parquet(path: Path, texts: list[str | None], rows_per_group: int = 50) -> None:
-    """A FineWeb-shaped file."""
-    table = pa.table(
-        {
-            "text": pa.array(texts, pa.string()),
-            "id": [f"<{path.stem}:{i}>" for i in range(len(texts))],
-            "url": [f"https://example.org/{i}" for i in range(len(texts))],
-            "dump": ["test"] * len(texts),
-        }
-    )
-    pq.write_table(table, path, row_group_size=rows_per_group)
-
-
-def run(*options: str) -> int:
-    """The command line, in this process."""
-    return fineweb.main([*options])
-
-
-def tree(directory: Path) -> dict[str, bytes]:
-    """Every file of a directory, hidden ones too."""
-    return {
-        str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()
-    }
 
 
 def stream(directory: Path, format: str = "bin", splits=("val", "train")) -> np.ndarray:
@@ -59,15 +28,10 @@ def stream(directory: Path, format: str = "bin", splits=("val", "train")) -> np.
         if format == "bin":
             parts += [open_tokens(path) for path in files]
         elif files:
-            reader = open_records(files, loaded.spec["record_tokens"])
+            reader = open_records(files, loaded.spec.record_tokens)
             tokens = reader.read(range(len(reader))).reshape(-1)
             parts.append(tokens[: loaded.splits[split].num_tokens])
     return np.concatenate(parts)
-
-
-def words(num_documents: int, length: int = 30) -> list[str | None]:
-    """Texts of `length` bytes each, all different."""
-    return [f"{i:06d} ".ljust(length, "x") for i in range(num_documents)]
 
 
 @pytest.fixture
@@ -78,20 +42,6 @@ def corpus(tmp_path) -> Path:
     for index in range(4):
         write_parquet(folder / f"{index}.parquet", words(200))
     return folder
-
-
-def byte_options(corpus: Path, output: Path, **changes) -> list[str]:
-    """Options for a small dataset with several shards; `changes` replace them."""
-    options = {
-        "input": f"{corpus}/*.parquet",
-        "output_dir": output,
-        "tokenizer": "byte",
-        "val_tokens": 1000,
-        "shard_tokens": 5000,
-        "record_tokens": 64,
-        "num_workers": 1,
-    }
-    return [f"--{name}={value}" for name, value in (options | changes).items()]
 
 
 def test_stream_is_end_of_text_and_encode_ordinary_of_each_document(tmp_path):
@@ -126,7 +76,7 @@ def test_embedded_sample_by_its_numbers(tmp_path, capsys):
     assert loaded.splits["train"].num_tokens == 1_728_680
     assert loaded.splits["val"].num_tokens == 100_230
     assert abs(loaded.splits["train"].unigram_entropy - 6.57) < 0.01
-    assert loaded.spec["inputs"][0]["path"] == "embedded://sample.parquet"
+    assert loaded.spec.inputs[0]["path"] == "embedded://sample.parquet"
     assert {path.name for path in output.iterdir()} == {
         "manifest.json",
         "dataset_info.json",
@@ -214,12 +164,12 @@ def test_splits_are_cut_at_documents(corpus, tmp_path, val_tokens, max_tokens, n
 
 
 def test_max_tokens_stops_before_the_rest_of_the_input(corpus, tmp_path, monkeypatch):
-    from data_prep import pipeline
+    from data_prep import tokenizing
 
     done = []
-    original = pipeline.tokenize_unit
+    original = tokenizing.tokenize_unit
     monkeypatch.setattr(
-        pipeline,
+        tokenizing,
         "tokenize_unit",
         lambda job, report: done.append(job.unit.path) or original(job, report),
     )
@@ -232,7 +182,7 @@ def test_nothing_left_to_train_on_is_an_error_that_another_val_tokens_mends(corp
     assert run(*byte_options(corpus, tmp_path / "out", val_tokens=24_790)) == 1
     message = capsys.readouterr().err
     assert "--val_tokens=24790" in message and "24,800 tokens in all" in message
-    # The segments are there for any other cut, but not for another tokenizer.
+    # The parts are there for any other cut, but not for another tokenizer.
     options = {"val_tokens": 24_000, "tokenizer": "gpt2"}
     assert run(*byte_options(corpus, tmp_path / "out", **options)) == 1
     assert run(*byte_options(corpus, tmp_path / "out", **options | {"val_tokens": 99})) == 0
@@ -320,11 +270,11 @@ def test_a_damaged_file_costs_only_itself(corpus, tmp_path, capsys):
     message = capsys.readouterr().err
     assert f"error: {corpus}/1.parquet: not parquet, or cut short" in message
     assert "Replace the damaged input" in message and "Traceback" not in message
-    segments = tmp_path / "out" / ".work" / "segments"
-    kept = {path: path.stat().st_mtime_ns for path in segments.glob("*.tokens")}
+    parts = tmp_path / "out" / ".work" / "parts"
+    kept = {path: path.stat().st_mtime_ns for path in parts.glob("*.tokens")}
     assert [path.name[:5] for path in sorted(kept)] == ["00000", "00002", "00003"]
     assert run(*options) == 1  # as before, while it is still damaged
-    assert {path: path.stat().st_mtime_ns for path in segments.glob("*.tokens")} == kept
+    assert {path: path.stat().st_mtime_ns for path in parts.glob("*.tokens")} == kept
     (corpus / "1.parquet").write_bytes(good)
     assert run(*options) == 0
     assert tree(tmp_path / "out") == tree(reference)
@@ -356,39 +306,6 @@ def test_input_without_any_text_is_an_error(tmp_path, capsys):
     assert "every document is empty or null" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("where", ["segments.whole_file", "shards.write_tokens"])
-def test_a_full_disk_is_said_with_numbers_and_mended_by_the_same_command(corpus, tmp_path, capsys, monkeypatch, where):
-    reference = tmp_path / "reference"
-    assert run(*byte_options(corpus, reference)) == 0
-    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    monkeypatch.setattr(f"data_prep.{where}", _raise(error))
-    options = byte_options(corpus, tmp_path / "out")
-    assert run(*options) == 1
-    message = capsys.readouterr().err
-    assert f"error: {tmp_path}/out: no space left" in message
-    assert "Free: " in message and "still needed: about" in message
-    monkeypatch.undo()
-    assert run(*options) == 0
-    assert tree(tmp_path / "out") == tree(reference)
-
-
-@pytest.mark.parametrize("format", ["bin", "array_record"])
-def test_the_writers_report_a_full_disk_themselves(corpus, tmp_path, format):
-    """A limit on file size: the same failing write() as on a full disk, without a full disk."""
-    limit = {"bin": 60_000, "array_record": 30_000}[format]
-    code = (
-        "import resource, sys; from data_prep import fineweb;"
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
-        "sys.exit(fineweb.main(sys.argv[1:]))"
-    )
-    write_parquet(corpus / "9.parquet", words(200) * 6)
-    options = byte_options(corpus, tmp_path / "out", formats=format, shard_tokens=10**6)
-    done = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True)
-    assert done.returncode == 1, done
-    assert "no space left" in done.stderr and "Traceback" not in done.stderr
-    assert run(*options) == 0
-
-
 def test_two_processes_cannot_prepare_one_directory(corpus, tmp_path, capsys):
     from data_prep.engines.local import locked
 
@@ -406,186 +323,18 @@ def test_files_of_an_unknown_preparation_are_not_mixed_in(corpus, tmp_path, caps
     assert not (tmp_path / "out" / ".work").exists()
 
 
-def test_a_damaged_segment_or_shard_is_made_again(corpus, tmp_path, monkeypatch):
+def test_a_damaged_part_or_shard_is_made_again(corpus, tmp_path, monkeypatch):
     reference = tmp_path / "reference"
     assert run(*byte_options(corpus, reference)) == 0
     options = byte_options(corpus, tmp_path / "out")
-    monkeypatch.setattr("data_prep.writing.save", _raise(KeyboardInterrupt()))
+    monkeypatch.setattr("data_prep.pipeline.save", _raise(KeyboardInterrupt()))
     assert run(*options) == 130
     monkeypatch.undo()
-    for name in (".work/segments/00002-000000.tokens", "fineweb_train_000001.bin"):
+    for name in (".work/parts/00002-000000.tokens", "fineweb_train_000001.bin"):
         path = tmp_path / "out" / name
         content = bytearray(path.read_bytes())
         content[100] ^= 1
         path.write_bytes(content)
-    (tmp_path / "out" / ".work" / "segments" / "00001-000000.json").write_text("{")
+    (tmp_path / "out" / ".work" / "parts" / "00001-000000.json").write_text("{")
     assert run(*options) == 0
     assert tree(tmp_path / "out") == tree(reference)
-
-
-def test_manifest_errors_tell_unfinished_from_foreign(tmp_path):
-    with pytest.raises(ValueError, match=r"not a prepared dataset .no such directory"):
-        manifest.load(tmp_path / "nothing")
-    with pytest.raises(ValueError, match=r"not a prepared dataset .no manifest\.json in it"):
-        manifest.load(tmp_path)
-    (tmp_path / ".work").mkdir()
-    with pytest.raises(ValueError, match=r"not finished .* same data_prep.fineweb command again"):
-        manifest.load(tmp_path)
-    (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(ValueError, match=r"manifest\.json: not valid JSON"):
-        manifest.load(tmp_path)
-    (tmp_path / "manifest.json").write_text('{"format_version": 99}')
-    with pytest.raises(ValueError, match="format_version 99, expected 2"):
-        manifest.load(tmp_path)
-    (tmp_path / "manifest.json").write_text('{"format_version": 2}')
-    with pytest.raises(ValueError, match="was altered: its content has digest"):
-        manifest.load(tmp_path)
-    fields = {"format_version": 2}
-    (tmp_path / "manifest.json").write_text(json.dumps(fields | {"digest": digest_json(fields)}))
-    with pytest.raises(ValueError, match=r"damaged .KeyError: 'name'"):
-        manifest.load(tmp_path)
-
-
-# Kills. Real processes, SIGKILL, at moments counted in finished files so that they fall into
-# every part of the work on a machine of any speed.
-
-NUM_KILLS = 6
-
-
-@pytest.fixture(scope="module")
-def sliced_sample(tmp_path_factory) -> Path:
-    """The sample as ten files, so that there are ten units."""
-    folder = tmp_path_factory.mktemp("sliced")
-    table = pq.read_table(ASSETS / "sample.parquet").slice(0, 1000)
-    for index in range(10):
-        pq.write_table(table.slice(100 * index, 100), folder / f"{index}.parquet")
-    return folder
-
-
-def sample_options(folder: Path, output: Path, num_workers: int) -> list[str]:
-    """About 30 output files."""
-    return [
-        f"--input={folder}/*.parquet",
-        f"--output_dir={output}",
-        "--val_tokens=50000",
-        "--shard_tokens=100000",
-        f"--num_workers={num_workers}",
-    ]
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(sliced_sample, tmp_path_factory) -> dict[str, bytes]:
-    """The tree that one quiet run with one worker gives."""
-    output = tmp_path_factory.mktemp("uninterrupted") / "out"
-    assert run(*sample_options(sliced_sample, output, 1)) == 0
-    return tree(output)
-
-
-def num_files(directory: Path) -> int:
-    """Files there at the moment, of any kind."""
-    return sum(len(names) for _, _, names in os.walk(directory))
-
-
-def living_members(group: int) -> list[int]:
-    """Processes of a process group that have not ended."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, member_of = stat.read_text().rpartition(")")[2].split()[:3]
-        except OSError:
-            continue
-        if int(member_of) == group and state not in "ZX":
-            found.append(int(stat.parent.name))
-    return found
-
-
-@pytest.mark.parametrize("num_workers", [1, 3])
-def test_killed_at_random_and_resumed_gives_the_bytes_of_an_uninterrupted_run(
-    sliced_sample, uninterrupted, tmp_path, num_workers
-):
-    rng = np.random.default_rng(KILL_SEED + num_workers)
-    output = tmp_path / "out"
-    options = sample_options(sliced_sample, output, num_workers)
-    command = [sys.executable, "-m", "data_prep.fineweb", *options]
-    total = len(uninterrupted) + 3 * 10  # and the segments' files
-    kills = []
-    for _ in range(NUM_KILLS):
-        goal = num_files(output) + int(rng.integers(1, total // NUM_KILLS))
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        while process.poll() is None and num_files(output) < goal:
-            time.sleep(0.001)
-        time.sleep(float(rng.uniform(0, 0.02)))
-        process.send_signal(signal.SIGKILL)
-        if process.wait() == -signal.SIGKILL:
-            kills.append(num_files(output))
-        deadline = time.monotonic() + 10
-        while living_members(process.pid):
-            assert time.monotonic() < deadline, "workers outlived their killed parent"
-            time.sleep(0.01)
-    assert len(kills) >= 4, f"the runs ended before they could be killed: {kills}"
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    assert tree(output) == uninterrupted
-    print(f"\n{num_workers} workers: killed with {kills} files there, then finished; same bytes")
-
-
-def test_a_killed_worker_costs_its_unit_only(sliced_sample, uninterrupted, tmp_path):
-    output = tmp_path / "out"
-    command = [sys.executable, "-m", "data_prep.fineweb"]
-    options = sample_options(sliced_sample, output, 2)
-    process = subprocess.Popen(command + options, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not list(output.glob(".work/segments/*.partial")):
-        assert process.poll() is None
-        time.sleep(0.001)
-    workers = []
-    for pid in living_members(process.pid):
-        command_line = Path(f"/proc/{pid}/cmdline").read_bytes()
-        if b"spawn_main" in command_line:
-            workers.append(pid)
-    os.kill(workers[0], signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert "a worker process was ended by signal 9 (out of memory?); its piece" in errors
-    assert tree(output) == uninterrupted
-
-
-class Deadly(ByteTokenizer):
-    """A tokenizer that kills its process at one text, as a native library can."""
-
-    def encode(self, text):
-        if text == "deadly":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().encode(text)
-
-
-def test_a_unit_that_kills_every_worker_is_named_and_the_rest_is_kept(tmp_path, capsys):
-    for name, text in [("a", "good"), ("b", "deadly"), ("c", "good")]:
-        (tmp_path / f"{name}.txt").write_text(text)
-    options = [f"--input={tmp_path}/*.txt", f"--output_dir={tmp_path}/out", "--val_tokens=0"]
-    assert run(*options, f"--tokenizer={__name__}:Deadly", "--num_workers=2") == 1
-    message = capsys.readouterr().err
-    assert "3 times at the same piece of work" in message and f"{tmp_path}/b.txt" in message
-    assert message.count("its piece of work is done again") == 2
-    kept = (tmp_path / "out" / ".work" / "segments").glob("*.json")
-    assert {path.name for path in kept} >= {"00000-000000.json"}
-
-
-def test_interrupted_by_the_user_it_ends_in_words_and_resumes(sliced_sample, uninterrupted, tmp_path):
-    output = tmp_path / "out"
-    options = sample_options(sliced_sample, output, 2)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "data_prep.fineweb", *options],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    while not list(output.glob(".work/segments/*.partial")):
-        assert process.poll() is None
-        time.sleep(0.001)
-    os.killpg(process.pid, signal.SIGINT)  # what a terminal does on Ctrl-C
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "the same command continues" in errors and "Traceback" not in errors
-    assert run(*options) == 0
-    assert tree(output) == uninterrupted

@@ -1,18 +1,17 @@
 """data_prep.check finds what is wrong, names it and repairs it."""
 
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from test_data_prep import byte_options, run, words, write_parquet
+from support.prepared import byte_options, edit_manifest, run, words, write_parquet
 
 from data_prep import check
-from data_prep.check import find_problems
+from data_prep.checking import find_problems
 from data_prep.store import manifest
-from data_prep.store.files import digest_json, digest_of
+from data_prep.store.files import digest_of
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +32,7 @@ def dataset(good, tmp_path) -> Path:
 
 def problems(directory: Path) -> list[str]:
     """All of them, in order."""
-    return list(find_problems(directory))
-
-
-def edit_manifest(directory: Path, edit) -> None:
-    """Applies `edit` to the parsed manifest, and makes its digest agree: a forger's manifest."""
-    path = directory / "manifest.json"
-    fields = json.loads(path.read_text())
-    edit(fields)
-    del fields["digest"]
-    fields["digest"] = digest_json(fields)
-    path.write_text(json.dumps(fields))
+    return [str(problem) for problem in find_problems(directory)]
 
 
 def bless(directory: Path, name: str) -> None:

@@ -5,9 +5,10 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_data_prep import byte_options, run, words, write_parquet
+from support.prepared import byte_options, run, words, write_parquet
 
-from data_prep.store import documents, manifest
+from data_prep import documents
+from data_prep.store import manifest
 from data_prep.store.document_index import find_rows, index_table, write_index
 from data_prep.store.documents import DocumentTables
 
@@ -18,8 +19,7 @@ def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("documents")
     write_parquet(folder / "a.parquet", [*words(400), "y" * 12_000, *words(400)])
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("documents", "shards"):
-            patch.setattr(f"data_prep.{module}.GROUP_ROWS", 16)  # several row groups a table
+        patch.setattr("data_prep.store.documents.GROUP_ROWS", 16)  # several row groups a table
         assert run(*byte_options(folder, folder / "out")) == 0
     return folder / "out"
 

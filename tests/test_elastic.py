@@ -9,8 +9,8 @@ import time
 
 import numpy as np
 import pytest
+from support.prepared import byte_options, words, write_parquet
 from support.training_runs import environment, finish, flags, start
-from test_data_prep import byte_options, words, write_parquet
 
 from data_prep import fineweb
 from gpt_pretrain.data.batches import Batches
@@ -153,7 +153,7 @@ def test_longer_sequences_and_the_document_mask_go_on_in_one_run(tiny_dataset, t
 def test_a_changed_shard_stops_the_run_and_is_named(tiny_dataset, tmp_path):
     import shutil
 
-    from data_prep.store.streams import open_dataset
+    from data_prep.store.datasets import open_dataset
 
     data = shutil.copytree(tiny_dataset, tmp_path / "data")
     bindings = {"data.verify": "'size'", "data.format": "'bin'"}

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_tokenizers import (
+from support.texts import (
     BYTES,
     NASTY,
     SCHEMES,
@@ -20,9 +20,11 @@ from test_tokenizers import (
 from data_prep import encoders, fineweb
 from data_prep.encoders import Gigatoken, TextByText, TokenizerMismatch, Verifier, choose_engine
 from data_prep.store import manifest
+from data_prep.store.locations import ASSETS
+from data_prep.store.ranks import format_ranks
 from data_prep.store.token_bin import open_tokens, read_header
 from data_prep.store.token_records import open_records
-from data_prep.store.tokenizers import ASSETS, format_ranks, get_tokenizer
+from data_prep.store.tokenizers import get_tokenizer
 
 
 def column(texts: list[str]) -> pa.LargeStringArray:
@@ -235,6 +237,6 @@ def test_ids_above_65535_are_stored_as_uint32_in_both_formats(large_file, tmp_pa
     assert source[0]["tokens"].dtype == np.uint32
     tokens = np.concatenate([example["tokens"] for example in source])
     np.testing.assert_array_equal(tokens, found)
-    assert (loaded.spec["vocab_size"], loaded.spec["end_of_text"]) == (70_257, 70_256)
-    assert loaded.spec["tokenizer_digest"] == tokenizer.digest
+    assert (loaded.spec.vocab_size, loaded.spec.end_of_text) == (70_257, 70_256)
+    assert loaded.spec.tokenizer_digest == tokenizer.digest
     assert "tensorflow" not in sys.modules

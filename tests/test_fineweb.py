@@ -8,7 +8,7 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_data_prep import write_parquet
+from support.prepared import write_parquet
 
 from data_prep import fineweb
 
@@ -148,7 +148,6 @@ def test_progress_lines_have_documents_tokens_speed_and_time_left(capsys, monkey
 
     monkeypatch.setattr(progress, "LINE_SECS", 0)
     shown = progress.Progress("tokenize", 1000)
-    shown.add(12_345, 9_900_000, 8_100_000, 250)
+    shown.add(progress.Done(documents=12_345, tokens=9_900_000, text_bytes=8_100_000, work=250))
     (line,) = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"tokenize: 25%, 12,345 documents, 9\.9 M tokens, [\d.]+ MB/s, [\d:]+ left", line)
-    assert progress.duration(83) == "1:23" and progress.duration(3725) == "1:02:05"

@@ -4,8 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_data_prep import byte_options, run, tree, words, write_parquet
-from test_data_prep_check import edit_manifest
+from support.prepared import byte_options, edit_manifest, flip, run, tree, words, write_parquet
 
 from data_prep import check
 from data_prep.store import manifest
@@ -37,13 +36,6 @@ def dataset(good, monkeypatch, tmp_path) -> Path:
     monkeypatch.setattr("data_prep.inputs.units.UNIT_BYTES", 1000)
     shutil.copytree(good / "out", tmp_path / "out")
     return tmp_path / "out"
-
-
-def flip(path: Path) -> None:
-    """Changes one bit."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 4
-    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("what", DAMAGE)
@@ -125,4 +117,4 @@ def test_bytes_that_are_not_the_old_ones_are_not_called_a_repair(dataset, capsys
     edit_manifest(dataset, edit)
     assert check.main([str(dataset), "--num_workers=1", "--repair"]) == 1
     assert "made again from the inputs it has digest" in capsys.readouterr().err
-    assert manifest.load(dataset).spec["val_tokens"] == 1000
+    assert manifest.load(dataset).spec.val_tokens == 1000

@@ -94,7 +94,7 @@ def test_a_split_is_the_stream_that_the_same_texts_make_from_parquet(data_dir, t
     assert prepare("tfds:mine", tmp_path / "one").fingerprint == expected
     two = prepare("tfds:mine", tmp_path / "two", "--num_workers=2")
     assert two.fingerprint == expected
-    assert two.spec["inputs"][0]["path"] == "tfds:mine:1.0.0@train"  # whatever the machine
+    assert two.spec.inputs[0]["path"] == "tfds:mine:1.0.0@train"  # whatever the machine
     table = pq.read_table(tmp_path / "two" / two.shards_of("train", "documents")[-1].name)
     assert table["source_file"][-1].as_py() == "tfds:mine:1.0.0@train"
     assert table["row"][-1].as_py() == len(TEXTS) - 1

@@ -6,7 +6,8 @@ import pytest
 
 from data_prep.store import streams as token_sources
 from data_prep.store import token_bin
-from data_prep.store.streams import BinSource, open_dataset
+from data_prep.store.datasets import open_dataset
+from data_prep.store.streams import BinSource
 from gpt_pretrain.data import order
 
 

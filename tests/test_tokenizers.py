@@ -1,7 +1,6 @@
 """Tokenizers: tiktoken's own ids, whatever the text, without a network."""
 
 import base64
-import functools
 import json
 import random
 import time
@@ -9,24 +8,21 @@ import unicodedata
 
 import numpy as np
 import pytest
+from support.texts import (
+    BYTES,
+    NASTY,
+    SCHEMES,
+    encode_ordinary,
+    large_ranks,
+    large_texts,
+    random_texts,
+    train_tokenizer_json,
+)
 
-from data_prep.store import tokenizers
+from data_prep.store import byte_pairs
+from data_prep.store.byte_pairs import RANKS
+from data_prep.store.ranks import parse_ranks
 from data_prep.store.tokenizers import get_tokenizer
-
-NASTY = {
-    "empty": "",
-    "NUL": "a\0b\0",
-    "emoji with joiners": "👩‍👩‍👧‍👦🏳️‍🌈 e\u0301",
-    "CJK": "漢字かな交じり文。" * 50,
-    "1 MB without a space": "abc1" * 250_000,
-    "1 MB of one letter": "a" * 1_000_000,
-    "literal end-of-text": "a<|endoftext|>b",
-    "lone surrogates": "x\ud800y\udc00\ud83d",
-    "surrogate pair": "\ud83d\ude00",
-    "white space": " \n\n\t  x  \u3000\u00a0 y \r\n",
-    "apostrophes": "don't I'll WE'RE you've 'sx",
-}
-
 
 OPENAI_PATTERNS = {  # as tiktoken_ext.openai_public spells them
     "cl100k_base": r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+"""
@@ -37,77 +33,6 @@ OPENAI_PATTERNS = {  # as tiktoken_ext.openai_public spells them
     r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+"""
     r"""|\s+(?!\S)|\s+""",
 }
-SCHEMES = ["gpt2", "cl100k_base", "o200k_base"]
-TIGHT = " \n\r\t'sStTlLvVeE1239aAzZ.,/!\u00a0\u3000éÀ\u0301ſK\u200b\x1c\x85"  # what the patterns cut at
-
-
-@functools.cache
-def large_ranks() -> bytes:
-    """A .tiktoken file of 70,256 ranks: GPT-2's, and joined pairs of them."""
-    ranks = tokenizers.parse_ranks(tokenizers.RANKS.read_bytes())
-    encode = get_tokenizer("gpt2")._encoding._encode_single_piece
-    base, rng = list(ranks), random.Random(1)
-    while len(ranks) < 70_256:
-        pair = rng.choice(base), rng.choice(base)
-        token = b"".join(pair)
-        # One that the merges before it lead to, as in a real vocabulary.
-        if token not in ranks and encode(token) == [ranks[part] for part in pair]:
-            ranks[token] = len(ranks)
-    return tokenizers.format_ranks(ranks)
-
-
-def large_texts() -> list[str]:
-    """Texts that have ids of `large_ranks` above 65,535."""
-    pieces, rng = list(tokenizers.parse_ranks(large_ranks()))[50_256:], random.Random(2)
-    return [b"".join(rng.choices(pieces, k=40)).decode("utf-8", "replace") for _ in range(100)]
-
-
-def random_texts(num_texts: int, seed: int) -> list[str]:
-    """Short texts of characters from all of Unicode, and of those that patterns cut at."""
-    rng = random.Random(seed)
-    assigned = [chr(c) for c in range(1, 0x20000) if unicodedata.category(chr(c))[0] != "C"]
-    pools = [assigned, assigned[:2000], TIGHT, TIGHT]
-    return ["".join(rng.choices(rng.choice(pools), k=rng.randrange(40))) for _ in range(num_texts)]
-
-
-def train_tokenizer_json(path, specials=("<|endoftext|>", "<pad>")) -> str:
-    """A small byte-level tokenizer.json that puts end-of-text in front of what it encodes."""
-    hf = pytest.importorskip("tokenizers")
-    tokenizer = hf.Tokenizer(hf.models.BPE())
-    tokenizer.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = hf.decoders.ByteLevel()
-    trainer = hf.trainers.BpeTrainer(
-        vocab_size=400,
-        initial_alphabet=hf.pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=list(specials),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(["the cat sat on a mat, and the end of text came"] * 9, trainer)
-    if specials:
-        tokenizer.post_processor = hf.processors.TemplateProcessing(
-            single=f"{specials[0]} $A", special_tokens=[(specials[0], 0)]
-        )
-    tokenizer.save(str(path))
-    return str(path)
-
-
-def encode_ordinary(text: str) -> list[int]:
-    """tiktoken's own, over the same ranks but with OpenAI's spelling of the pattern."""
-    import tiktoken
-
-    global _reference
-    if _reference is None:
-        pattern = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-        _reference = tiktoken.Encoding(
-            "reference",
-            pat_str=pattern,
-            mergeable_ranks=tokenizers.parse_ranks(tokenizers.RANKS.read_bytes()),
-            special_tokens={"<|endoftext|>": 50256},
-        )
-    return _reference.encode_ordinary(text)
-
-
-_reference = None
 
 
 @pytest.mark.parametrize("kind", NASTY)
@@ -147,10 +72,10 @@ def test_byte_ids_are_utf8_bytes():
 
 
 def test_damaged_ranks_are_refused(tmp_path, monkeypatch):
-    content = bytearray(tokenizers.RANKS.read_bytes())
+    content = bytearray(RANKS.read_bytes())
     content[1000] ^= 1
     (tmp_path / "gpt2.tiktoken").write_bytes(content)
-    monkeypatch.setattr(tokenizers, "RANKS", tmp_path / "gpt2.tiktoken")
+    monkeypatch.setattr(byte_pairs, "RANKS", tmp_path / "gpt2.tiktoken")
     with pytest.raises(ValueError, match=r"gpt2\.tiktoken: sha256 is .* damaged"):
         get_tokenizer("gpt2")
 
@@ -165,7 +90,7 @@ def test_a_tiktoken_file_of_a_scheme_is_cut_as_openai_cuts(tmp_path, scheme):
     reference = tiktoken.Encoding(
         "reference",
         pat_str=OPENAI_PATTERNS[scheme],
-        mergeable_ranks=tokenizers.parse_ranks(large_ranks()),
+        mergeable_ranks=parse_ranks(large_ranks()),
         special_tokens={},
     )
     largest = 0
@@ -185,7 +110,7 @@ def test_runs_of_white_space_too_long_for_tiktoken_are_cut_by_hand(tmp_path, sch
         tokenizer._encoding.encode_to_numpy(text)
     assert tokenizer.decode(tokenizer.encode(text)) == text
     # Where tiktoken can do it, both ways give the same.
-    monkeypatch.setattr(tokenizers, "LONG_SPACE", 2)
+    monkeypatch.setattr(byte_pairs, "LONG_SPACE", 2)
     rng = random.Random(4)
     for _ in range(3000):
         text = "".join(rng.choices("   \n\r\t\u3000\x85\x1caA1!/'", k=rng.randrange(12)))
@@ -193,9 +118,9 @@ def test_runs_of_white_space_too_long_for_tiktoken_are_cut_by_hand(tmp_path, sch
 
 
 def test_the_published_number_of_ranks_tells_scheme_and_end_of_text(tmp_path):
-    (tmp_path / "r50k_base.tiktoken").write_bytes(tokenizers.RANKS.read_bytes())
+    (tmp_path / "r50k_base.tiktoken").write_bytes(RANKS.read_bytes())
     (tmp_path / "a@b").mkdir()
-    (tmp_path / "a@b" / "mine.tiktoken").write_bytes(tokenizers.RANKS.read_bytes())
+    (tmp_path / "a@b" / "mine.tiktoken").write_bytes(RANKS.read_bytes())
     gpt2 = get_tokenizer("gpt2")
     for name in ("r50k_base.tiktoken", "r50k_base.tiktoken@gpt2", "a@b/mine.tiktoken"):
         assert get_tokenizer(f"{tmp_path}/{name}").digest == gpt2.digest
@@ -205,9 +130,6 @@ def test_the_published_number_of_ranks_tells_scheme_and_end_of_text(tmp_path):
 
 def _lines(ranks: dict[bytes, int]) -> bytes:
     return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items())
-
-
-BYTES = {bytes([i]): i for i in range(256)}
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ import zstandard
 
 from data_prep.inputs import units
 from data_prep.inputs.paths import expand, find_preset
-from data_prep.inputs.units import PROVENANCE, inspect, make_batch, read_unit
+from data_prep.inputs.units import inspect, make_batch, read_unit
 from data_prep.store import locations as inputs
+from data_prep.store.documents import PROVENANCE
 from data_prep.store.locations import InputError
 
 TEXTS = ["one", None, "", "two\n<|endoftext|>", "漢字 👩‍👩‍👧"]

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from data_prep.card.samples import Excerpt
 from data_prep.pages.blocks import Block, Code
-from data_prep.store.manifest import FORMATS, Manifest
+from data_prep.store.manifest import Manifest
+from data_prep.store.spec import FORMATS
 
 # Nothing that a shell, or who reads the command, could take for something else.
 _PLAIN_ID = re.compile(r"[<\w][\w:./<>-]{0,99}", re.ASCII)
@@ -15,7 +16,7 @@ _PLAIN_ID = re.compile(r"[<\w][\w:./<>-]{0,99}", re.ASCII)
 def command_blocks(manifest: Manifest, excerpts: Sequence[Excerpt]) -> tuple[Block, ...]:
     """Commands for a shell; the first excerpt is the document that they look up."""
     spec = manifest.spec
-    config = "quickstart" if spec["source"] == "sample" else "gpt2_124m"
+    config = "quickstart" if spec.source == "sample" else "gpt2_124m"
     lines = [
         "DATA=path/to/this/directory",
         "",
@@ -25,7 +26,7 @@ def command_blocks(manifest: Manifest, excerpts: Sequence[Excerpt]) -> tuple[Blo
         "# verify every file",
         'python -m data_prep.check "$DATA"',
     ]
-    if set(FORMATS) - set(spec["formats"]):
+    if set(FORMATS) - set(spec.formats):
         command = f'python -m data_prep.convert "$DATA" "$DATA-both" --formats={",".join(FORMATS)}'
         lines += ["", "# write it again with the other format, too", command]
     if excerpts:

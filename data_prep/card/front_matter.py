@@ -17,7 +17,7 @@ def front_matter(manifest: Manifest, total: Summary) -> dict[str, object]:
     languages = [name for name in names if _ISO_LANGUAGE.fullmatch(name)]
     files = [{"split": split, "path": f"{DOCUMENTS}_{split}_*.parquet"} for split in manifest.splits]
     return {
-        "pretty_name": title_of(manifest.spec["source"]),
+        "pretty_name": title_of(manifest.spec.source),
         **({"language": languages} if languages else {}),
         "size_categories": [size_category(total.num_documents)],
         "task_categories": ["text-generation"],

@@ -32,7 +32,7 @@ def make_page(manifest: Manifest, summaries: Mapping[str, Summary], excerpts: Se
         Tile("Documents", short(total.num_documents), f"{total.num_documents:,}"),
         Tile("Median document", f"{total.quantile(50):,}", f"tokens, of at most {total.max_tokens:,}"),
         Tile("Bytes per token", bytes_per_token(total), f"of text: {text_size(total)}"),
-        Tile("Vocabulary", f"{spec['vocab_size']:,}", f"ids of {shown_path(spec['tokenizer'])}"),
+        Tile("Vocabulary", f"{spec.vocab_size:,}", f"ids of {shown_path(spec.tokenizer)}"),
     )
     samples = tuple(map(sample_of, excerpts))
     sections = (
@@ -48,7 +48,7 @@ def make_page(manifest: Manifest, summaries: Mapping[str, Summary], excerpts: Se
     )
     made_by = Name("python -m data_prep.card")
     footer = Paragraph(("Made from the manifest and the documents tables by ", made_by, "."))
-    return Page(title_of(spec["source"]), KIND, tiles, sections, footer)
+    return Page(title_of(spec.source), KIND, tiles, sections, footer)
 
 
 def title_of(source: str) -> str:

@@ -11,10 +11,9 @@ import pyarrow.parquet as pq
 
 from data_prep.card.words import shown_path
 from data_prep.pages.blocks import Sample
-from data_prep.store.documents import read_tokens
 from data_prep.store.manifest import DOCUMENTS, Manifest
-from data_prep.store.texts import tokenizer_of
-from data_prep.store.tokenizers import Tokenizer
+from data_prep.store.streams import read_tokens
+from data_prep.store.tokenizers import Tokenizer, open_tokenizer
 
 _EXCERPTS_OF_SPLIT, _EXCERPTS_OF_OTHERS = {"train": 4}, 2
 _EXCERPT_CHARS = 400
@@ -36,7 +35,7 @@ class Excerpt:
 
 def read_excerpts(directory: Path, manifest: Manifest) -> Iterator[Excerpt]:
     """From each split the documents in the middle of equal parts; fewer where it has fewer."""
-    tokenizer = tokenizer_of(manifest)
+    tokenizer = open_tokenizer(manifest.spec)
     for split in sorted(manifest.splits):
         num_documents = manifest.splits[split].num_documents
         num_parts = min(num_documents, _EXCERPTS_OF_SPLIT.get(split, _EXCERPTS_OF_OTHERS))

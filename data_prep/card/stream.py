@@ -23,16 +23,16 @@ def stream_blocks(manifest: Manifest, summaries: Mapping[str, Summary]) -> tuple
         for name, split in manifest.splits.items()
     )
     header = ("Split", "Documents", "Tokens", "Text", "Bytes per token", "Unigram entropy")
-    cut = (("cut at", f"{spec['max_tokens']:,} tokens"),) if spec["max_tokens"] else ()
+    cut = (("cut at", f"{spec.max_tokens:,} tokens"),) if spec.max_tokens else ()
     identity: tuple[tuple[Cell, ...], ...] = (
         ("fingerprint", Name(manifest.fingerprint)),
-        ("tokenizer", Name(shown_path(spec["tokenizer"]))),
-        ("tokenizer's digest", Name(spec["tokenizer_digest"])),
+        ("tokenizer", Name(shown_path(spec.tokenizer))),
+        ("tokenizer's digest", Name(spec.tokenizer_digest)),
         *cut,
     )
     what = (
         "One stream of tokens a split: for each document, in the order of the input, the "
-        f"end-of-text token ({spec['end_of_text']:,}) and then the tokens of its text."
+        f"end-of-text token ({spec.end_of_text:,}) and then the tokens of its text."
     )
     units = (
         "Bytes per token are UTF-8 bytes of text over all tokens of the stream, end-of-text "

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from data_prep.card.length_bins import bin_starts, length_bins, quantile
 from data_prep.engines.local import Report, Workers
-from data_prep.pages.progress import Progress
+from data_prep.pages.progress import Done, Progress
 from data_prep.store.manifest import DOCUMENTS, Manifest
 
 pc: Any = pyarrow.compute  # it makes its functions when imported: no type checker knows them
@@ -162,7 +162,13 @@ def summarize(job: SummaryJob, report: Report) -> Summary:
             for batch in file.iter_batches(BATCH_ROWS, columns=list(COLUMNS), use_threads=False):
                 new = _summarize_batch(pa.Table.from_batches([batch]))
                 summary += new
-                report(new.num_documents, new.num_tokens, new.num_text_bytes, batch.num_rows)
+                done = Done(
+                    documents=new.num_documents,
+                    tokens=new.num_tokens,
+                    text_bytes=new.num_text_bytes,
+                    work=batch.num_rows,
+                )
+                report(done)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(
             f"{job.path}: cannot be read as parquet ({str(error).strip()}). Run "

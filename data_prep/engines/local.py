@@ -1,7 +1,7 @@
 """Where jobs run: in this process, or in several processes of this machine.
 
 A job is a frozen dataclass; the function that does it is `function(job, report)`, where
-`report(documents, tokens, text_bytes, work)` says what was done since the last call.
+`report(Done(...))` says what was done since the last call.
 """
 
 import collections
@@ -17,11 +17,11 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data_prep.pages.progress import NUM_COUNTS, Progress
+from data_prep.pages.progress import Done, Progress
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-Report = Callable[[int, int, int, int], None]
+Report = Callable[[Done], None]
 
 POLL_SECS = 0.5
 MAX_TRIES = 3  # of a job whose worker was killed
@@ -122,13 +122,13 @@ class Workers:
                         kind, value = worker.connection.recv()
                     except (EOFError, OSError):
                         self._end(worker)
-                        progress.add(*(-count for count in worker.counts))
+                        progress.add(-worker.done)
                         _lost(worker, tries)
                         again.append(worker.job)
                         continue
-                    if kind == "counts":
-                        worker.counts = [a + b for a, b in zip(worker.counts, value, strict=True)]
-                        progress.add(*value)
+                    if kind == "done":
+                        worker.done += value
+                        progress.add(value)
                     else:
                         job, worker.job = worker.job, None
                         yield job, value
@@ -163,10 +163,10 @@ class _Worker:
         self.process.start()
         theirs.close()  # so that reading ends when the worker does
         self.job: Any = None
-        self.counts = [0] * NUM_COUNTS  # of the job
+        self.done = Done()  # of the job
 
     def start(self, function, job) -> None:
-        self.job, self.counts = job, [0] * NUM_COUNTS
+        self.job, self.done = job, Done()
         # A worker that is dead already is noticed when its answer is read.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send((function, job))
@@ -203,8 +203,8 @@ def _work(pipe, lock_path: Path | None) -> None:
         if lock:
             fcntl.flock(lock, fcntl.LOCK_SH)  # held for as long as this process lives
 
-        def report(*counts: int) -> None:
-            pipe.send(("counts", counts))
+        def report(done: Done) -> None:
+            pipe.send(("done", done))
 
         while True:
             function, job = pipe.recv()

@@ -31,7 +31,8 @@ class Preset(NamedTuple):
 def find_preset(name: str) -> Preset | None:
     """The preset of this name, or None where `name` means files.
 
-    sample-10BT -> hf://datasets/HuggingFaceFW/fineweb/sample/10BT/*.parquet, data/fineweb-10BT
+    >>> find_preset("sample-10BT")[:2]
+    ('hf://datasets/HuggingFaceFW/fineweb/sample/10BT/*.parquet', 'data/fineweb-10BT')
     """
     if name == "sample":
         return Preset(EMBEDDED + "sample.parquet", "data/sample", 100_000)

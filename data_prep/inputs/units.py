@@ -21,14 +21,14 @@ import pyarrow.parquet as pq
 
 from data_prep.inputs.paths import TFDS
 from data_prep.inputs.tfds import TFDSSplit
+from data_prep.store.documents import PROVENANCE
 from data_prep.store.locations import InputError, describe, file_info, file_name, open_file
-from data_prep.store.tokenizers import without_surrogates
+from data_prep.store.text import without_surrogates
 
 UNIT_BYTES = 32 << 20  # uncompressed text in one unit of a parquet file or TFDS split, roughly
 BATCH_BYTES = 4 << 20  # text in memory at a time, roughly
 BATCH_ROWS = 4096  # at most
 TAIL_BYTES = 64 << 10
-PROVENANCE = ("id", "url", "dump", "language")  # columns that are kept where the input has them
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,15 @@ class Unit:
     @property
     def name(self) -> str:
         return f"{self.index:05d}-{self.first_group:06d}"
+
+
+def input_of(unit_name: str) -> int:
+    """The index, among the inputs, of the file that a unit is of.
+
+    >>> input_of(Unit("a.parquet", index=12, first_group=3).name)
+    12
+    """
+    return int(unit_name.partition("-")[0])
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""Numbers as people read them."""
+"""Numbers as people write and read them."""
+
+import decimal
 
 
 def short(number: int, signs: str = "kMBT") -> str:
@@ -35,6 +37,21 @@ def plural(number: int, noun: str) -> str:
     ('1 file', '2,000 files')
     """
     return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def parse_count(text: str) -> int:
+    """A whole number as people type it. ValueError for anything else.
+
+    >>> parse_count("100_000"), parse_count("1e5"), parse_count("9007199254740993")
+    (100000, 100000, 9007199254740993)
+    """
+    try:
+        value = decimal.Decimal(text)
+    except decimal.InvalidOperation:
+        raise ValueError(f"{text!r}: expected a whole number") from None
+    if not value.is_finite() or value.adjusted() > 30 or value != value.to_integral_value():
+        raise ValueError(f"{text!r}: expected a whole number")
+    return int(value)
 
 
 def duration(seconds: float) -> str:

@@ -9,16 +9,29 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_prep.store.addresses import Addresses
 from data_prep.store.document_index import find_rows
+from data_prep.store.files import whole_file
 from data_prep.store.manifest import DOCUMENTS, INDEX, Manifest, load
 
 GROUP_ROWS = 4096  # documents in a row group of a table: what a look-up reads
+PROVENANCE = ("id", "url", "dump", "language")  # columns that are kept where the input has them
+DOCUMENT_COLUMNS = pa.schema(
+    [
+        ("start", pa.int64()),  # position of the document's end-of-text token
+        ("length", pa.int64()),  # in tokens, with the end-of-text token
+        ("text_bytes", pa.int64()),  # of the text in UTF-8
+        *((name, pa.string()) for name in PROVENANCE),
+        ("source_file", pa.string()),
+        ("row", pa.int64()),  # row or line in the source file, from 0
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,7 @@ class DocumentTables:
         tables = manifest.shards_of(split, DOCUMENTS)
         self._names = [shard.name for shard in tables]
         self._indexes = [shard.name for shard in manifest.shards_of(split, INDEX)]
-        self._starts = [0, *accumulate(shard.num_tokens for shard in tables)]
+        self._addresses = Addresses(shard.num_tokens for shard in tables)
 
     def at(self, token: int) -> Document:
         """The document that token `token` of the split's stream belongs to.
@@ -63,7 +76,7 @@ class DocumentTables:
         if not 0 <= token < self.num_tokens:
             raise IndexError(f"token {token}: split {self.split} has tokens 0 to {self.num_tokens - 1}")
         # A document may begin in an earlier table than the one that its tokens reach into.
-        for table in range(bisect_right(self._starts, token) - 1, -1, -1):
+        for table in range(self._addresses.find(token)[0], -1, -1):
             firsts = self._group_firsts(table)
             group = bisect_right(firsts, token) - 1
             if group >= 0:
@@ -109,14 +122,19 @@ class DocumentTables:
         return Document(self.split, **{name: rows[name][row].as_py() for name in rows.column_names})
 
 
-def read_tokens(directory: str | Path, manifest: Manifest, split: str, start: int, stop: int):
-    """Tokens [start, stop) of a split's stream, from the first stored format: (n,)."""
-    from data_prep.cuts import dataset_stream
-    from data_prep.shards import read_pieces
-    from data_prep.store.token_bin import token_dtype
+def write_documents(path: str | Path, table: pa.Table) -> None:
+    """Writes a table of documents so that a look-up reads one of its row groups."""
+    with whole_file(path) as partial:
+        pq.write_table(table, partial, compression="zstd", row_group_size=GROUP_ROWS)
 
-    stream = dataset_stream(Path(directory), manifest, split, manifest.spec["formats"][0])
-    dtype = token_dtype(manifest.spec["vocab_size"])
-    pieces = stream.pieces(start, min(stop, stream.num_tokens))
-    chunks = read_pieces(pieces, manifest.spec["record_tokens"], dtype)
-    return np.concatenate([np.empty(0, dtype), *chunks])
+
+def read_starting_in(path: str, start: int, stop: int, columns: list[str]) -> pa.Table:
+    """Of a table of documents those row groups that may list one that starts in [start, stop)."""
+    with pq.ParquetFile(path) as file:
+        groups = []
+        for index in range(file.num_row_groups):
+            group = file.metadata.row_group(index)
+            starts = group.column(0).statistics
+            if group.num_rows and starts.max >= start and starts.min < stop:
+                groups.append(index)
+        return file.read_row_groups(groups, columns, use_threads=False).select(columns)

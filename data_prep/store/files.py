@@ -4,8 +4,9 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from blake3 import blake3
 
@@ -66,7 +67,11 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def digest_json(value: Any) -> str:
-    """BLAKE3 digest of the canonical JSON text of `value`."""
+    """BLAKE3 digest of the canonical JSON text of `value`.
+
+    >>> digest_json({"b": 1, "a": [2]}) == digest_json({"a": [2], "b": 1})
+    True
+    """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return blake3(text.encode()).hexdigest()
 
@@ -85,9 +90,46 @@ def digest_of(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def is_intact(path: str | os.PathLike, num_bytes: int, digest: str) -> bool:
-    """Whether `path` is there with exactly this size and digest (the size first: it is free)."""
+@dataclass(frozen=True)
+class FileProblem:
+    """Why a file is not what a manifest or note says of it.
+
+    >>> print(FileProblem("a.bin", "size", found=90, expected=100))
+    a.bin: holds 90 bytes, expected 100; it was cut short or written to
+    """
+
+    path: str
+    kind: Literal["missing", "size", "digest"]
+    found: int | str | None  # bytes or digest
+    expected: int | str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+    @property
+    def reason(self) -> str:
+        """What was found and expected, without the path."""
+        if self.kind == "missing":
+            return f"missing, expected {self.expected} bytes"
+        if self.kind == "size":
+            return f"holds {self.found} bytes, expected {self.expected}; it was cut short or written to"
+        return f"digest is {self.found}, expected {self.expected}; its content was changed"
+
+
+def file_problem(path: str | os.PathLike, num_bytes: int, digest: str, *, read: bool = True) -> FileProblem | None:
+    """What is wrong with a file of which size and digest are known; None if nothing is.
+
+    Args:
+      read: also compare the digest, for which the whole file is read; the size comes first, as it is free.
+    """
+    where = os.fspath(path)
     try:
-        return os.path.getsize(path) == num_bytes and digest_of(path) == digest
-    except FileNotFoundError:
-        return False
+        if not os.path.isfile(path):
+            return FileProblem(where, "missing", None, num_bytes)
+        if (size := os.path.getsize(path)) != num_bytes:
+            return FileProblem(where, "size", size, num_bytes)
+        if read and (found := digest_of(path)) != digest:
+            return FileProblem(where, "digest", found, digest)
+    except FileNotFoundError:  # removed meanwhile
+        return FileProblem(where, "missing", None, num_bytes)
+    return None

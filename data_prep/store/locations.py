@@ -10,10 +10,10 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from data_prep.store.tokenizers import ASSETS
-
+ASSETS = Path(__file__).parent.parent / "assets"
 EMBEDDED = "embedded://"
 NETWORK_TIMEOUT_SECS = 10
 SILENCE_SECS = 60  # of a server, after which it is given up
@@ -55,7 +55,11 @@ def is_remote(path: str) -> bool:
 
 
 def file_name(path: str) -> str:
-    """Last part of a path or URL, without the URL's query."""
+    """Last part of a path or URL, without the URL's query.
+
+    >>> file_name("https://example.org/a/b.bin?download=true"), file_name("a/c.bin")
+    ('b.bin', 'c.bin')
+    """
     return os.path.basename(urllib.parse.urlsplit(path).path if is_remote(path) else path)
 
 

@@ -11,16 +11,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from data_prep.store.files import digest_json, read_json, write_json
+from data_prep.store.spec import Spec
 
 MANIFEST_NAME = "manifest.json"
 WORK_DIR = ".work"  # state of an unfinished preparation, inside the dataset's directory
 FORMAT_VERSION = 2
-FORMATS = ("bin", "array_record")
 DOCUMENTS = "documents"  # the third kind of shard: tables, always written
 INDEX = "documents_index"  # the fourth: where each document of a table is, by its id and url
 
@@ -62,7 +61,7 @@ class Source:
 class Manifest:
     format_version: int
     name: str
-    spec: dict[str, Any]
+    spec: Spec
     splits: dict[str, Split]
     shards: tuple[Shard, ...]
     fingerprint: str  # of all the splits and the tokenizer
@@ -80,7 +79,11 @@ def dataset_fingerprint(splits: Mapping[str, Split], tokenizer_digest: str) -> s
 
 
 def unigram_entropy(counts_V: np.ndarray) -> float:
-    """Entropy in nats of the distribution with these counts. [1, 1] -> 0.6931..."""
+    """Entropy in nats of the distribution with these counts.
+
+    >>> unigram_entropy(np.array([1, 1]))
+    0.693147181
+    """
     counts = counts_V[counts_V > 0].astype(np.float64)
     total = counts.sum()
     return float(round(math.log(total) - (counts * np.log(counts)).sum() / total, 9) + 0.0)
@@ -88,7 +91,7 @@ def unigram_entropy(counts_V: np.ndarray) -> float:
 
 def save(manifest: Manifest, directory: str | os.PathLike) -> None:
     """Writes the manifest with its own digest; equal manifests give equal bytes."""
-    fields = json.loads(json.dumps(dataclasses.asdict(manifest)))
+    fields = json.loads(json.dumps(dataclasses.asdict(manifest) | {"spec": manifest.spec.to_json()}))
     write_json(Path(directory, MANIFEST_NAME), fields | {"digest": digest_json(fields)})
 
 
@@ -105,7 +108,7 @@ def load(directory: str | os.PathLike) -> Manifest:
         if Path(directory, WORK_DIR).is_dir():
             raise ValueError(
                 f"{directory}: preparation is not finished ({MANIFEST_NAME} is missing, {WORK_DIR} "
-                "is there). Run the same data_prep.fineweb command again: it continues."
+                "is there). Run the same command (data_prep.fineweb or data_prep.convert) again: it continues."
             )
         what = "no such directory" if not Path(directory).is_dir() else f"no {MANIFEST_NAME} in it"
         raise ValueError(
@@ -128,11 +131,13 @@ def load(directory: str | os.PathLike) -> Manifest:
         return Manifest(
             format_version=version,
             name=fields["name"],
-            spec=fields["spec"],
+            spec=Spec.from_json(fields["spec"]),
             splits={name: Split(**split) for name, split in fields["splits"].items()},
             shards=tuple(Shard(**shard) for shard in fields["shards"]),
             fingerprint=fields["fingerprint"],
             sources=tuple(Source(**source) for source in fields["sources"]),
         )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}. Prepare the dataset again.") from None
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: damaged ({type(error).__name__}: {error}). Prepare the dataset again.") from None

@@ -1,28 +1,108 @@
-"""Token streams on disk: one interface, `read(starts, length)`, over .bin shards and ArrayRecord."""
+"""A split's token stream, which lies in many files: read at random places, or from one end to the other."""
 
-import dataclasses
-import glob
-import hashlib
-import logging
 import mmap
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from data_prep.store import manifest as manifest_lib
 from data_prep.store import token_bin, token_records
-from data_prep.store.files import digest_of
+from data_prep.store.addresses import Addresses
+from data_prep.store.manifest import DOCUMENTS, Manifest
 
-Format = Literal["auto", "bin", "array_record"]
-Verify = Literal["auto", "size", "digest"]
-_FORMATS = ("bin", "array_record")  # the first one present is what "auto" takes: .bin reads faster
-_ALWAYS_VERIFY_BYTES = 2**30  # digests of this much take about a second
-_GPT2_VOCAB_SIZE = 50257
+CHUNK_TOKENS = 1 << 20  # read at a time where a stream is read from one end to the other
+RAW = "raw"  # a file of ids and nothing else, of which an unfinished preparation has many
+
+
+@dataclass(frozen=True)
+class FileRange:
+    """Tokens [start, stop) of one stored file, which are a stretch of a stream.
+
+    A range of a table of documents stands for those that start there, as the table counts.
+    """
+
+    path: str
+    format: str  # "bin", "array_record", "documents" or RAW
+    digest: str  # of the file, or of its tokens where it is raw
+    start: int
+    stop: int
+    record_tokens: int | None = None  # of an ArrayRecord file
+
+    @property
+    def num_tokens(self) -> int:
+        return self.stop - self.start
+
+
+class StoredStream:
+    """A stream that lies in ranges of several files, one after the other."""
+
+    def __init__(self, ranges: Iterable[FileRange]):
+        self._ranges = tuple(ranges)
+        self._addresses = Addresses(each.num_tokens for each in self._ranges)
+        self.num_tokens = self._addresses.total
+
+    def ranges(self, start: int, stop: int) -> tuple[FileRange, ...]:
+        """Where tokens [start, stop) of the stream are."""
+        out = []
+        for file, first, last in self._addresses.stretches(start, stop):
+            whole = self._ranges[file]
+            out.append(replace(whole, start=whole.start + first, stop=whole.start + last))
+        return tuple(out)
+
+    def cut(self, start: int, stop: int) -> "StoredStream":
+        """Tokens [start, stop) as a stream."""
+        return StoredStream(self.ranges(start, stop))
+
+
+def stored_stream(directory: str | os.PathLike, manifest: Manifest, split: str, format: str) -> StoredStream:
+    """The stream of one split of a prepared dataset, as it lies in the files of one format.
+
+    Of "documents": as its tables of documents list it, which count from the split's first token.
+    """
+    record_tokens = manifest.spec.record_tokens if format == "array_record" else None
+    ranges, first = [], 0
+    for shard in manifest.shards_of(split, format):
+        start = first if format == DOCUMENTS else 0
+        path = str(Path(directory, shard.name))
+        ranges.append(FileRange(path, format, shard.digest, start, start + shard.num_tokens, record_tokens))
+        first += shard.num_tokens
+    return StoredStream(ranges)
+
+
+def read_ranges(ranges: Sequence[FileRange], dtype: np.dtype) -> Iterator[np.ndarray]:
+    """Their tokens in order, in chunks (n,) of at most about CHUNK_TOKENS, as `dtype`, which must hold them."""
+    for each in ranges:
+        if each.format == "array_record":
+            yield from _read_records(each, dtype)
+            continue
+        tokens = token_bin.open_tokens(each.path) if each.format == "bin" else np.memmap(each.path, dtype, "r")
+        for start in range(each.start, each.stop, CHUNK_TOKENS):
+            chunk = np.asarray(tokens[start : min(start + CHUNK_TOKENS, each.stop)])
+            yield chunk.astype(dtype, copy=False)
+
+
+def _read_records(each: FileRange, dtype: np.dtype) -> Iterator[np.ndarray]:
+    size = each.record_tokens
+    assert size is not None, each
+    reader = token_records.open_records([each.path], size, dtype)
+    last, step = -(-each.stop // size), max(1, CHUNK_TOKENS // size)
+    for record in range(each.start // size, last, step):
+        tokens = reader.read(range(record, min(record + step, last))).reshape(-1)
+        offset = record * size
+        yield tokens[max(0, each.start - offset) : each.stop - offset]
+
+
+def read_tokens(directory: str | os.PathLike, manifest: Manifest, split: str, start: int, stop: int) -> np.ndarray:
+    """Tokens [start, stop) of a split's stream, or up to its end: (n,), from the first stored format."""
+    stream = stored_stream(directory, manifest, split, manifest.spec.formats[0])
+    dtype = token_bin.token_dtype(manifest.spec.vocab_size)
+    chunks = read_ranges(stream.ranges(start, min(stop, stream.num_tokens)), dtype)
+    return np.concatenate([np.empty(0, dtype), *chunks])
 
 
 class TokenSource(Protocol):
@@ -62,8 +142,8 @@ class BinSource:
         self._shards = [np.asarray(each) for each in maps]
         self._maps: list[tuple[Any, int]] = [(each.base, each.offset) for each in maps]
         self._waited = True  # for the disk, in the last read; the first one is likely to
-        self._first = np.cumsum([0] + [len(shard) for shard in self._shards])
-        self.num_tokens = int(self._first[-1])
+        self._addresses = Addresses(map(len, self._shards))
+        self.num_tokens = self._addresses.total
         self.dtype = self._shards[0].dtype
         for path, shard in zip(paths, self._shards, strict=True):
             if shard.dtype != self.dtype:
@@ -85,30 +165,26 @@ class BinSource:
         """Has the kernel fetch those tokens at once and nothing else, where it would fetch one after the other as they
         are touched, each with 128 KiB around it. Three times as fast from a disk; from memory a third slower."""
         for start in np.asarray(starts).tolist():
-            stop = min(start + length, self.num_tokens)
-            while start < stop:  # it may go on in the next shard
-                shard = int(np.searchsorted(self._first, start, side="right")) - 1
-                end = min(stop, int(self._first[shard + 1]))
+            for shard, *edges in self._addresses.stretches(start, min(start + length, self.num_tokens)):
                 mapped, offset = self._maps[shard]
-                first, last = (offset + (at - int(self._first[shard])) * self.dtype.itemsize for at in (start, end))
+                first, last = (offset + edge * self.dtype.itemsize for edge in edges)
                 page = first // mmap.PAGESIZE * mmap.PAGESIZE
                 mapped.madvise(mmap.MADV_WILLNEED, page, last - page)
-                start = end
 
     def _read(self, starts: np.ndarray, length: int, begin: int, end: int) -> np.ndarray:
-        shard = int(np.searchsorted(self._first, begin, side="right")) - 1
-        if end <= self._first[shard + 1]:
-            return _gather(self._shards[shard], starts - self._first[shard], length)  # all of one shard: half the time
-        shards = np.searchsorted(self._first, starts, side="right") - 1
-        begins = starts - self._first[shards]
+        shard, place = self._addresses.find(begin)
+        tokens = self._shards[shard]
+        if place + end - begin <= len(tokens):
+            return _gather(tokens, starts - (begin - place), length)  # all of one shard: half the time
+        shards = self._addresses.files_of(starts)
+        begins = starts - self._addresses.starts[shards]
         pieces = []
-        for shard, begin in zip(shards.tolist(), begins.tolist(), strict=True):
+        for start, shard, begin in zip(starts.tolist(), shards.tolist(), begins.tolist(), strict=True):
             pieces.append(self._shards[shard][begin : begin + length])
             missing = length - len(pieces[-1])
-            while missing:  # the window goes on in the next shard
-                shard += 1
-                pieces.append(self._shards[shard][:missing])
-                missing -= len(pieces[-1])
+            if missing:  # the window goes on in the shards that follow
+                rest = self._addresses.stretches(start + length - missing, start + length)
+                pieces += [self._shards[later][first:last] for later, first, last in rest]
         return np.concatenate(pieces).reshape(len(starts), length)
 
 
@@ -146,157 +222,6 @@ class RecordSource:
         fetched = np.unique(np.minimum(first[:, None] + neighbours, last[:, None]))
         tokens = self._records.read(fetched).reshape(-1)
         return _gather(tokens, np.searchsorted(fetched, first) * self._record_tokens + offset, length)
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenDataset:
-    """An opened dataset.
-
-    Attributes:
-      fingerprint: equal for equal token streams (of a prepared dataset; see `data_prep.manifest`).
-      splits: "train", and "val" where there is one.
-      vocab_size: ids are below it.
-      tokenizer: its name, or None where nobody recorded it.
-      tokenizer_digest: equal digests promise equal ids; None as above.
-      end_of_text: the id that begins each document.
-      unigram_entropy: of the train split in nats, or None; the loss of a model that knows frequencies only.
-    """
-
-    directory: str
-    format: str
-    fingerprint: str
-    splits: dict[str, TokenSource]
-    vocab_size: int
-    tokenizer: str | None
-    tokenizer_digest: str | None
-    end_of_text: int
-    unigram_entropy: float | None
-
-
-def open_dataset(directory: str, *, format: Format = "auto", verify: Verify = "auto") -> TokenDataset:
-    """Opens a prepared dataset, or a bare directory or glob of .bin shards made elsewhere.
-
-    Args:
-      directory: what `data_prep.fineweb --output_dir` was, or a directory or glob of .bin files.
-      format: which of the stored formats to read; they give the same windows.
-      verify: sizes and counts are always checked against the manifest; "digest" also reads every byte,
-        "auto" does so below 1 GiB.
-
-    Raises:
-      ValueError: no dataset there, a format that is not there, a shard that is not as the manifest says.
-    """
-    if format not in ("auto", *_FORMATS):
-        raise ValueError(f"data.format: found {format!r}, expected one of {['auto', *_FORMATS]}")
-    if verify not in ("auto", "size", "digest"):
-        raise ValueError(f"data.verify: found {verify!r}, expected 'auto', 'size' or 'digest'")
-    here = Path(directory)
-    if (here / manifest_lib.MANIFEST_NAME).exists() or (here / manifest_lib.WORK_DIR).exists():
-        return _open_prepared(directory, format, verify)
-    pattern = os.path.join(directory, "*.bin") if here.is_dir() else directory
-    paths = sorted(glob.glob(pattern))
-    if not paths:
-        manifest_lib.load(directory)  # raises: says what a prepared dataset is and how to make one
-    return _open_bare(directory, paths, format)
-
-
-def _open_prepared(directory, format, verify) -> TokenDataset:
-    manifest = manifest_lib.load(directory)
-    stored = [name for name in _FORMATS if manifest.shards_of("train", name)]
-    if format == "auto":
-        format = stored[0]
-    if format not in stored:
-        raise ValueError(
-            f"{directory}: data.format={format!r} is not stored here, only {stored}. Prepare it again with "
-            f"--formats={','.join(_FORMATS)}, or set data.format='auto'."
-        )
-    splits: dict[str, TokenSource] = {}
-    total_bytes = sum(shard.num_bytes for shard in manifest.shards if shard.format == format)
-    digests = verify == "digest" or (verify == "auto" and total_bytes < _ALWAYS_VERIFY_BYTES)
-    for split in manifest.splits:
-        shards = manifest.shards_of(split, format)
-        if not shards:
-            continue
-        paths = [os.path.join(directory, shard.name) for shard in shards]
-        for path, shard in zip(paths, shards, strict=True):
-            _verify(path, shard, digests)
-        num_tokens = manifest.splits[split].num_tokens
-        dtype = token_bin.token_dtype(manifest.spec["vocab_size"])
-        if format == "bin":
-            splits[split] = BinSource(paths)
-        else:
-            splits[split] = RecordSource(paths, manifest.spec["record_tokens"], num_tokens, dtype)
-        if splits[split].num_tokens != num_tokens:
-            raise ValueError(
-                f"{directory}: the {split} shards hold {splits[split].num_tokens} tokens, the manifest says "
-                f"{num_tokens}. Run `python -m data_prep.check {directory}`."
-            )
-    return TokenDataset(
-        directory=directory,
-        format=format,
-        fingerprint=manifest.fingerprint,
-        splits=splits,
-        vocab_size=manifest.spec["vocab_size"],
-        tokenizer=manifest.spec["tokenizer"],
-        tokenizer_digest=manifest.spec["tokenizer_digest"],
-        end_of_text=manifest.spec["end_of_text"],
-        unigram_entropy=manifest.splits["train"].unigram_entropy,
-    )
-
-
-def _verify(path: str, shard: manifest_lib.Shard, digests: bool) -> None:
-    advice = "Restore the file, or delete the directory and run data_prep.fineweb again."
-    if not os.path.exists(path):
-        raise ValueError(f"{path}: missing, but the manifest lists it. {advice}")
-    if os.path.getsize(path) != shard.num_bytes:
-        raise ValueError(f"{path}: holds {os.path.getsize(path)} bytes, the manifest says {shard.num_bytes}. {advice}")
-    if digests and (found := digest_of(path)) != shard.digest:
-        raise ValueError(f"{path}: digest is {found}, the manifest says {shard.digest}. {advice}")
-
-
-def _open_bare(directory, paths, format) -> TokenDataset:
-    if format == "array_record":
-        raise ValueError(f"{directory}: data.format='array_record' needs a prepared dataset with a manifest")
-    is_val = ["val" in os.path.basename(path) for path in paths]
-    named = {
-        "train": [path for path, val in zip(paths, is_val, strict=True) if not val],
-        "val": [path for path, val in zip(paths, is_val, strict=True) if val],
-    }
-    if not named["train"]:
-        raise ValueError(f"{directory}: every .bin file has 'val' in its name; none is left to train on")
-    sources: dict[str, TokenSource] = {split: BinSource(files) for split, files in named.items() if files}
-    if token_bin.read_header(named["train"][0]).dtype.itemsize > 2:
-        raise ValueError(
-            f"{directory}: uint32 ids without a manifest, so their vocabulary is not known. Convert them, naming their "
-            f"tokenizer: `python -m data_prep.convert {directory} OUT --tokenizer=...`."
-        )
-    logging.getLogger(__name__).warning(
-        "%s: no manifest, so only the headers and sizes of its %d .bin files can be checked: not their content, "
-        "their completeness, or the tokenizer (taken to be GPT-2's).",
-        directory,
-        len(paths),
-    )
-    return TokenDataset(
-        directory=directory,
-        format="bin",
-        fingerprint=_bare_fingerprint(paths),
-        splits=sources,
-        vocab_size=_GPT2_VOCAB_SIZE,
-        tokenizer=None,
-        tokenizer_digest=None,
-        end_of_text=_GPT2_VOCAB_SIZE - 1,
-        unigram_entropy=None,
-    )
-
-
-def _bare_fingerprint(paths: Sequence[str]) -> str:
-    """Names, sizes and the last 64 KiB of each file: enough to notice a changed directory, cheap for 100 GB."""
-    digest = hashlib.sha256()
-    for path in paths:
-        size = os.path.getsize(path)
-        with open(path, "rb") as file:
-            file.seek(max(0, size - 65536))
-            digest.update(f"{os.path.basename(path)}/{size}/".encode() + file.read())
-    return "bare-" + digest.hexdigest()
 
 
 def _gather(tokens: np.ndarray, begins: np.ndarray, length: int) -> np.ndarray:

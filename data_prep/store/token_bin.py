@@ -22,7 +22,11 @@ MAX_TOKENS = 2**32 - 1  # the count is one uint32
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """How ids below `vocab_size` are stored: little-endian uint16 if they fit, else uint32."""
+    """How ids below `vocab_size` are stored: little-endian uint16 if they fit, else uint32.
+
+    >>> token_dtype(50257).name, token_dtype(100_000).name
+    ('uint16', 'uint32')
+    """
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
@@ -32,8 +36,11 @@ class Header(NamedTuple):
     dtype: np.dtype  # of the ids
 
 
-def read_header(path: str | os.PathLike) -> Header:
+def read_header(path: str | os.PathLike, *, called: str = "") -> Header:
     """The header of a .bin file, checked against the file's size.
+
+    Args:
+      called: its name in errors, where that is not `path`.
 
     Raises:
       ValueError: wrong magic or version, or a size that fits neither header. Names the file.
@@ -42,6 +49,7 @@ def read_header(path: str | os.PathLike) -> Header:
     with open(path, "rb") as file:
         words = file.read(HEADER_BYTES["short"])
         found_bytes = os.fstat(file.fileno()).st_size
+    path = called or path
     if len(words) < HEADER_BYTES["short"]:
         raise ValueError(
             f"{path}: holds {found_bytes} bytes, too short for the 12-byte header of a .bin token "
@@ -79,7 +87,7 @@ def write_tokens(
 ) -> None:
     """Writes `chunks` of ids of `dtype`, `num_tokens` in all; the file appears whole or not at all.
 
-    >>> write_tokens("a.bin", [np.array([50256, 5, 6], np.uint16)], 3)
+    For example `write_tokens("a.bin", [np.array([50256, 5, 6], np.uint16)], 3)`.
     """
     if header not in HEADER_BYTES:
         raise ValueError(f"bin header {header!r}: expected one of {', '.join(HEADER_BYTES)}")

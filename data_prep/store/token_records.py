@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.store.addresses import Addresses
 from data_prep.store.files import whole_file
 
 FEATURE = "tokens"
@@ -38,7 +39,11 @@ def record_prefix(record_tokens: int, dtype: np.dtype | type = np.uint16) -> byt
 
 
 def _varint(value: int) -> bytes:
-    """Protobuf's integer: seven bits a byte, low bits first. 300 -> b"\\xac\\x02"."""
+    """Protobuf's integer: seven bits a byte, low bits first.
+
+    >>> _varint(300).hex()
+    'ac02'
+    """
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -118,7 +123,7 @@ class RecordReader:
         self.record_tokens = record_tokens
         self.dtype = np.dtype(dtype)
         self._prefix = np.frombuffer(record_prefix(record_tokens, dtype), np.uint8)
-        self._ends = np.cumsum([num_records(path) for path in self.paths])
+        self._addresses = Addresses(num_records(path) for path in self.paths)
         self._open()
 
     def _open(self) -> None:
@@ -134,7 +139,7 @@ class RecordReader:
 
     def __len__(self) -> int:
         """Number of records in all files."""
-        return int(self._ends[-1])
+        return self._addresses.total
 
     def read(self, record_indices: np.ndarray | Sequence[int]) -> np.ndarray:
         """Records by index, in the order asked for: (n, record_tokens) of `dtype`.
@@ -164,8 +169,8 @@ class RecordReader:
     def _records(self, indices: np.ndarray) -> list[bytes]:
         from array_record.python import array_record_module  # pyright: ignore
 
-        files = np.searchsorted(self._ends, indices, side="right")
-        places = indices - np.concatenate([[0], self._ends])[files]
+        files = self._addresses.files_of(indices)
+        places = indices - self._addresses.starts[files]
         records = []
         with self._lock:
             for file, place in zip(files.tolist(), places.tolist(), strict=True):
@@ -188,8 +193,8 @@ class RecordReader:
 
     def _place(self, index: int) -> tuple[str, int]:
         """Global record index -> (file, index inside the file)."""
-        file = int(np.searchsorted(self._ends, index, side="right"))
-        return self.paths[file], index - (int(self._ends[file - 1]) if file else 0)
+        file, place = self._addresses.find(index)
+        return self.paths[file], place
 
 
 def open_records(
@@ -197,9 +202,7 @@ def open_records(
     record_tokens: int,
     dtype: np.dtype | type = np.uint16,
 ) -> RecordReader:
-    """A reader over the records of `paths`, in order.
-
-    `open_records(paths, 2048).read([0, 7])` gives the ids of two records: uint16 (2, 2048).
+    """A reader over the records of `paths`, in order: `open_records(paths, 2048).read([0, 7])` is (2, 2048).
 
     Raises:
       FileNotFoundError: a file is missing.

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data_prep.store.streams import Format, TokenDataset, Verify, open_dataset
+from data_prep.store.datasets import Format, TokenDataset, Verify, open_dataset
 from gpt_pretrain.data.mixture import counts_of
 from gpt_pretrain.data.order import SHUFFLES, Shuffle
 from gpt_pretrain.data.plan import Plan

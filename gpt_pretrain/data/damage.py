@@ -1,14 +1,14 @@
 """What is wrong with the data of a batch whose digest is not what the ledger says."""
 
 from collections.abc import Mapping
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 
 from data_prep.store import manifest as manifest_lib
-from data_prep.store.files import is_intact
-from data_prep.store.streams import TokenDataset
+from data_prep.store.addresses import Addresses
+from data_prep.store.datasets import TokenDataset
+from data_prep.store.files import file_problem
 from gpt_pretrain.data.plan import Plan
 
 
@@ -32,15 +32,15 @@ def damaged_files(plan: Plan, datasets: Mapping[str, TokenDataset], step_index: 
         if dataset is None or not Path(dataset.directory, manifest_lib.MANIFEST_NAME).exists():
             continue
         shards = manifest_lib.load(dataset.directory).shards_of("train", dataset.format)
-        ends = list(accumulate(shard.num_tokens for shard in shards))
+        addresses = Addresses(shard.num_tokens for shard in shards)
         starts = batch.windows[batch.streams == index] * stage.seq_len
         # The token after a window may lie in the next file.
-        edges = np.concatenate([starts, np.minimum(starts + stage.seq_len, ends[-1] - 1)])
-        for number in np.unique(np.searchsorted(ends, edges, side="right")).tolist():
+        edges = np.concatenate([starts, np.minimum(starts + stage.seq_len, addresses.total - 1)])
+        for number in np.unique(addresses.files_of(edges)).tolist():
             shard, path = shards[number], Path(dataset.directory, shards[number].name)
-            if not is_intact(path, shard.num_bytes, shard.digest):
+            if problem := file_problem(path, shard.num_bytes, shard.digest):
                 problems.append(
-                    f"{path}: is not what its manifest says. `python -m data_prep.check {dataset.directory} --repair` "
-                    "makes it again."
+                    f"{path}: is not what its manifest says ({problem.reason}). "
+                    f"`python -m data_prep.check {dataset.directory} --repair` makes it again."
                 )
     return problems

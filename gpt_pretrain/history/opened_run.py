@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.store import manifest as manifest_lib
+from data_prep.store.datasets import TokenDataset, open_dataset
 from data_prep.store.documents import DocumentTables
-from data_prep.store.streams import TokenDataset, TokenSource, open_dataset
-from data_prep.store.texts import tokenizer_of
-from data_prep.store.tokenizers import Tokenizer, get_tokenizer
+from data_prep.store.streams import TokenSource
+from data_prep.store.tokenizers import Tokenizer, get_tokenizer, open_tokenizer
 from gpt_pretrain.data import ledger as ledger_lib
 from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.data.run import open_run
@@ -124,7 +124,7 @@ class OpenedRun:
     def tokenizer(self, stream: Stream) -> Tokenizer:
         """What turns a stream's ids into text: GPT-2's for bare shards."""
         manifest = self.manifest(stream)
-        make = (lambda _: get_tokenizer("gpt2")) if manifest is None else (lambda _: tokenizer_of(manifest))
+        make = (lambda _: get_tokenizer("gpt2")) if manifest is None else (lambda _: open_tokenizer(manifest.spec))
         return self._cached("tokenizer", stream, make)
 
     @functools.cached_property

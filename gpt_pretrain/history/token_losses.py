@@ -45,7 +45,7 @@ class TokenLosses:
 def losses_of_rows(run: OpenedRun, step_index: int, rows: Sequence[Row], checkpoint: str) -> TokenLosses:
     """`losses_of` rows of a batch."""
     manifest = run.manifest(run.plan.stage_at(step_index).streams[0])
-    tokenizer = None if manifest is None else manifest.spec["tokenizer"]
+    tokenizer = None if manifest is None else manifest.spec.tokenizer
     tokens_NT = np.stack([row.tokens for row in rows])
     return losses_of(checkpoint, tokens_NT, end_of_text=rows[0].tokenizer.end_of_text, tokenizer=tokenizer)
 

@@ -4,7 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from data_prep.store.streams import TokenDataset, TokenSource
+from data_prep.store.datasets import TokenDataset
+from data_prep.store.streams import TokenSource
 from data_prep.store.tokenizers import Tokenizer, get_tokenizer
 from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.data.stages import Stage

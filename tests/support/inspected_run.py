@@ -4,7 +4,7 @@ import json
 import os
 
 from data_prep import fineweb
-from data_prep.store.streams import open_dataset
+from data_prep.store.datasets import open_dataset
 from gpt_pretrain.data.batches import Batches
 from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.data.plan import Plan

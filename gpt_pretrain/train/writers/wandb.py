@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from data_prep.store.files import whole_file
 from gpt_pretrain.train.writers.base import RunWriter, ignore
 
 
@@ -136,12 +137,8 @@ class WandbWriter(RunWriter):
 def _run_id(path: pathlib.Path) -> str:
     """Returns the id kept in `path`; the first time, makes one and keeps it."""
     if not path.exists():
-        unfinished = path.with_suffix(".tmp")
-        with open(unfinished, "w", encoding="utf-8") as file:
-            file.write(secrets.token_hex(4))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        with whole_file(path) as partial:
+            partial.write_text(secrets.token_hex(4), encoding="utf-8")
     return path.read_text(encoding="utf-8").strip()
 
 

@@ -1,0 +1,114 @@
+"""Whether what lies in an output directory is what was asked for, and may be continued."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep.outcome import Outcome
+from data_prep.parts import PARTS
+from data_prep.store.files import read_json, write_json
+from data_prep.store.manifest import WORK_DIR, load
+from data_prep.store.names import PATTERNS
+from data_prep.store.spec import Spec, few
+
+SHARDS = "shards"  # folder of the notes on output files, in the work directory
+SPEC_NAME, FAILED_NAME = "spec.json", "failed.json"  # there
+
+
+def differences(there: Spec, asked: Spec, *, but_inputs: Sequence[str] | None = ()) -> list[str]:
+    """One line for each field that differs; empty where the two are the same.
+
+    Args:
+      but_inputs: paths of inputs that may differ; None leaves all the inputs out.
+    """
+    values, wanted = there.to_json(), asked.to_json()
+    lines = [
+        f"{name}: {values.get(name)!r} there, {wanted.get(name)!r} asked for"
+        for name in sorted(values.keys() | wanted.keys())
+        if name != "inputs" and values.get(name) != wanted.get(name)
+    ]
+    if but_inputs is None:
+        return lines
+    old = {entry["path"]: entry for entry in there.inputs}
+    new = {entry["path"]: entry for entry in asked.inputs}
+    if list(old) != list(new):
+        if missing := [path for path in old if path not in new]:
+            lines.append(f"inputs: there but not asked for: {few(missing)}")
+        if added := [path for path in new if path not in old]:
+            lines.append(f"inputs: asked for but not there: {few(added)}")
+        if set(old) == set(new):
+            lines.append("inputs: the same files in another order")
+    for path in old.keys() & new.keys() - set(but_inputs):
+        lines += [
+            f"inputs: {path}: {key} {old[path].get(key)!r} there, {value!r} asked for"
+            for key, value in new[path].items()
+            if value != old[path].get(key)
+        ]
+    return lines
+
+
+def confirm_complete(
+    output: Path, spec: Spec, but_inputs: Sequence[str] | None = (), fingerprint: str | None = None
+) -> Outcome:
+    """The complete dataset in `output`, if it is the one that was asked for.
+
+    Args:
+      but_inputs: as for `differences`.
+      fingerprint: what it has to be, where that is known.
+
+    Raises ValueError with the differences.
+    """
+    manifest = load(output)
+    lines = differences(manifest.spec, spec, but_inputs=but_inputs)
+    if fingerprint not in (None, manifest.fingerprint):
+        lines.append(f"fingerprint: {manifest.fingerprint} there, {fingerprint} asked for")
+    if lines:
+        raise _refusal(output, "holds a dataset", lines)
+    return Outcome(manifest, was_complete=True)
+
+
+def begin_or_continue(spec: Spec, output: Path) -> None:
+    """Makes the work directory ready: continues an unfinished preparation of the same spec, refuses any other."""
+    work = output / WORK_DIR
+    try:
+        values = read_json(work / SPEC_NAME)
+        there = values and Spec.from_json(values)
+    except ValueError:
+        there = None
+    if there is not None:
+        # A file that could not be read may be replaced by a better copy.
+        replaceable = read_json(work / FAILED_NAME) or []
+        if lines := differences(there, spec, but_inputs=replaceable):
+            raise _refusal(output, "holds an unfinished preparation", lines)
+    for name in (PARTS, SHARDS):
+        (work / name).mkdir(exist_ok=True)
+    write_json(work / SPEC_NAME, spec.to_json())
+
+
+def note_failed(work: Path, paths: Sequence[str]) -> None:
+    """Notes inputs that could not be read, so that they may differ when the preparation is continued."""
+    write_json(work / FAILED_NAME, list(paths))
+
+
+def forget_spec(work: Path) -> None:
+    """Another spec is welcome to what was done so far."""
+    (work / SPEC_NAME).unlink()
+
+
+def refuse_strays(output: Path) -> None:
+    """ValueError where files of an unknown preparation would end up among ours."""
+    if (output / WORK_DIR / SPEC_NAME).exists():
+        return
+    stray = sorted(path.name for pattern in PATTERNS for path in output.glob(pattern))
+    if stray:
+        raise ValueError(
+            f"{output}: holds {stray[0]}, but neither a manifest nor an unfinished preparation "
+            "that could be continued. Use another output directory, or delete that one."
+        )
+
+
+def _refusal(output: Path, holds: str, lines: Sequence[str]) -> ValueError:
+    return ValueError(
+        f"{output}: {holds} of another spec:\n  "
+        + "\n  ".join(lines)
+        + "\nUse the same options, another output directory, or delete that one."
+    )

@@ -1,0 +1,86 @@
+"""Shards -> a new prepared dataset, continuing from whatever is complete already."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from data_prep.agreement import SHARDS, begin_or_continue, refuse_strays
+from data_prep.bare_shards import BareShards
+from data_prep.disk_space import full_disk_in_words
+from data_prep.engines.local import Workers, locked
+from data_prep.options import Options
+from data_prep.outcome import Outcome
+from data_prep.prepared_dataset import PreparedDataset
+from data_prep.store.manifest import MANIFEST_NAME, WORK_DIR, save
+from data_prep.writing import write_dataset
+
+
+def open_origin(
+    source: str, changes: dict[str, Any], tokenizer: str | None, num_shards: int | None
+) -> PreparedDataset | BareShards:
+    """What IN is. Raises ValueError for options that it cannot have."""
+    if not any(os.path.exists(os.path.join(source, n)) for n in (MANIFEST_NAME, WORK_DIR)):
+        options = Options(source, 0, tokenizer=tokenizer or "gpt2", **changes)
+        return BareShards(options, num_shards)
+    if num_shards is not None:
+        raise ValueError(f"{source}: a prepared dataset is converted whole, without --num_shards")
+    origin = PreparedDataset(source, changes)
+    there = origin.spec(Path()).tokenizer
+    if tokenizer not in (None, there):
+        raise ValueError(
+            f"{source}: was prepared by the tokenizer {there}, and ids do not become "
+            f"{tokenizer}'s. Leave --tokenizer out, or prepare the text again."
+        )
+    return origin
+
+
+def convert(
+    source: str,
+    output_dir: str,
+    changes: dict[str, Any],
+    num_workers: int,
+    *,
+    tokenizer: str | None = None,
+    num_shards: int | None = None,
+) -> Outcome:
+    """Makes a prepared dataset of the shards that `source` names, or finishes making it.
+
+    The work directory is left there: see `finishing.finish`.
+
+    Args:
+      source: IN, as the command line takes it.
+      changes: the values of CHANGEABLE that differ from IN's, or from the defaults of `Options`.
+      tokenizer: of shards without a manifest; None is gpt2.
+      num_shards: how many training shards of those; None is all.
+
+    Raises:
+      ValueError: a user's mistake, before any work, or damaged input; what is done is kept.
+      engines.local.WorkerDied: a worker process was killed.
+    """
+    if "://" in output_dir:
+        raise ValueError(f"{output_dir}: write into a directory of this machine, not a URL")
+    output, work = Path(output_dir), Path(output_dir, WORK_DIR)
+    if os.path.realpath(source) == os.path.realpath(output):
+        raise ValueError(f"{output_dir}: is both IN and OUT; write into another directory")
+    origin = open_origin(source, changes, tokenizer, num_shards)
+    if (output / MANIFEST_NAME).exists():
+        return origin.confirm(output)
+    spec = origin.spec(output)
+    refuse_strays(output)
+    with (
+        full_disk_in_words(output, len(spec.formats), lambda: origin.num_tokens),
+        locked(work),
+        Workers(num_workers, work) as workers,
+    ):
+        begin_or_continue(spec, output)
+        tokens, tables = origin.read(work, workers)
+        manifest = write_dataset(tokens, spec, output, work / SHARDS, workers, tables)
+        try:
+            manifest = origin.finish(manifest)
+        except ValueError:
+            # The notes call files whole that came of something else than they say.
+            shutil.rmtree(work / SHARDS)
+            raise
+        save(manifest, output)
+    return Outcome(manifest)

@@ -1,0 +1,49 @@
+"""Remote .bin files -> copies on this machine."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.engines.local import Report
+from data_prep.pages.progress import Done
+from data_prep.store.files import whole_file
+from data_prep.store.locations import InputError
+from data_prep.store.locations import download as download_file
+from data_prep.store.token_bin import read_header
+
+
+@dataclass(frozen=True)
+class DownloadJob:
+    path: str
+    target: str
+    size: int  # in bytes
+    version: str  # sha256 of the file where the Hub says it
+
+
+def download(job: DownloadJob, report: Report) -> None:
+    """Puts a remote .bin file at `target`, unless it is there already.
+
+    Raises InputError: it does not arrive, or is not what was listed or no .bin file.
+    """
+    if not os.path.exists(job.target):
+        with whole_file(job.target) as partial:
+            download_file(job.path, partial, lambda num_bytes: report(Done(text_bytes=num_bytes, work=num_bytes)))
+            _check_download(job, partial)
+    else:
+        report(Done(work=job.size))
+
+
+def _check_download(job: DownloadJob, partial: Path) -> None:
+    size = partial.stat().st_size
+    if size != job.size:
+        raise InputError(f"{job.path}: {size} bytes arrived, expected {job.size}")
+    try:
+        read_header(partial, called=job.path)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if len(job.version) == 64:
+        with open(partial, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != job.version:
+            raise InputError(f"{job.path}: arrived with sha256 {found}, expected {job.version}")

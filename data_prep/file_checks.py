@@ -1,0 +1,170 @@
+"""One file of a prepared dataset: is it what the manifest says, and can that be right?"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from data_prep.engines.local import Report
+from data_prep.pages.progress import Done
+from data_prep.shards import count_ids, num_ids
+from data_prep.store.addresses import Addresses
+from data_prep.store.document_index import index_table
+from data_prep.store.files import FileProblem, file_problem
+from data_prep.store.fingerprints import BLOCK_TOKENS, block_digests
+from data_prep.store.manifest import DOCUMENTS, INDEX, Manifest, Shard
+from data_prep.store.spec import FORMATS
+from data_prep.store.streams import FileRange, read_ranges, stored_stream
+from data_prep.store.token_bin import token_dtype
+
+
+@dataclass(frozen=True)
+class FileCheck:
+    """One file, and what it should hold."""
+
+    directory: str
+    shard: Shard
+    start: int  # of its range in the split's stream
+    # Of token files: from the first fingerprint block that begins in the range to the end of the
+    # last; so that reading them finds the file in the page cache, right after its digest.
+    blocks_start: int
+    ranges: tuple[FileRange, ...]
+    tables: tuple[tuple[str, int], ...]  # (name, start of its range) of the split's tables
+    vocab_size: int
+    end_of_text: int
+
+
+@dataclass
+class Finding:
+    """What a look at one file found."""
+
+    problem: FileProblem | None = None  # the file itself is not what was written
+    contradictions: list[str] = field(default_factory=list)  # it is, and still cannot be right
+    blocks: list[bytes] = field(default_factory=list)
+    counts_V: np.ndarray = field(default_factory=lambda: np.zeros((), np.int64))
+    first: int = 0  # of a table: start of its first document, and the end of its last
+    end: int = 0
+
+
+def check_file(job: FileCheck, report: Report) -> Finding:
+    """Compares one file with what the manifest says of it."""
+    path = Path(job.directory, job.shard.name)
+    finding = Finding(file_problem(path, job.shard.num_bytes, job.shard.digest))
+    if finding.problem is None:
+        try:
+            if job.shard.format in FORMATS:
+                _check_tokens(job, finding)
+            elif job.shard.format == DOCUMENTS:
+                _check_table(path, job, finding)
+            else:
+                _check_index(path, job, finding)
+        except (ValueError, OSError) as error:  # it was bad already when it was written
+            finding.contradictions.append(f"{path}: {error}")
+    report(Done(tokens=job.shard.num_tokens, text_bytes=job.shard.num_bytes, work=job.shard.num_bytes))
+    return finding
+
+
+def _check_tokens(job: FileCheck, finding: Finding) -> None:
+    """Blocks and counts of the stretch, and end-of-text against the tables of documents."""
+    finding.counts_V = np.zeros(num_ids(job.vocab_size), np.int64)
+    ends = [np.empty(0, np.int64)]
+    position = job.blocks_start
+
+    def seen() -> Iterator[np.ndarray]:
+        nonlocal position
+        for chunk in read_ranges(job.ranges, token_dtype(job.vocab_size)):
+            finding.counts_V += count_ids(chunk, job.vocab_size)
+            ends.append(np.flatnonzero(chunk == job.end_of_text) + position)
+            position += len(chunk)
+            yield chunk
+
+    finding.blocks = list(block_digests(seen()))
+    found = np.concatenate(ends)
+    expected = _document_starts(job, position)
+    if expected is None:
+        return
+    if job.blocks_start == 0 and found[:1].tolist() != [0]:
+        found = np.concatenate([[0], found])  # a stream that begins inside a document
+    if not np.array_equal(found, expected):
+        finding.contradictions.append(
+            f"{job.directory}: split {job.shard.split} as {job.shard.format}, tokens "
+            f"[{job.blocks_start}, {position}): end-of-text is not exactly where the documents "
+            "tables say"
+        )
+
+
+def _document_starts(job: FileCheck, stop: int) -> np.ndarray | None:
+    """Starts of the documents in the job's blocks, by the tables; None where they are damaged."""
+    starts = [np.empty(0, np.int64)]
+    for (name, first), (_, last) in zip(job.tables, [*job.tables[1:], ("", stop)], strict=True):
+        if first < stop and last > job.blocks_start:
+            try:
+                table = pq.ParquetFile(Path(job.directory, name)).read(["start"])
+            except (ValueError, OSError):
+                return None
+            starts.append(table["start"].to_numpy())
+    all_starts = np.concatenate(starts)
+    return all_starts[(all_starts >= job.blocks_start) & (all_starts < stop)]
+
+
+def _check_table(path: Path, job: FileCheck, finding: Finding) -> None:
+    """Whether the documents follow one another without gap, and start in the table's range."""
+    table = pq.ParquetFile(path).read(columns=["start", "length"])
+    starts_D, lengths_D = (table[name].to_numpy() for name in ("start", "length"))
+    say = finding.contradictions.append
+    if len(starts_D) != job.shard.num_rows:
+        say(f"{path}: {len(starts_D)} documents, the manifest says {job.shard.num_rows}")
+    if not len(starts_D):
+        finding.first = finding.end = -1
+        return
+    wrong = np.flatnonzero(starts_D[1:] != starts_D[:-1] + lengths_D[:-1])
+    if len(wrong):
+        row = int(wrong[0]) + 1
+        expected = starts_D[row - 1] + lengths_D[row - 1]
+        say(f"{path}: row {row} starts at {starts_D[row]}, expected {expected}")
+    stop = job.start + job.shard.num_tokens
+    if starts_D[0] < job.start or starts_D[-1] >= stop:
+        say(f"{path}: lists documents that start outside [{job.start}, {stop})")
+    finding.first, finding.end = int(starts_D[0]), int(starts_D[-1] + lengths_D[-1])
+
+
+def _check_index(path: Path, job: FileCheck, finding: Finding) -> None:
+    name = next(name for name, start in job.tables if start == job.start)
+    try:
+        table = pq.ParquetFile(path.parent / name).read(columns=["id", "url"])
+    except (ValueError, OSError):
+        return  # the table's own check says it
+    if not np.array_equal(np.fromfile(path, "<u8"), index_table(table)):
+        finding.contradictions.append(f"{path}: is not the index of {name}")
+
+
+def file_checks(directory: Path, manifest: Manifest) -> list[FileCheck]:
+    """A job for each file that the manifest names."""
+    spec, jobs = manifest.spec, []
+    for split in manifest.splits:
+        tables = manifest.shards_of(split, DOCUMENTS)
+        starts = Addresses(shard.num_tokens for shard in tables).starts.tolist()
+        named = tuple((shard.name, start) for shard, start in zip(tables, starts, strict=False))
+        for format in (*spec.formats, DOCUMENTS, INDEX):
+            stream = stored_stream(directory, manifest, split, format)
+            start = 0
+            for shard in manifest.shards_of(split, format):
+                stop = start + shard.num_tokens
+                first, last = (-(-edge // BLOCK_TOKENS) * BLOCK_TOKENS for edge in (start, stop))
+                last = min(last, stream.num_tokens)
+                jobs.append(
+                    FileCheck(
+                        directory=str(directory),
+                        shard=shard,
+                        start=start,
+                        blocks_start=first,
+                        ranges=stream.ranges(first, last) if format in FORMATS and first < last else (),
+                        tables=named,
+                        vocab_size=spec.vocab_size,
+                        end_of_text=spec.end_of_text,
+                    )
+                )
+                start = stop
+    return jobs

@@ -1,0 +1,25 @@
+"""What comes after the manifest, when a dataset is complete: its card, and an empty desk."""
+
+import shutil
+import sys
+from pathlib import Path
+
+from data_prep.card import write_card
+from data_prep.engines.local import locked
+from data_prep.store.manifest import WORK_DIR
+
+
+def finish(output: str | Path, num_workers: int) -> None:
+    """Writes the card and removes the work directory; does nothing where an earlier run did.
+
+    The dataset is complete without a card, so a failure to write it is only logged.
+    """
+    work = Path(output, WORK_DIR)
+    if not work.exists():
+        return
+    with locked(work):
+        try:
+            write_card(output, num_workers)
+        except Exception as error:  # the tokenizer may be a user's, and raise anything
+            print(f"no dataset card: {error}", file=sys.stderr)
+        shutil.rmtree(work)

@@ -1,0 +1,178 @@
+"""An opened dataset: what a run reads, prepared or a bare directory of .bin files."""
+
+import glob
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from data_prep.store import manifest as manifest_lib
+from data_prep.store import token_bin
+from data_prep.store.files import file_problem
+from data_prep.store.locations import InputError, file_name
+from data_prep.store.spec import FORMATS
+from data_prep.store.streams import BinSource, RecordSource, TokenSource
+
+Format = Literal["auto", "bin", "array_record"]  # "auto" is the first of FORMATS that is there: .bin reads faster
+Verify = Literal["auto", "size", "digest"]
+_ALWAYS_VERIFY_BYTES = 2**30  # digests of this much take about a second
+_GPT2_VOCAB_SIZE = 50257
+_RESTORE = "Restore the file, or delete the directory and run data_prep.fineweb again."
+
+
+@dataclass(frozen=True)
+class TokenDataset:
+    """An opened dataset.
+
+    Attributes:
+      fingerprint: equal for equal token streams (of a prepared dataset; see `data_prep.store.manifest`).
+      splits: "train", and "val" where there is one.
+      vocab_size: ids are below it.
+      tokenizer: its name, or None where nobody recorded it.
+      tokenizer_digest: equal digests promise equal ids; None as above.
+      end_of_text: the id that begins each document.
+      unigram_entropy: of the train split in nats, or None; the loss of a model that knows frequencies only.
+    """
+
+    directory: str
+    format: str
+    fingerprint: str
+    splits: dict[str, TokenSource]
+    vocab_size: int
+    tokenizer: str | None
+    tokenizer_digest: str | None
+    end_of_text: int
+    unigram_entropy: float | None
+
+
+def open_dataset(directory: str, *, format: Format = "auto", verify: Verify = "auto") -> TokenDataset:
+    """Opens a prepared dataset, or a bare directory or glob of .bin shards made elsewhere.
+
+    Args:
+      directory: what `data_prep.fineweb --output_dir` was, or a directory or glob of .bin files.
+      format: which of the stored formats to read; they give the same windows.
+      verify: sizes and counts are always checked against the manifest; "digest" also reads every byte,
+        "auto" does so below 1 GiB.
+
+    Raises:
+      ValueError: no dataset there, a format that is not there, a shard that is not as the manifest says.
+    """
+    if format not in ("auto", *FORMATS):
+        raise ValueError(f"data.format: found {format!r}, expected one of {['auto', *FORMATS]}")
+    if verify not in ("auto", "size", "digest"):
+        raise ValueError(f"data.verify: found {verify!r}, expected 'auto', 'size' or 'digest'")
+    here = Path(directory)
+    if (here / manifest_lib.MANIFEST_NAME).exists() or (here / manifest_lib.WORK_DIR).exists():
+        return _open_prepared(directory, format, verify)
+    pattern = os.path.join(directory, "*.bin") if here.is_dir() else directory
+    paths = sorted(glob.glob(pattern))
+    if not paths:
+        manifest_lib.load(directory)  # raises: says what a prepared dataset is and how to make one
+    return _open_bare(directory, paths, format)
+
+
+def _open_prepared(directory, format, verify) -> TokenDataset:
+    manifest = manifest_lib.load(directory)
+    stored = [name for name in FORMATS if manifest.shards_of("train", name)]
+    if format == "auto":
+        format = stored[0]
+    if format not in stored:
+        raise ValueError(
+            f"{directory}: data.format={format!r} is not stored here, only {stored}. Prepare it again with "
+            f"--formats={','.join(FORMATS)}, or set data.format='auto'."
+        )
+    splits: dict[str, TokenSource] = {}
+    total_bytes = sum(shard.num_bytes for shard in manifest.shards if shard.format == format)
+    digests = verify == "digest" or (verify == "auto" and total_bytes < _ALWAYS_VERIFY_BYTES)
+    for split in manifest.splits:
+        shards = manifest.shards_of(split, format)
+        if not shards:
+            continue
+        paths = [os.path.join(directory, shard.name) for shard in shards]
+        for path, shard in zip(paths, shards, strict=True):
+            if problem := file_problem(path, shard.num_bytes, shard.digest, read=digests):
+                raise ValueError(f"{problem}. {_RESTORE}")
+        num_tokens = manifest.splits[split].num_tokens
+        dtype = token_bin.token_dtype(manifest.spec.vocab_size)
+        if format == "bin":
+            splits[split] = BinSource(paths)
+        else:
+            splits[split] = RecordSource(paths, manifest.spec.record_tokens, num_tokens, dtype)
+        if splits[split].num_tokens != num_tokens:
+            raise ValueError(
+                f"{directory}: the {split} shards hold {splits[split].num_tokens} tokens, the manifest says "
+                f"{num_tokens}. Run `python -m data_prep.check {directory}`."
+            )
+    return TokenDataset(
+        directory=directory,
+        format=format,
+        fingerprint=manifest.fingerprint,
+        splits=splits,
+        vocab_size=manifest.spec.vocab_size,
+        tokenizer=manifest.spec.tokenizer,
+        tokenizer_digest=manifest.spec.tokenizer_digest,
+        end_of_text=manifest.spec.end_of_text,
+        unigram_entropy=manifest.splits["train"].unigram_entropy,
+    )
+
+
+def _open_bare(directory: str, paths: Sequence[str], format: Format) -> TokenDataset:
+    if format == "array_record":
+        raise ValueError(f"{directory}: data.format='array_record' needs a prepared dataset with a manifest")
+    named = splits_by_name(paths, directory)
+    sources: dict[str, TokenSource] = {split: BinSource(files) for split, files in named.items()}
+    if token_bin.read_header(named["train"][0]).dtype.itemsize > 2:
+        raise ValueError(
+            f"{directory}: uint32 ids without a manifest, so their vocabulary is not known. Convert them, naming their "
+            f"tokenizer: `python -m data_prep.convert {directory} OUT --tokenizer=...`."
+        )
+    logging.getLogger(__name__).warning(
+        "%s: no manifest, so only the headers and sizes of its %d .bin files can be checked: not their content, "
+        "their completeness, or the tokenizer (taken to be GPT-2's).",
+        directory,
+        len(paths),
+    )
+    return TokenDataset(
+        directory=directory,
+        format="bin",
+        fingerprint=_bare_fingerprint(paths),
+        splits=sources,
+        vocab_size=_GPT2_VOCAB_SIZE,
+        tokenizer=None,
+        tokenizer_digest=None,
+        end_of_text=_GPT2_VOCAB_SIZE - 1,
+        unigram_entropy=None,
+    )
+
+
+def splits_by_name(paths: Sequence[str], where: str) -> dict[str, list[str]]:
+    """Shards without a manifest -> the files of each split that has any: those with `val` in their names, the others.
+
+    >>> splits_by_name(["a_val_0.bin", "a_train_0.bin", "a_train_1.bin"], "a directory")
+    {'train': ['a_train_0.bin', 'a_train_1.bin'], 'val': ['a_val_0.bin']}
+
+    Args:
+      paths: paths or URLs, in the order of the stream.
+      where: what to call them in the error.
+
+    Raises InputError: none is left to train on.
+    """
+    val = [path for path in paths if "val" in file_name(path)]
+    train = [path for path in paths if "val" not in file_name(path)]
+    if not train:
+        raise InputError(f"{where}: every .bin file has 'val' in its name; none is left to train on")
+    return {"train": train} | ({"val": val} if val else {})
+
+
+def _bare_fingerprint(paths: Sequence[str]) -> str:
+    """Names, sizes and the last 64 KiB of each file: enough to notice a changed directory, cheap for 100 GB."""
+    digest = hashlib.sha256()
+    for path in paths:
+        size = os.path.getsize(path)
+        with open(path, "rb") as file:
+            file.seek(max(0, size - 65536))
+            digest.update(f"{os.path.basename(path)}/{size}/".encode() + file.read())
+    return "bare-" + digest.hexdigest()
