@@ -10,16 +10,14 @@ import sys
 import types
 
 
-def _tensorboard_writer(logdir: str):
-    from gpt_pretrain.train.writers.tensorboard import TensorBoardWriter
-
-    return TensorBoardWriter(logdir)
+def _refuse(*args, **kwargs):
+    raise ImportError("CLU's SummaryWriter needs TensorFlow; use gpt_pretrain.train.writers.make_writer")
 
 
 if importlib.util.find_spec("tensorflow") is None:
     # Stands in for the one CLU module that needs TensorFlow; must come before CLU's first import.
     _stand_in = types.ModuleType("clu.metric_writers.summary_writer")
-    _stand_in.__dict__["SummaryWriter"] = _tensorboard_writer
+    _stand_in.__dict__["SummaryWriter"] = _refuse
     sys.modules.setdefault(_stand_in.__name__, _stand_in)
 
 from clu import metric_writers, periodic_actions  # noqa: E402
