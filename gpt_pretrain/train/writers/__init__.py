@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 from absl import logging
 
-from gpt_pretrain.train.writers.clu import MetricWriter, metric_writers, periodic_actions
+from gpt_pretrain.train.writers.clu import MetricWriter, metric_writers, periodic_actions, provide_summary_writer
 from gpt_pretrain.train.writers.console import ConsoleWriter
 from gpt_pretrain.train.writers.tensorboard import TensorBoardWriter
 
 __all__ = ["KNOWN_WRITERS", "MetricWriter", "check_names", "make_writer", "metric_writers", "periodic_actions"]
 KNOWN_WRITERS = ("console", "tensorboard", "wandb")
+provide_summary_writer(TensorBoardWriter)
 
 
 def make_writer(
