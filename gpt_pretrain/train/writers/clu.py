@@ -10,7 +10,6 @@ import sys
 import types
 from collections.abc import Callable
 
-
 _STAND_IN = "clu.metric_writers.summary_writer"
 
 
