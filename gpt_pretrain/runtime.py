@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+from typing import Any
 
 from data_prep.store.open_files import no_file_left, raise_max_open_files
 from gpt_pretrain import peers
@@ -25,12 +26,26 @@ def configure() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     logging.getLogger("gpt_pretrain").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and CLU narrate every step at INFO
+    logging.getLogger("absl").addFilter(_is_not_of_orbax)
+    sys.excepthook = _say_errors_of_the_main_thread
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     _keep_freed_pages()
     raise_max_open_files()
     if not faulthandler.is_enabled():
         faulthandler.enable()  # a signal that kills, such as SIGBUS, leaves a trace of where we were
     atexit.register(_say_done)  # called after JAX's own, which is registered later: JAX waits there for the others
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    """What fails in a save is raised by the next call, too, and said there in a line; here it would be pages."""
+    return "orbax" not in record.pathname
+
+
+def _say_errors_of_the_main_thread(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Python calls this in other threads only for callbacks of C++: those of a save that failed come by the hundred,
+    too late for anybody to hear them."""
+    if threading.current_thread() is threading.main_thread():
+        sys.__excepthook__(kind, error, trace)
 
 
 def _keep_freed_pages() -> None:
