@@ -61,7 +61,7 @@ def train(config: TrainConfig) -> int:
             loop.run(feed(built, start), stop)
     if is_primary:
         report.say_where_things_are(built, start, loop.step)
-    return 0 if loop.step == built.total_steps else 128 + int(stop.received or 15)
+    return 0 if loop.is_complete else 128 + int(stop.received or 15)
 
 
 def state_of(built: Built, start: Start, checkpoints: Checkpoints) -> TrainState:

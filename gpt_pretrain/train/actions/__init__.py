@@ -9,6 +9,7 @@ from gpt_pretrain.train.actions.log_metrics import LogMetrics
 from gpt_pretrain.train.actions.profile import Profile
 from gpt_pretrain.train.actions.samples import PrintSample
 from gpt_pretrain.train.actions.statistics import WriteStatistics
+from gpt_pretrain.train.actions.verification import VerifyShards
 from gpt_pretrain.train.build import Built
 from gpt_pretrain.train.checkpoints import Checkpoints
 from gpt_pretrain.train.clock import Clock
@@ -37,6 +38,8 @@ def actions_of(
         actions.append(WriteStatistics(built, writer))
     if config.profile_step:
         actions.append(Profile(config.profile_step, config.save_dir))
+    if any(each.unverified for each in data.datasets.values()):
+        actions.append(VerifyShards(built, start, checkpoints))
     # Saved before it is evaluated: an evaluation that fails costs no checkpoint.
     actions.append(SaveCheckpoints(built, start, checkpoints, writer, held))
     if validation := data.sources("val"):
