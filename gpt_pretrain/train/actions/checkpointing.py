@@ -7,6 +7,7 @@ from gpt_pretrain.train.build import Built
 from gpt_pretrain.train.checkpoints import Checkpoints
 from gpt_pretrain.train.digests import add_up_digests
 from gpt_pretrain.train.metadata import CheckpointMetadata
+from gpt_pretrain.train.record import write_ledger
 from gpt_pretrain.train.start import Start
 from gpt_pretrain.train.writers import MetricWriter
 
@@ -28,8 +29,9 @@ class SaveCheckpoints(Action):
         ledger.extend(add_up_digests(ledger.take_new()))
         assert len(ledger) == now.step, (len(ledger), now.step)
         if jax.process_index() == 0:
-            ledger.write(config.save_dir)
+            write_ledger(config.save_dir, ledger)
         metadata = CheckpointMetadata(
+            run_id=self._start.run_id,
             step=now.step,
             seed=config.seed,
             model=self._built.spec,
