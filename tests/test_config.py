@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_data_prep import byte_options, words, write_parquet
+from support.prepared import byte_options, words, write_parquet
 
 from data_prep import fineweb
 from data_prep.store.documents import DocumentTables

@@ -9,8 +9,8 @@ import time
 
 import numpy as np
 import pytest
+from support.prepared import byte_options, words, write_parquet
 from support.training_runs import environment, finish, flags, start
-from test_data_prep import byte_options, words, write_parquet
 
 from data_prep import fineweb
 from gpt_pretrain.data.batches import Batches

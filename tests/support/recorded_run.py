@@ -14,21 +14,21 @@ from gpt_pretrain import main, runtime
 
 
 def record(consumed: str, secs_per_step: float) -> None:
-    from gpt_pretrain.data import loader
+    from gpt_pretrain.train import feed
 
-    prefetch = loader.prefetch_to_devices
+    prefetch = feed.prefetch_to_devices
 
-    def recorded(elements, placement, **kwargs):
+    def recorded(batches, placement, **kwargs):
         with open(consumed, "a") as file:
-            for element, batch in prefetch(elements, placement, **kwargs):
-                digest = hashlib.sha256(element.tokens.tobytes()).hexdigest()
-                windows = " ".join(map(str, element.windows.reshape(-1)))
-                file.write(f"{element['position']} {windows} {digest}\n")
+            for batch, tokens in prefetch(batches, placement, **kwargs):
+                digest = hashlib.sha256(batch.tokens.tobytes()).hexdigest()
+                windows = " ".join(map(str, batch.windows.reshape(-1)))
+                file.write(f"{batch.position} {windows} {digest}\n")
                 file.flush()
                 time.sleep(secs_per_step)
-                yield element, batch
+                yield batch, tokens
 
-    loader.prefetch_to_devices = recorded
+    feed.prefetch_to_devices = recorded
 
 
 if __name__ == "__main__":
