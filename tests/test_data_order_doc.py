@@ -13,7 +13,6 @@ import pytest
 import xxhash
 
 from gpt_pretrain.data import mixture, order, plan, stages
-
 from gpt_pretrain.data.batches import Batches, digest_of_rows
 from gpt_pretrain.data.ledger import Ledger
 

@@ -55,9 +55,7 @@ def test_temperature_top_k_and_top_p_choose_as_they_say():
 
 def test_padded_columns_are_never_sampled(tiny_spec, params):
     params["token_embedding"]["embedding"] = params["token_embedding"]["embedding"].at[VOCAB_SIZE:].set(50.0)
-    found = sample(
-        params, tiny_spec, np.array([1]), seq_len=SEQ_LEN, num_tokens=20, temperature=2.0
-    )
+    found = sample(params, tiny_spec, np.array([1]), seq_len=SEQ_LEN, num_tokens=20, temperature=2.0)
     assert found.max() < VOCAB_SIZE
 
 

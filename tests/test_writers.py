@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gpt_pretrain.train.writers import wandb as wandb_writer
 from gpt_pretrain.train.writers import make_writer, metric_writers
+from gpt_pretrain.train.writers import wandb as wandb_writer
 from gpt_pretrain.train.writers.console import ConsoleWriter
 from gpt_pretrain.train.writers.tensorboard import TensorBoardWriter
 

@@ -1,7 +1,5 @@
 """Configurations of tiny runs, what is built of them, and what their checkpoints say."""
 
-from support.models import TINY_MODEL, make_spec, make_test_mesh
-
 from gpt_pretrain.data.config import DataConfig
 from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.data.plan import Plan
@@ -14,6 +12,7 @@ from gpt_pretrain.train.config import TrainConfig
 from gpt_pretrain.train.metadata import CheckpointMetadata
 from gpt_pretrain.train.opened_data import open_data
 from gpt_pretrain.train.start import Start
+from support.models import TINY_MODEL, make_spec, make_test_mesh
 
 
 def constant_adamw(total_steps: int) -> Optimizer:

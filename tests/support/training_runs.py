@@ -11,11 +11,11 @@ import sys
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from support.environment import NUM_DEVICES, xla_flags
-from support.models import TINY_MODEL
 
 from gpt_pretrain import main
 from gpt_pretrain.train import checkpoints
+from support.environment import NUM_DEVICES, xla_flags
+from support.models import TINY_MODEL
 
 HERE = pathlib.Path(__file__).parent
 REPO = HERE.parent.parent
