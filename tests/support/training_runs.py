@@ -16,9 +16,9 @@ from gpt_pretrain import main
 from gpt_pretrain.train import checkpoints
 from support.environment import NUM_DEVICES, xla_flags
 from support.models import TINY_MODEL
+from support.recorded_run import recording
 
-HERE = pathlib.Path(__file__).parent
-REPO = HERE.parent.parent
+REPO = pathlib.Path(__file__).parent.parent.parent
 SEQ_LEN, BATCH_SIZE = 32, 8
 
 
@@ -45,11 +45,21 @@ def flags(dataset, save_dir, *, num_steps=40, **changes) -> list[str]:
 
 def environment(num_devices=1) -> dict[str, str]:
     """Of a process of its own; compiled programs are shared with all others."""
-    return {**os.environ, "XLA_FLAGS": xla_flags(num_devices), "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+    path = os.pathsep.join(filter(None, [str(REPO), str(REPO / "tests"), os.environ.get("PYTHONPATH")]))
+    changes = {"XLA_FLAGS": xla_flags(num_devices), "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
+    return os.environ | changes
 
 
-def train_here(arguments, *, expect=0) -> str:
-    """A run in this process, on its four devices: seconds faster than a process of its own. What it prints and logs."""
+def train_here(arguments, *, consumed=None, expect=0) -> str:
+    """A run in this process, on its four devices: seconds faster than a process of its own. What it prints and logs.
+
+    Bit by bit the run that a process of its own with four devices and one row for each at once would be.
+    """
+    with recording(consumed) if consumed else contextlib.nullcontext():
+        return _train_here(arguments, expect)
+
+
+def _train_here(arguments, expect: int) -> str:
     output = io.StringIO()
     handler, logger = logging.StreamHandler(output), logging.getLogger("gpt_pretrain")
     logger.addHandler(handler)
@@ -66,7 +76,7 @@ def start(arguments, *, consumed=None, secs_per_step=0.0, num_devices=1) -> subp
     """A run as a process of its own, recorded to the file `consumed` if given; stdout and stderr as one pipe."""
     program = ["-m", "gpt_pretrain.main"]
     if consumed:
-        program = [str(HERE / "recorded_run.py"), str(consumed), str(secs_per_step)]
+        program = ["-m", "support.recorded_run", str(consumed), str(secs_per_step)]
     return subprocess.Popen(
         [sys.executable, *program, *arguments],
         env=environment(num_devices),
