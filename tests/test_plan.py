@@ -40,6 +40,11 @@ def windows_of(plan: Plan, num_steps: int, fingerprint: str = "fff", first_index
     return [each[4] for each in examples(plan, num_steps) if each[3] == fingerprint and each[0] >= first_index]
 
 
+def occurrences_of(plan: Plan, fingerprint: str, windows_of, num_steps: int):
+    """(stage, occurrence) of each time that some windows of a stream are seen."""
+    return plan.sightings(fingerprint, windows_of, num_steps)
+
+
 def assert_once_an_epoch(windows: list[int], num_windows: int, num_epochs: int = 1):
     """Each run of `num_windows` windows has every window."""
     assert len(windows) >= num_epochs * num_windows
@@ -160,7 +165,7 @@ MANY_CHANGES = [
 
 
 @pytest.mark.parametrize("name", ["", "web", "code", "books"])
-def test_sightings_are_the_exact_inverse_of_batches_over_all_stages(name):
+def test_occurrences_are_the_exact_inverse_of_batches_over_all_stages(name):
     plan = changed(MANY_CHANGES)
     for num_steps in (0, 2, 10, 26, 33):
         expected = [
@@ -173,29 +178,31 @@ def test_sightings_are_the_exact_inverse_of_batches_over_all_stages(name):
             index = [stream.fingerprint for stream in stage.streams].index(DATA[name][0])
             return np.arange(stage.num_windows(index))
 
-        found = plan.sightings(DATA[name][0], all_windows, num_steps)
+        found = occurrences_of(plan, DATA[name][0], all_windows, num_steps)
         assert [(s.step_index, s.row, s.position, s.window) for _, s in found] == expected
-        assert all(stage is plan.stage_at(sighting.step_index) for stage, sighting in found)
+        assert all(stage is plan.stage_at(each.step_index) for stage, each in found)
 
 
-def test_sightings_of_some_windows_say_which_epoch():
+def test_occurrences_of_some_windows_say_which_epoch():
     plan = changed(MANY_CHANGES[:3])
-    whole = [s for _, s in plan.sightings(DATA["web"][0], lambda _: np.arange(60), 60)]
-    some = [s for _, s in plan.sightings(DATA["web"][0], lambda _: [44, 7, 44, 15], 60)]
+    whole = [s for _, s in occurrences_of(plan, DATA["web"][0], lambda _: np.arange(60), 60)]
+    some = [s for _, s in occurrences_of(plan, DATA["web"][0], lambda _: [44, 7, 44, 15], 60)]
     assert some == [s for s in whole if s.window in (7, 15, 44)]
     for window in (7, 44):
         assert [s.epoch for s in some if s.window == window] == list(
             range(len([s for s in some if s.window == window]))
         )
-    assert plan.sightings(DATA["web"][0], lambda _: [], 60) == []
+    assert occurrences_of(plan, DATA["web"][0], lambda _: [], 60) == []
 
 
-def test_sightings_leave_out_what_was_other_data_under_the_same_name():
+def test_occurrences_leave_out_what_was_other_data_under_the_same_name():
     old = Plan((stage(),))
     other = dataclasses.replace(stage(), streams=(Stream("", "other data", 101),))
     plan = old.continued(other, 5, fork=True)
-    assert {s.step_index for _, s in plan.sightings("other data", lambda _: np.arange(25), 12)} == set(range(5, 12))
-    assert {s.step_index for _, s in plan.sightings(DATA[""][0], lambda _: np.arange(25), 12)} == set(range(5))
+    assert {s.step_index for _, s in occurrences_of(plan, "other data", lambda _: np.arange(25), 12)} == set(
+        range(5, 12)
+    )
+    assert {s.step_index for _, s in occurrences_of(plan, DATA[""][0], lambda _: np.arange(25), 12)} == set(range(5))
 
 
 def test_positions_steps_and_tokens_of_a_ramp_follow_by_counting():
