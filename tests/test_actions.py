@@ -14,7 +14,7 @@ from gpt_pretrain.train import clock as clock_lib
 from gpt_pretrain.train import train as train_lib
 from gpt_pretrain.train.actions.action import Action, Schedule
 from gpt_pretrain.train.actions.checkpointing import SaveCheckpoints
-from gpt_pretrain.train.actions.evaluation import MAX_IN_FLIGHT, Evaluate
+from gpt_pretrain.train.actions.evaluation import Evaluate
 from gpt_pretrain.train.actions.log_metrics import LogMetrics
 from gpt_pretrain.train.actions.profile import Profile
 from gpt_pretrain.train.actions.samples import PrintSample
@@ -263,7 +263,7 @@ def test_evaluation_bounds_what_is_in_flight_and_finishes_on_four_devices(tiny_d
         plain = Evaluate(built, sources, ScalarWriter(), stop).means(state.params)
         found = Evaluate(counting, sources, ScalarWriter(), stop).means(state.params)
     assert len(num_batches) == 50 > 40 and num_batches == list(range(50))
-    assert most[0] <= MAX_IN_FLIGHT + 1 and not waiting
+    assert most[0] <= 32 and not waiting  # more can deadlock
     assert found == plain and 5 < found["loss"] < 6
 
 
