@@ -7,6 +7,7 @@ environment.set_up()
 import numpy as np
 import pytest
 from support.models import make_spec
+from support.shared import made_once
 
 from gpt_pretrain.model.spec import ModelSpec
 
@@ -14,18 +15,20 @@ from gpt_pretrain.model.spec import ModelSpec
 @pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory) -> str:
     """About 36,000 byte-tokens in several shards of both formats, made by the command that users run."""
+    return str(made_once(tmp_path_factory, "tiny", prepare_tiny_dataset) / "prepared")
+
+
+def prepare_tiny_dataset(directory):
     from data_prep import fineweb
 
-    directory = tmp_path_factory.mktemp("tiny")
     words = np.random.default_rng(0).choice(["the", "cat", "sat", "on", "a", "mat", "and", "purred"], 9000)
     lines = [" ".join(words[i : i + 30]) for i in range(0, len(words), 30)]
     text = directory / "text.jsonl"
     text.write_text("".join(f'{{"text": "{line}"}}\n' for line in lines))
-    out = directory / "prepared"
     status = fineweb.main(
         [
             f"--input={text}",
-            f"--output_dir={out}",
+            f"--output_dir={directory / 'prepared'}",
             "--tokenizer=byte",
             "--shard_tokens=10000",
             "--val_tokens=3000",
@@ -34,7 +37,6 @@ def tiny_dataset(tmp_path_factory) -> str:
         ]
     )
     assert not status
-    return str(out)
 
 
 @pytest.fixture

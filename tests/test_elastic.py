@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 from support.prepared import byte_options, words, write_parquet
+from support.shared import made_once
 from support.training_runs import environment, finish, flags, start, train_here
 
 from data_prep import fineweb
@@ -26,12 +27,15 @@ SAVE_INTERVAL = 4
 TOPOLOGIES = [(1, 1, 8), (2, 2, 1), (4, 1, 2), (1, 4, 2), (2, 1, 4)]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def mixture(tiny_dataset, tmp_path_factory) -> dict:
     """Two streams, three to one, in batches that grow, as gin bindings."""
-    folder = tmp_path_factory.mktemp("second")
-    write_parquet(folder / "a.parquet", words(300))
-    assert fineweb.main(byte_options(folder, folder / "out")) == 0
+
+    def make(folder):
+        write_parquet(folder / "a.parquet", words(300))
+        assert fineweb.main(byte_options(folder, folder / "out")) == 0
+
+    folder = made_once(tmp_path_factory, "numbers", make)
     return {
         "data.mixture": {"cats": (tiny_dataset, 3), "numbers": (str(folder / "out"), 1)},
         "data.mixture_block": 20,
@@ -117,9 +121,11 @@ def test_the_ledger_is_what_the_plan_says_and_the_same_for_another_layout(tiny_d
 @pytest.fixture(scope="session")
 def five_steps(tiny_dataset, tmp_path_factory):
     """The save_dir of a run of five steps, to be copied."""
-    save_dir = tmp_path_factory.mktemp("five_steps") / "run"
-    train_here(flags(tiny_dataset, save_dir, num_steps=5))
-    return save_dir
+
+    def make(directory):
+        train_here(flags(tiny_dataset, directory / "run", num_steps=5))
+
+    return made_once(tmp_path_factory, "five_steps", make) / "run"
 
 
 def test_another_batch_size_is_a_new_stage_and_the_past_stays(five_steps, tiny_dataset, tmp_path):

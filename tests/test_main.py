@@ -9,6 +9,7 @@ import time
 
 import gin
 import pytest
+from support.shared import made_once
 from support.training_runs import (
     REPO,
     assert_bitwise_equal,
@@ -157,8 +158,13 @@ def test_a_run_tells_its_story_and_its_curves_and_config_are_where_it_says(tiny_
 @pytest.fixture(scope="session")
 def finished_run(tiny_dataset, tmp_path_factory):
     """(save_dir, output) of a run that has learnt something."""
-    save_dir = tmp_path_factory.mktemp("finished") / "run"
-    return save_dir, train_here(flags(tiny_dataset, save_dir, num_steps=40, **{"train.save_interval": 0}))
+
+    def make(directory):
+        arguments = flags(tiny_dataset, directory / "run", num_steps=40, **{"train.save_interval": 0})
+        (directory / "output").write_text(train_here(arguments))
+
+    directory = made_once(tmp_path_factory, "finished_run", make)
+    return directory / "run", (directory / "output").read_text()
 
 
 def test_started_again_when_complete_it_says_so_and_a_longer_run_goes_on(finished_run, tiny_dataset, tmp_path):
@@ -178,8 +184,11 @@ def test_started_again_when_complete_it_says_so_and_a_longer_run_goes_on(finishe
         ("model.n_head", 4, "model.n_head: the checkpoint has 2, this run has 4"),
     ],
 )
-def test_another_seed_or_shape_in_the_same_save_dir_is_refused(finished_run, tiny_dataset, name, value, message):
-    output = train_here(flags(tiny_dataset, finished_run[0], num_steps=45, **{name: value}), expect=1)
+def test_another_seed_or_shape_in_the_same_save_dir_is_refused(
+    finished_run, tiny_dataset, tmp_path, name, value, message
+):
+    save_dir = shutil.copytree(finished_run[0], tmp_path / "run")
+    output = train_here(flags(tiny_dataset, save_dir, num_steps=45, **{name: value}), expect=1)
     assert message in output and "--fork" in output and "--from_pretrained" in output, output
 
 
@@ -197,12 +206,15 @@ def test_from_pretrained_takes_the_weights_alone(finished_run, tiny_dataset, tmp
     assert "n_embd: the checkpoint has 32, this run has 16" in output
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def undisturbed(tiny_dataset, tmp_path_factory):
     """(consumed batches, final arrays) of a run of 16 steps."""
-    directory = tmp_path_factory.mktemp("undisturbed")
-    arguments = flags(tiny_dataset, directory / "run", num_steps=16, **{"train.save_interval": 0})
-    train_here(arguments, consumed=directory / "consumed")
+
+    def make(directory):
+        arguments = flags(tiny_dataset, directory / "run", num_steps=16, **{"train.save_interval": 0})
+        train_here(arguments, consumed=directory / "consumed")
+
+    directory = made_once(tmp_path_factory, "undisturbed", make)
     return consumed_batches(directory / "consumed"), final_state(directory / "run")[1]
 
 

@@ -5,6 +5,7 @@ import socket
 
 import numpy as np
 import pytest
+from support.shared import made_once
 from support.training_runs import consumed_batches, final_state, finish, flags, start, train_here
 
 MICROBATCH = {"train.per_device_batch_size": 1}  # 4 devices x 1 = 4 rows, twice
@@ -46,11 +47,16 @@ def arguments_of(dataset, save_dir, **changes):
     return flags(dataset, save_dir, num_steps=12, **bindings)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def one_process(tiny_dataset, tmp_path_factory):
     """(losses, windows, final arrays) of one process with four devices."""
-    directory = tmp_path_factory.mktemp("one")
-    output = train_here(arguments_of(tiny_dataset, directory / "run"), consumed=directory / "consumed")
+
+    def make(directory):
+        output = train_here(arguments_of(tiny_dataset, directory / "run"), consumed=directory / "consumed")
+        (directory / "output").write_text(output)
+
+    directory = made_once(tmp_path_factory, "one_process", make)
+    output = (directory / "output").read_text()
     return losses_of(output), windows_of(directory / "consumed"), final_state(directory / "run")[1]
 
 

@@ -5,17 +5,22 @@ import threading
 import time
 
 import pytest
+from support.shared import made_once
 from support.training_runs import assert_bitwise_equal, consumed_batches, final_state, flags, start, train_here
 
 NUM_STEPS = 40
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def uninterrupted(tiny_dataset, tmp_path_factory):
     """(consumed batches, final arrays) of a run over the .bin shards that nobody disturbed."""
-    directory = tmp_path_factory.mktemp("uninterrupted")
-    bindings = {"data.format": "'bin'", "train.save_interval": 0}
-    train_here(flags(tiny_dataset, directory / "run", num_steps=NUM_STEPS, **bindings), consumed=directory / "consumed")
+
+    def make(directory):
+        bindings = {"data.format": "'bin'", "train.save_interval": 0}
+        arguments = flags(tiny_dataset, directory / "run", num_steps=NUM_STEPS, **bindings)
+        train_here(arguments, consumed=directory / "consumed")
+
+    directory = made_once(tmp_path_factory, "uninterrupted", make)
     step, arrays = final_state(directory / "run")
     assert step == NUM_STEPS
     return consumed_batches(directory / "consumed"), arrays
