@@ -66,5 +66,5 @@ def test_a_runs_data_survives_its_file_and_errors_name_it(tmp_path):
         with pytest.raises(ValueError, match=message):
             open_run(tmp_path)
     path.write_text("{")
-    with pytest.raises(ValueError, match="data.json: not valid JSON"):
+    with pytest.raises(ValueError, match=r"data\.json: not valid JSON"):
         open_run(tmp_path)

@@ -45,8 +45,14 @@ def test_what_is_not_part_of_the_identity_changes_no_parameter(name):
 
 @pytest.mark.parametrize(
     "name, value",
-    [("n_layer", 1), ("n_head", 4), ("n_embd", 64), ("padded_vocab_size", 320), ("num_positions", 9)]
-    + [("document_mask", True)],
+    [
+        ("n_layer", 1),
+        ("n_head", 4),
+        ("n_embd", 64),
+        ("padded_vocab_size", 320),
+        ("num_positions", 9),
+        ("document_mask", True),
+    ],
 )
 def test_each_field_of_the_architecture_makes_another_model(name, value):
     spec = make_spec()
