@@ -16,6 +16,7 @@ from gpt_pretrain.history.occurrences import occurrences_of
 from gpt_pretrain.history.occurrences_text import describe, notes
 from gpt_pretrain.history.opened_run import NUMBERING, OpenedRun, add_data_dir
 from gpt_pretrain.history.page import BatchPage, render_batch
+from gpt_pretrain.history.replayed import check_batch
 from gpt_pretrain.history.row_text import row_as_text
 from gpt_pretrain.history.rows import read_rows
 from gpt_pretrain.history.spans import find_spans
@@ -88,7 +89,9 @@ def _show_occurrences(run: OpenedRun, args: argparse.Namespace) -> None:
 def _show_batch(run: OpenedRun, args: argparse.Namespace) -> None:
     step_index = run.index_of(args.step)
     batch_size, num_seen = run.plan.batch_size(step_index), len(run.ledger)
-    rows = read_rows(run, step_index, _rows(args.rows, batch_size))
+    chosen = _rows(args.rows, batch_size)
+    check_batch(run, step_index)
+    rows = read_rows(run, step_index, chosen)
     losses = None
     if args.checkpoint:
         from gpt_pretrain.history.token_losses import losses_of_rows  # loads JAX

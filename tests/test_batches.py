@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from data_prep.store import token_bin, token_records
 from data_prep.store.streams import BinSource, RecordSource
 from gpt_pretrain.data import batches as batches_lib
-from gpt_pretrain.data.batches import Batches, digest_of_rows, read_windows
+from gpt_pretrain.data.batches import Batches, HostBatch, digest_of_rows, read_windows
 from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.data.stages import Stage, Stream
 
@@ -44,17 +45,17 @@ def make(first_index=0, num_steps=60, sources=None, plan=None, vocab_size=50257,
         sources or sources_of(),
         plan or plan_of(),
         vocab_size=vocab_size,
-        first_index=first_step,
+        first_index=first_index,
         num_steps=num_steps,
         **rows,
     )
 
 
 def same(a, b) -> bool:
-    return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+    return all(np.array_equal(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(HostBatch))
 
 
-def test_an_element_is_the_plans_batch_with_its_tokens():
+def test_a_batch_is_the_plans_batch_with_its_tokens():
     plan, sources, batches = plan_of(), sources_of(), make()
     for step in (0, 7, 20, 29, 30, 59):
         stage, batch, element = plan.stage_at(step), plan.batch(step), batches[step]
@@ -68,7 +69,7 @@ def test_an_element_is_the_plans_batch_with_its_tokens():
             assert np.array_equal(element.tokens[0, row], expected)
 
 
-def test_elements_do_not_depend_on_the_order_of_access_nor_on_where_one_begins():
+def test_batches_do_not_depend_on_the_order_of_access_nor_on_where_one_begins():
     whole = [make()[step] for step in range(60)]  # each from a fresh look-up
     batches, late = make(), make(first_index=17, num_steps=43)
     assert all(same(each, whole[step]) for step, each in enumerate(batches))
@@ -79,13 +80,13 @@ def test_elements_do_not_depend_on_the_order_of_access_nor_on_where_one_begins()
 
 
 @pytest.mark.parametrize("chunk_examples", [1, 9, 100, 1000])
-def test_elements_do_not_depend_on_how_many_are_looked_up_at_once(monkeypatch, chunk_examples):
+def test_batches_do_not_depend_on_how_many_are_looked_up_at_once(monkeypatch, chunk_examples):
     whole = list(make())
     monkeypatch.setattr(batches_lib, "_CHUNK_EXAMPLES", chunk_examples)
     assert all(same(a, b) for a, b in zip(make(), whole, strict=True))
 
 
-def test_there_are_as_many_elements_as_steps():
+def test_there_are_as_many_batches_as_steps():
     batches = make(first_index=5, num_steps=3)
     assert len(batches) == 3 and [each.step_index for each in batches] == [5, 6, 7]
     for index in (3, -1):
@@ -168,7 +169,7 @@ def test_streams_of_different_width_are_not_cut_and_every_batch_is_as_wide(names
         for r in (0, 1)
     ]
     for element, *halves in zip(batches, *parts, strict=True):
-        assert sum(half["digest"] for half in halves) % 2**64 == element.digest
+        assert sum(half.digest for half in halves) % 2**64 == element.digest
 
 
 def test_one_stream_of_uint32_stays_uint32():

@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.training_runs import assert_bitwise_equal, final_state, finish, flags, start
+from support.runs import make_metadata
+from support.training_runs import assert_bitwise_equal, final_state, flags, train_here
 
 from gpt_pretrain.train import checkpoints
 from gpt_pretrain.train.checkpoints import Checkpoints
+from gpt_pretrain.train.exclusive import exclusive
 
-STATE = {"step": jnp.int32(3), "params": {"blocks": {0: jnp.arange(6.0).reshape(2, 3)}}}
+STATE = {"step": jnp.int32(3), "params": {"layers": {0: jnp.arange(6.0).reshape(2, 3)}}}
 ABSTRACT = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), STATE)
 
 
@@ -20,10 +22,14 @@ def saved(tmp_path):
     """A save_dir with checkpoints of steps 10 and 20."""
     manager = Checkpoints(tmp_path)
     for step in (5, 10, 20):
-        manager.save(step, jax.tree.map(lambda leaf, step=step: leaf + step, STATE), {"step": step})
+        manager.save(jax.tree.map(lambda leaf, step=step: leaf + step, STATE), make_metadata(step))
     manager.wait()
     manager.close()
     return tmp_path
+
+
+def same_metadata(a, b):
+    return a.to_json() == b.to_json()
 
 
 def data_files(checkpoint):
@@ -40,14 +46,13 @@ def flip_byte(path):
 
 def test_the_newest_are_kept_and_come_back_as_they_were(saved):
     assert sorted(os.listdir(saved / "checkpoints")) == ["10", "20"]
-    step, metadata = checkpoints.choose(saved)
-    assert (step, metadata) == (20, {"step": 20})
+    assert same_metadata(checkpoints.choose(saved), make_metadata(20))
     manager = Checkpoints(saved)
     restored = manager.restore(20, ABSTRACT)
     manager.close()
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b + 20), restored, STATE)
     params = checkpoints.restore_params(saved / "checkpoints" / "10", ABSTRACT["params"])
-    np.testing.assert_array_equal(params["blocks"][0], STATE["params"]["blocks"][0] + 10)
+    np.testing.assert_array_equal(params["layers"][0], STATE["params"]["layers"][0] + 10)
 
 
 @pytest.mark.parametrize("damage", ["flipped byte", "truncated", "file missing", "no digests", "metadata"])
@@ -64,14 +69,14 @@ def test_a_damaged_newest_checkpoint_is_moved_aside_and_the_one_before_is_used(s
         (newest / "digests.json").unlink()
     if damage == "metadata":
         (newest / "run" / "metadata").write_text(json.dumps({"step": 21}))
-    assert checkpoints.choose(saved) == (10, {"step": 10})
+    assert same_metadata(checkpoints.choose(saved), make_metadata(10))
     assert "is damaged" in caplog.text and str(newest) in caplog.text
     assert (saved / "damaged_checkpoints" / "20" / "state").is_dir()  # nothing is lost
     manager = Checkpoints(saved)
-    manager.save(20, STATE, {"step": 20})  # the way is free for it to be saved again
+    manager.save(STATE, make_metadata(20))  # the way is free for it to be saved again
     manager.wait()
     manager.close()
-    assert checkpoints.choose(saved)[0] == 20
+    assert checkpoints.choose(saved).step == 20
 
 
 def test_if_no_checkpoint_is_good_nothing_is_moved_and_the_run_does_not_start_anew(saved):
@@ -84,9 +89,9 @@ def test_if_no_checkpoint_is_good_nothing_is_moved_and_the_run_does_not_start_an
 
 def test_a_second_run_in_the_same_save_dir_is_refused(tmp_path):
     refused = pytest.raises(ValueError, match="another run is using it")
-    with checkpoints.exclusive(tmp_path), refused, checkpoints.exclusive(tmp_path):
+    with exclusive(tmp_path), refused, exclusive(tmp_path):
         pass
-    with checkpoints.exclusive(tmp_path):
+    with exclusive(tmp_path):
         pass
 
 
@@ -118,15 +123,16 @@ def test_locate_finds_a_run_or_one_of_its_checkpoints_and_changes_nothing(saved)
 def test_saving_a_step_that_is_there_already_is_an_error_not_silence(saved):
     manager = Checkpoints(saved)
     with pytest.raises(Exception, match="20"):
-        manager.save(20, STATE, {"step": 20})
+        manager.save(STATE, make_metadata(20))
     manager.close()
 
 
 def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_to_the_same_end(tiny_dataset, tmp_path):
-    finish(start(flags(tiny_dataset, tmp_path / "run", num_steps=20)))
+    arguments = flags(tiny_dataset, tmp_path / "run", num_steps=8, **{"train.save_interval": 5})
+    train_here(arguments)
     step, expected = final_state(tmp_path / "run")
-    flip_byte(data_files(tmp_path / "run" / "checkpoints" / "20")[-1])
-    output = finish(start(flags(tiny_dataset, tmp_path / "run", num_steps=20)))
-    assert "is damaged" in output and "from step 15 of 20" in output
-    assert step == 20 == final_state(tmp_path / "run")[0]
+    flip_byte(data_files(tmp_path / "run" / "checkpoints" / "8")[-1])
+    output = train_here(arguments)
+    assert "is damaged" in output and "from step 5 of 8" in output
+    assert step == 8 == final_state(tmp_path / "run")[0]
     assert_bitwise_equal(final_state(tmp_path / "run")[1], expected)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from support.prepared import byte_options, words, write_parquet
+from support.shared import made_once
 
 from data_prep import fineweb
 from data_prep.store.documents import DocumentTables
@@ -10,13 +11,15 @@ from gpt_pretrain.data.config import DataConfig, windows_meeting
 from gpt_pretrain.data.plan import Plan
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def numbers(tmp_path_factory) -> str:
     """300 documents of 31 byte-tokens with ids."""
-    folder = tmp_path_factory.mktemp("numbers")
-    write_parquet(folder / "a.parquet", words(300))
-    assert fineweb.main(byte_options(folder, folder / "out")) == 0
-    return str(folder / "out")
+
+    def make(folder):
+        write_parquet(folder / "a.parquet", words(300))
+        assert fineweb.main(byte_options(folder, folder / "out")) == 0
+
+    return str(made_once(tmp_path_factory, "numbers", make) / "out")
 
 
 @pytest.mark.parametrize("seq_len", [1, 5, 16])

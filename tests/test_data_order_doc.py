@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import xxhash
 
-from gpt_pretrain.data import mixture, order, plan
-from gpt_pretrain.data import stages as stages
+from gpt_pretrain.data import mixture, order, plan, stages
 from gpt_pretrain.data.batches import Batches, digest_of_rows
 from gpt_pretrain.data.ledger import Ledger
 
@@ -99,7 +98,7 @@ def page_stream(e, counts, seed, salt):
     return labels[page_permute(e % block, block, page_key(seed, e // block, f"mixture{salt}", ""))]
 
 
-class PageSegment:
+class PageStage:
     """A stage as data.json has it; streams are walked one example after the other."""
 
     def __init__(self, fields):
@@ -285,7 +284,7 @@ def test_vectors_of_a_plan_and_its_batches():
     made = plan.Plan.from_json(fields)
     assert json.loads(json.dumps(made.to_json())) == fields
     for vector in vectors("batch"):
-        stage = PageSegment([each for each in fields["stages"] if each["from_step"] <= vector["step"]][-1])
+        stage = PageStage([each for each in fields["segments"] if each["from_step"] <= vector["step"]][-1])
         assert stage.position(vector["step"]) == vector["position"]
         expected = list(zip(vector["streams"], vector["windows"], strict=True))
         assert stage.batch(vector["step"]) == expected
@@ -325,9 +324,9 @@ def test_a_run_of_many_changes_agrees_in_starts_batches_and_digests():
     for number, (first, streams, fields) in enumerate(changes):
         wanted = stages.Stage(**{"seed": 0, "seq_len": 4, "streams": streams} | fields)
         made = plan.Plan((wanted,)) if made is None else made.continued(wanted, first, fork=True)
-        stage = json.loads(json.dumps(made.to_json()))["stages"][-1]
+        stage = json.loads(json.dumps(made.to_json()))["segments"][-1]
         assert [stream["start"] for stream in stage["streams"]] == page_starts(past, stage)
-        past.append(PageSegment(stage))
+        past.append(PageStage(stage))
         last = changes[number + 1][0] if number + 1 < len(changes) else first + 5
         batches = Batches(sources, made, vocab_size=50257, first_index=first, num_steps=last - first)
         for step in range(first, last):

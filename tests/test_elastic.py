@@ -2,6 +2,7 @@
 
 import random
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,9 +11,11 @@ import time
 import numpy as np
 import pytest
 from support.prepared import byte_options, words, write_parquet
-from support.training_runs import environment, finish, flags, start
+from support.shared import made_once
+from support.training_runs import environment, finish, flags, start, train_here
 
 from data_prep import fineweb
+from data_prep.store.datasets import open_dataset
 from gpt_pretrain.data.batches import Batches
 from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.data.run import open_run
@@ -24,12 +27,15 @@ SAVE_INTERVAL = 4
 TOPOLOGIES = [(1, 1, 8), (2, 2, 1), (4, 1, 2), (1, 4, 2), (2, 1, 4)]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def mixture(tiny_dataset, tmp_path_factory) -> dict:
     """Two streams, three to one, in batches that grow, as gin bindings."""
-    folder = tmp_path_factory.mktemp("second")
-    write_parquet(folder / "a.parquet", words(300))
-    assert fineweb.main(byte_options(folder, folder / "out")) == 0
+
+    def make(folder):
+        write_parquet(folder / "a.parquet", words(300))
+        assert fineweb.main(byte_options(folder, folder / "out")) == 0
+
+    folder = made_once(tmp_path_factory, "numbers", make)
     return {
         "data.mixture": {"cats": (tiny_dataset, 3), "numbers": (str(folder / "out"), 1)},
         "data.mixture_block": 20,
@@ -98,89 +104,99 @@ def test_killed_and_resumed_on_another_topology_each_time_the_ledger_is_that_of_
 
 
 def test_the_ledger_is_what_the_plan_says_and_the_same_for_another_layout(tiny_dataset, mixture, tmp_path):
-    sizes = {"train.num_tokens": (10 * 8 + 2 * 16) * 32}
-    ledgers = []
-    for name, (devices, rows) in {"a": (1, 8), "b": (4, 1)}.items():
-        arguments = flags(tiny_dataset, tmp_path / name, **mixture, **sizes)
-        output = finish(start_processes(arguments, (1, devices, rows), 0.0)[0])
+    sizes = {"train.num_tokens": (10 * 8 + 2 * 16) * 32, "train.save_interval": 0}
+    one_device = start_processes(flags(tiny_dataset, tmp_path / "a", **mixture, **sizes), (1, 1, 8), 0.0)[0]
+    outputs = [train_here(flags(tiny_dataset, tmp_path / "b", **mixture, **sizes)), finish(one_device)]
+    for output in outputs:
         assert "cats, 15 of 20 examples" in output and "Done at step 12 of 12 (112 examples)" in output
-        ledgers.append(Ledger.read(tmp_path / name))
     run = open_run(tmp_path / "a")
     sources = OpenedRun(str(tmp_path / "a")).sources(run.plan.stages[0])
     batches = Batches(sources, run.plan, vocab_size=257, num_steps=12)
     expected = [batches[step].digest for step in range(12)]
-    assert ledgers[0].digests.tolist() == ledgers[1].digests.tolist() == expected
+    assert [Ledger.read(tmp_path / name).digests.tolist() for name in ("a", "b")] == [expected, expected]
     streams = np.concatenate([run.plan.batch(step).streams for step in range(12)])
     assert np.bincount(streams[:100]).tolist() == [75, 25]
 
 
-def test_another_batch_size_mixture_or_exclusion_is_a_new_segment_and_the_past_stays(tiny_dataset, mixture, tmp_path):
-    first = flags(tiny_dataset, tmp_path / "run", num_steps=5)
-    finish(start(first))
-    past = Ledger.read(tmp_path / "run").digests.tolist()
+@pytest.fixture(scope="session")
+def five_steps(tiny_dataset, tmp_path_factory):
+    """The save_dir of a run of five steps, to be copied."""
+
+    def make(directory):
+        train_here(flags(tiny_dataset, directory / "run", num_steps=5))
+
+    return made_once(tmp_path_factory, "five_steps", make) / "run"
+
+
+def test_another_batch_size_is_a_new_stage_and_the_past_stays(five_steps, tiny_dataset, tmp_path):
+    save_dir = shutil.copytree(five_steps, tmp_path / "run")
+    past = Ledger.read(save_dir).digests.tolist()
     more = {"train.batch_size": 16, "train.num_tokens": (5 * 8 + 3 * 16) * 32, "data.exclude": ()}
-    output = finish(start(flags(tiny_dataset, tmp_path / "run", **more)))
-    assert "Data plan: from step 5 on, train.batch_size: 8 until now, 16 from here on" in output
+    output = train_here(flags(tiny_dataset, save_dir, **more))
+    assert "Data plan: after step 5, train.batch_size: 8 until now, 16 from here on" in output
     assert "Done at step 8 of 8 (88 examples)" in output
-    run = open_run(tmp_path / "run")
+    run = open_run(save_dir)
     assert [stage.from_step for stage in run.plan.stages] == [0, 5]
-    assert Ledger.read(tmp_path / "run").digests[:5].tolist() == past
+    assert Ledger.read(save_dir).digests[:5].tolist() == past
     # One stream, cut into other batches: the order goes on where it was.
     windows = np.concatenate([run.plan.batch(step).windows for step in range(8)])
     assert len(set(windows.tolist())) == 88
     # The same configuration again appends nothing.
-    finish(start(flags(tiny_dataset, tmp_path / "run", **more)))
-    assert open_run(tmp_path / "run").plan == run.plan
+    train_here(flags(tiny_dataset, save_dir, **more))
+    assert open_run(save_dir).plan == run.plan
+
+
+def test_a_mixture_instead_of_one_dataset_is_a_new_stage(five_steps, tiny_dataset, mixture, tmp_path):
+    save_dir = shutil.copytree(five_steps, tmp_path / "run")
+    more = mixture | {"train.batch_size": 8}
+    output = train_here(flags(tiny_dataset, save_dir, num_steps=8, **more))
+    assert "cats: was the dataset until now" in output and "numbers: added to the mixture" in output
+    assert [stage.from_step for stage in open_run(save_dir).plan.stages] == [0, 5]
 
 
 def test_longer_sequences_and_the_document_mask_go_on_in_one_run(tiny_dataset, tmp_path):
     bindings = {"model.block_size": 32, "data.document_mask": True, "data.seq_len": 16}
-    output = finish(start(flags(tiny_dataset, tmp_path / "run", **bindings, **{"train.num_tokens": 5 * 8 * 16})))
+    short = bindings | {"train.num_tokens": 5 * 8 * 16}
+    output = train_here(flags(tiny_dataset, tmp_path / "run", **short))
     assert "attention by xla within documents" in output and "Done at step 5 of 5" in output
-    unmasked = bindings | {"data.document_mask": False, "train.num_tokens": 5 * 8 * 16}
-    plain = finish(start(flags(tiny_dataset, tmp_path / "plain", **unmasked)))
+    plain = train_here(flags(tiny_dataset, tmp_path / "plain", **short | {"data.document_mask": False}))
     losses = [re.findall(r"loss +([\d.]+)", each) for each in (output, plain)]
     assert len(losses[0]) == len(losses[1]) and losses[0] != losses[1]
     longer = bindings | {"data.seq_len": 32, "train.num_tokens": 5 * 8 * 16 + 3 * 8 * 32}
-    output = finish(start(flags(tiny_dataset, tmp_path / "run", **longer)))
+    output = train_here(flags(tiny_dataset, tmp_path / "run", **longer))
     assert "data.seq_len: 16 until now, 32 from here on" in output and "Done at step 8 of 8" in output
     assert open_run(tmp_path / "run").plan.stages[1].streams[0].start == 32_926 // 32  # the next epoch
     for name, value in {"data.document_mask": False, "model.block_size": 64}.items():
-        output = finish(start(flags(tiny_dataset, tmp_path / "run", **longer | {name: value})), expect=1)
+        output = train_here(flags(tiny_dataset, tmp_path / "run", **longer | {name: value}), expect=1)
         assert "holds the checkpoint of another run" in output
 
 
-def test_a_changed_shard_stops_the_run_and_is_named(tiny_dataset, tmp_path):
-    import shutil
-
-    from data_prep.store.datasets import open_dataset
-
+def test_a_changed_shard_stops_the_run_and_is_named(five_steps, tiny_dataset, tmp_path):
     data = shutil.copytree(tiny_dataset, tmp_path / "data")
-    bindings = {"data.verify": "'size'", "data.format": "'bin'"}
-    finish(start(flags(data, tmp_path / "run", num_steps=5, **bindings)))
-    run = open_run(tmp_path / "run")
-    window = int(run.plan.batch(4).windows[0])
+    save_dir = shutil.copytree(five_steps, tmp_path / "run")
+    bindings = {"data.verify": "'size'", "data.format": "'bin'", "train.save_interval": 0}
+    window = int(open_run(save_dir).plan.batch(4).windows[0])
     shard, offset = divmod(window * 32, 10_000)
     path = data / f"fineweb_train_{shard:06d}.bin"
     content = bytearray(path.read_bytes())
     content[12 + 2 * offset] ^= 1
     path.write_bytes(content)
     assert open_dataset(str(data), format="bin", verify="size")  # size alone does not show it
-    output = finish(start(flags(data, tmp_path / "run", num_steps=8, **bindings)), expect=1)
-    assert "the batch of update 5 now has the digest" in output
+    output = train_here(flags(data, save_dir, num_steps=8, **bindings), expect=1)
+    assert "the batch of step 5 now has the digest" in output
     assert f"{path}: is not what its manifest says" in output and "--repair" in output
-    finish(start(flags(data, tmp_path / "run", num_steps=8, **bindings, **{"train.verify_steps": 0})))
+    train_here(flags(data, save_dir, num_steps=8, **bindings, **{"train.verify_steps": 0}))
 
 
 def test_a_schedules_past_sizes_need_not_fit_and_a_damaged_data_json_is_written_anew(tiny_dataset, tmp_path):
-    ramp = {"train.batch_size": ((0, 2), (3, 8)), "train.num_tokens": (3 * 2 + 2 * 8) * 32}
-    finish(start(flags(tiny_dataset, tmp_path / "run", **ramp)))
+    ramp = {"train.batch_size": ((0, 2), (3, 8)), "train.num_tokens": (3 * 2 + 2 * 8) * 32, "train.save_interval": 0}
+    finish(start(flags(tiny_dataset, tmp_path / "run", **ramp)))  # on one device
     (tmp_path / "run" / "data.json").write_text("{")
     more = flags(tiny_dataset, tmp_path / "run", **ramp | {"train.num_tokens": (3 * 2 + 4 * 8) * 32})
-    output = finish(start([*more, "--per_device_batch_size=2"], num_devices=4))
+    output = train_here([*more, "--per_device_batch_size=2"])
     assert "data.json: not valid JSON" in output and "Done at step 7 of 7 (38 examples)" in output
     assert open_run(tmp_path / "run").num_steps == 7
-    output = finish(start(flags(tiny_dataset, tmp_path / "new", **ramp), num_devices=4), expect=1)
+    output = train_here(flags(tiny_dataset, tmp_path / "new", **ramp), expect=1)
     assert "train.batch_size=2 cannot be split over 4 devices" in output
 
 
@@ -222,17 +238,17 @@ def test_an_error_of_one_process_ends_the_others_within_seconds():
     assert time.monotonic() - began < 60, outputs
 
 
-def test_other_data_is_refused_and_taken_up_by_a_fork(tiny_dataset, mixture, tmp_path):
+def test_other_data_is_refused_and_taken_up_by_a_fork(five_steps, tiny_dataset, mixture, tmp_path):
+    save_dir = shutil.copytree(five_steps, tmp_path / "run")
     other = mixture["data.mixture"]["numbers"][0]
-    finish(start(flags(tiny_dataset, tmp_path / "run", num_steps=5)))
-    arguments = flags(other, tmp_path / "run", num_steps=8)
-    output = finish(start(arguments), expect=1)
+    arguments = flags(other, save_dir, num_steps=8)
+    output = train_here(arguments, expect=1)
     assert "the dataset: fingerprint" in output and "--fork" in output
-    output = finish(start([*arguments, "--fork"]))
+    output = train_here([*arguments, "--fork"])
     assert "Done at step 8 of 8" in output
-    assert open_run(tmp_path / "run").plan.stages[1].change.startswith("fork: the dataset: fingerprint")
-    assert "Continuing" in finish(start(flags(other, tmp_path / "run", num_steps=9)))
-    reseeded = flags(other, tmp_path / "run", num_steps=10, **{"train.seed": 5})
-    assert "train.seed: the checkpoint has 0, this run has 5" in finish(start(reseeded), expect=1)
-    output = finish(start([*reseeded, "--fork"]))
-    assert "Fork: train.seed is another from step 9 on" in output and "Done at step 10 of 10" in output
+    assert open_run(save_dir).plan.stages[1].change.startswith("fork: the dataset: fingerprint")
+    assert "Continuing" in train_here(flags(other, save_dir, num_steps=9))
+    reseeded = flags(other, save_dir, num_steps=10, **{"train.seed": 5})
+    assert "train.seed: the checkpoint has 0, this run has 5" in train_here(reseeded, expect=1)
+    output = train_here([*reseeded, "--fork"])
+    assert "Fork: train.seed is another after step 9" in output and "Done at step 10 of 10" in output

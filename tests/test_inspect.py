@@ -78,7 +78,7 @@ def test_occurrences_of_every_document_equal_a_search_through_all_batches(run, d
                 ]
                 (span,) = find_spans(opened, document=document["id"], stream=name)
                 found = occurrences_of(opened, span)
-                assert [(o.place.step, o.place.row, o.window_span, o.only_target) for o in found] == expected
+                assert [(o.place.step_index, o.place.row, o.window_span, o.only_target) for o in found] == expected
                 num_last_targets += sum(o.only_target for o in found)
     assert num_last_targets > 10
 
@@ -135,7 +135,7 @@ def test_a_ten_billion_token_run_answers_in_milliseconds(datasets, tmp_path):
     assert time.perf_counter() - start < 0.05
     assert len(found) >= 2 and {each.place.epoch for each in found} >= {0, 1}
     for each in found:
-        assert plan.batch(each.place.step).windows[each.place.row] == each.place.window
+        assert plan.batch(each.place.step_index).windows[each.place.row] == each.place.window
 
 
 def test_rows_of_a_batch_are_its_windows_and_their_documents_texts(datasets, run, tmp_path):
@@ -219,25 +219,17 @@ def test_tokens_that_are_parts_of_a_character_are_shown_as_one(simple_run):
     assert [(piece.start, piece.stop) for piece in cut] == [(i, i + 1) for i in range(6)]
 
 
-def save_checkpoint(directory, config, seq_len, document_mask=False):
+def save_checkpoint(directory, spec):
     """Random weights, as a run would save them; the parameters."""
     import jax
+    from support.runs import make_metadata
 
     from gpt_pretrain.model.gpt import init_params
-    from gpt_pretrain.train import checkpoints
+    from gpt_pretrain.train.checkpoints import Checkpoints
 
-    params = init_params(config, seq_len, jax.random.key(0))
-    params = jax.tree.map(lambda leaf: leaf * 5, params)  # far from even probabilities
-    kept = checkpoints.Checkpoints(directory)
-    metadata = {
-        "step": 3,
-        "model": json.loads(json.dumps(dataclasses.asdict(config))),
-        "seq_len": seq_len,
-        "vocab_size": 257,
-        "tokenizer": "byte",
-    }
-    metadata["document_mask"] = document_mask
-    kept.save(3, {"params": params}, metadata)
+    params = jax.tree.map(lambda leaf: leaf * 5, init_params(spec, jax.random.key(0)))  # far from even probabilities
+    kept = Checkpoints(directory)
+    kept.save({"params": params}, make_metadata(3, spec=spec, seq_len=spec.num_positions))
     kept.wait()
     kept.close()
     return params
@@ -245,28 +237,27 @@ def save_checkpoint(directory, config, seq_len, document_mask=False):
 
 @pytest.mark.parametrize(("num_chunks", "document_mask"), [(1, False), (4, True)])
 def test_losses_are_those_of_the_evaluation_step_and_colour_the_page(
-    simple_run, tiny_config, tmp_path, capsys, monkeypatch, num_chunks, document_mask
+    simple_run, tmp_path, capsys, monkeypatch, num_chunks, document_mask
 ):
     import jax
     import jax.numpy as jnp
-    from flax import nnx
+    from support.models import make_spec
 
     from gpt_pretrain.history import token_losses
     from gpt_pretrain.model.document_mask import documents_of
-    from gpt_pretrain.model.gpt import graph_of
-    from gpt_pretrain.train.step import make_eval_step
+    from gpt_pretrain.model.gpt import model_of
+    from gpt_pretrain.train.step import StepOptions, make_eval_step
 
     monkeypatch.setattr(token_losses, "num_loss_chunks", lambda *_: num_chunks)
     monkeypatch.setattr(token_losses, "_TOKENS_AT_ONCE", 3 * 32)  # the last rows are not a whole batch
-    params = save_checkpoint(tmp_path / "run", tiny_config, 32, document_mask)
-    end = 256 if document_mask else None
+    spec = make_spec(32, document_mask=document_mask)
+    params = save_checkpoint(tmp_path / "run", spec)
     arguments = [simple_run, "--step", "4", "--checkpoint", str(tmp_path / "run")]
     assert inspect.main([*arguments, "--jsonl", "--html", str(tmp_path / "page.html")]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     rows = read_rows(OpenedRun(simple_run), 3)
     tokens = np.stack([row.tokens for row in rows])
-    evaluate = make_eval_step(tiny_config, seq_len=32, num_valid=257, num_chunks=1, seed=0, document_end=end)
-    evaluate = jax.jit(evaluate)
+    evaluate = jax.jit(make_eval_step(StepOptions(spec)))
     for index, line in enumerate(lines):
         weights = jnp.zeros((1, 8)).at[0, index].set(1.0)
         nll, _ = evaluate(params, jnp.asarray(tokens)[None], weights, 0)
@@ -277,7 +268,7 @@ def test_losses_are_those_of_the_evaluation_step_and_colour_the_page(
     assert f"id {tokens[0][0]}: only an input" in page
     assert f"id {tokens[0][1]}: {lines[0]['losses'][0]:.3f} nats" in page
     assert all(f"{line['mean_loss']:.3f} nats" in page for line in lines)
-    model = nnx.merge(graph_of(tiny_config, 32), params)
+    model = model_of(spec)(params)
     inputs_BT = jnp.asarray(tokens[:, :-1], jnp.int32)
     x_BTD = model(inputs_BT, documents=documents_of(inputs_BT, 256) if document_mask else None)
     logits_BTV = np.asarray(model.logits(x_BTD))[..., :257]
@@ -287,10 +278,10 @@ def test_losses_are_those_of_the_evaluation_step_and_colour_the_page(
     assert f"id {tokens[7][-1]}: {lines[7]['losses'][-1]:.3f} nats" in page and f", rank {rank_BT[7][-1]}" in page
 
 
-def test_losses_by_a_checkpoint_of_another_vocabulary_or_length_are_refused(
-    simple_run, datasets, tiny_config, tmp_path, capsys
-):
-    save_checkpoint(tmp_path / "run", tiny_config, 16)
+def test_losses_by_a_checkpoint_of_another_vocabulary_or_length_are_refused(simple_run, datasets, tmp_path, capsys):
+    from support.models import make_spec
+
+    save_checkpoint(tmp_path / "run", make_spec(16))
     assert inspect.main([simple_run, "--step", "1", "--checkpoint", str(tmp_path / "run")]) == 1
     assert "has 16 positions, the windows have 32 inputs" in capsys.readouterr().err
     assert inspect.main([simple_run, "--step", "1", "--checkpoint", str(tmp_path / "nowhere")]) == 1
@@ -329,7 +320,7 @@ def test_a_stream_that_was_renamed_or_replaced_is_followed_by_its_data(datasets,
             for each in run.streams()
             if each.fingerprint == a.fingerprint
         ][-1:]
-        assert (2, 0) in [(each.place.step, each.place.row) for each in occurrences_of(run, span)]
+        assert (2, 0) in [(each.place.step_index, each.place.row) for each in occurrences_of(run, span)]
         assert run.dataset(span.stream).fingerprint == a.fingerprint
         assert inspect.main([str(save_dir), "--step", "3", "--rows", "0"]) == 0
         assert f"window {window} " in capsys.readouterr().out

@@ -6,7 +6,7 @@ import pytest
 
 from gpt_pretrain.model.losses import num_loss_chunks, summed_nll, token_nll
 
-B, T, D, V, NUM_VALID = 3, 8, 5, 16, 13
+B, T, D, V, VOCAB_SIZE = 3, 8, 5, 16, 13
 
 
 @pytest.fixture
@@ -15,12 +15,12 @@ def inputs():
     return (
         jax.random.normal(keys[0], (B, T, D)),
         jax.random.normal(keys[1], (V, D)),
-        jax.random.randint(keys[2], (B, T), 0, NUM_VALID),
+        jax.random.randint(keys[2], (B, T), 0, VOCAB_SIZE),
     )
 
 
 def reference(x_BTD, head_VD, targets_BT):
-    logits_BTV = x_BTD @ head_VD[:NUM_VALID].T
+    logits_BTV = x_BTD @ head_VD[:VOCAB_SIZE].T
     nll_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, targets_BT)
     return nll_BT.sum(), (logits_BTV.argmax(-1) == targets_BT).sum()
 
@@ -30,7 +30,7 @@ def test_loss_and_gradients_equal_the_plain_softmax_without_the_padded_columns(i
     x, head, targets = inputs
 
     def ours(x, head):
-        nll, correct = summed_nll(x, head, targets, NUM_VALID, num_chunks)
+        nll, correct = summed_nll(x, head, targets, VOCAB_SIZE, num_chunks)
         return nll * 0.25, correct
 
     def theirs(x, head):
@@ -41,21 +41,21 @@ def test_loss_and_gradients_equal_the_plain_softmax_without_the_padded_columns(i
     expected, expected_grads = jax.value_and_grad(theirs, (0, 1), has_aux=True)(x, head)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found_grads, expected_grads)
-    assert not np.any(found_grads[1][NUM_VALID:])
+    assert not np.any(found_grads[1][VOCAB_SIZE:])
     np.testing.assert_allclose(ours(x, head), expected, rtol=1e-5)  # without differentiation
 
 
 def test_token_nll_gives_each_token_its_own(inputs):
     x, head, targets = inputs
-    nll_BT, correct_BT = token_nll(x, head, targets, num_valid=NUM_VALID)
+    nll_BT, correct_BT = token_nll(x, head, targets, vocab_size=VOCAB_SIZE)
     np.testing.assert_allclose((nll_BT.sum(), correct_BT.sum()), reference(x, head, targets), rtol=1e-5)
-    probs = jax.nn.softmax(x @ head[:NUM_VALID].T)
+    probs = jax.nn.softmax(x @ head[:VOCAB_SIZE].T)
     np.testing.assert_allclose(nll_BT[1, 2], -jnp.log(probs[1, 2, targets[1, 2]]), rtol=1e-4)
 
 
 def test_bfloat16_activations_get_bfloat16_gradients_and_the_head_float32_ones(inputs):
     x, head, targets = inputs
-    grads = jax.grad(lambda x, h: summed_nll(x, h, targets, NUM_VALID, 2)[0], (0, 1))(x.astype(jnp.bfloat16), head)
+    grads = jax.grad(lambda x, h: summed_nll(x, h, targets, VOCAB_SIZE, 2)[0], (0, 1))(x.astype(jnp.bfloat16), head)
     assert [grad.dtype for grad in grads] == [jnp.bfloat16, jnp.float32]
 
 

@@ -49,10 +49,10 @@ def test_each_place_gets_its_own_random_numbers():
     assert len({np.asarray(result).tobytes() for result in results}) == 4
 
 
-def test_zeroing_both_sublayers_makes_a_block_the_identity(tiny_config):
+def test_zeroing_both_sublayers_makes_a_layer_the_identity(tiny_spec):
     from flax import nnx
 
-    model = GPT(tiny_config, 8, rngs=nnx.Rngs(0))
+    model = GPT(tiny_spec, rngs=nnx.Rngs(0))
     tokens = jnp.arange(8)[None]
     seen = {}
 

@@ -27,7 +27,7 @@ def examples(plan: Plan, num_steps: int) -> list[tuple[int, int, int, str, int]]
     met, position = [], 0
     for step in range(num_steps):
         batch = plan.batch(step)
-        assert (batch.step, batch.position) == (step, position)
+        assert (batch.step_index, batch.position) == (step, position)
         assert len(batch.windows) == len(batch.streams) == plan.batch_size(step)
         streams = plan.stage_at(step).streams
         for row, (stream, window) in enumerate(zip(batch.streams, batch.windows, strict=True)):
@@ -36,8 +36,13 @@ def examples(plan: Plan, num_steps: int) -> list[tuple[int, int, int, str, int]]
     return met
 
 
-def windows_of(plan: Plan, num_steps: int, fingerprint: str = "fff", first_step: int = 0) -> list[int]:
-    return [each[4] for each in examples(plan, num_steps) if each[3] == fingerprint and each[0] >= first_step]
+def windows_of(plan: Plan, num_steps: int, fingerprint: str = "fff", first_index: int = 0) -> list[int]:
+    return [each[4] for each in examples(plan, num_steps) if each[3] == fingerprint and each[0] >= first_index]
+
+
+def occurrences_of(plan: Plan, fingerprint: str, windows_of, num_steps: int):
+    """(stage, occurrence) of each time that some windows of a stream are seen."""
+    return plan.occurrences(fingerprint, windows_of, num_steps)
 
 
 def assert_once_an_epoch(windows: list[int], num_windows: int, num_epochs: int = 1):
@@ -160,7 +165,7 @@ MANY_CHANGES = [
 
 
 @pytest.mark.parametrize("name", ["", "web", "code", "books"])
-def test_sightings_are_the_exact_inverse_of_batches_over_all_segments(name):
+def test_occurrences_are_the_exact_inverse_of_batches_over_all_stages(name):
     plan = changed(MANY_CHANGES)
     for num_steps in (0, 2, 10, 26, 33):
         expected = [
@@ -173,29 +178,31 @@ def test_sightings_are_the_exact_inverse_of_batches_over_all_segments(name):
             index = [stream.fingerprint for stream in stage.streams].index(DATA[name][0])
             return np.arange(stage.num_windows(index))
 
-        found = plan.occurrences(DATA[name][0], all_windows, num_steps)
-        assert [(s.step, s.row, s.position, s.window) for _, s in found] == expected
-        assert all(stage is plan.stage_at(sighting.step) for stage, sighting in found)
+        found = occurrences_of(plan, DATA[name][0], all_windows, num_steps)
+        assert [(s.step_index, s.row, s.position, s.window) for _, s in found] == expected
+        assert all(stage is plan.stage_at(each.step_index) for stage, each in found)
 
 
-def test_sightings_of_some_windows_say_which_epoch():
+def test_occurrences_of_some_windows_say_which_epoch():
     plan = changed(MANY_CHANGES[:3])
-    whole = [s for _, s in plan.occurrences(DATA["web"][0], lambda _: np.arange(60), 60)]
-    some = [s for _, s in plan.occurrences(DATA["web"][0], lambda _: [44, 7, 44, 15], 60)]
+    whole = [s for _, s in occurrences_of(plan, DATA["web"][0], lambda _: np.arange(60), 60)]
+    some = [s for _, s in occurrences_of(plan, DATA["web"][0], lambda _: [44, 7, 44, 15], 60)]
     assert some == [s for s in whole if s.window in (7, 15, 44)]
     for window in (7, 44):
         assert [s.epoch for s in some if s.window == window] == list(
             range(len([s for s in some if s.window == window]))
         )
-    assert plan.occurrences(DATA["web"][0], lambda _: [], 60) == []
+    assert occurrences_of(plan, DATA["web"][0], lambda _: [], 60) == []
 
 
-def test_sightings_leave_out_what_was_other_data_under_the_same_name():
+def test_occurrences_leave_out_what_was_other_data_under_the_same_name():
     old = Plan((stage(),))
     other = dataclasses.replace(stage(), streams=(Stream("", "other data", 101),))
     plan = old.continued(other, 5, fork=True)
-    assert {s.step for _, s in plan.occurrences("other data", lambda _: np.arange(25), 12)} == set(range(5, 12))
-    assert {s.step for _, s in plan.occurrences(DATA[""][0], lambda _: np.arange(25), 12)} == set(range(5))
+    assert {s.step_index for _, s in occurrences_of(plan, "other data", lambda _: np.arange(25), 12)} == set(
+        range(5, 12)
+    )
+    assert {s.step_index for _, s in occurrences_of(plan, DATA[""][0], lambda _: np.arange(25), 12)} == set(range(5))
 
 
 def test_positions_steps_and_tokens_of_a_ramp_follow_by_counting():
@@ -276,7 +283,7 @@ def test_editing_only_the_past_of_a_ramp_appends_nothing_and_its_future_does():
     assert plan.continued(stage(batch_size=((0, 6), (10, 8))), 4) is plan
     assert plan.continued(stage(batch_size=((0, 8),)), 12) is plan
     assert plan.continued(stage(batch_size=((0, 6), (11, 8))), 5).stages[-1].change == (
-        "train.batch_size: 6, 8 from step 10 until now, 6, 8 from step 11 from here on"
+        "train.batch_size: 6, 8 from step 11 until now, 6, 8 from step 12 from here on"
     )
 
 
@@ -323,7 +330,7 @@ def test_only_what_needs_a_fork_is_named_when_it_is_refused():
 
 def test_a_step_before_the_last_change_cannot_be_continued_from():
     plan = changed(CHANGES["batch size"])
-    with pytest.raises(PlanError, match="step 8 lies before the plan's last change at step 9"):
+    with pytest.raises(PlanError, match="step 9 lies before the plan's last change, at step 10"):
         plan.continued(stage(), 8)
 
 
@@ -331,7 +338,7 @@ def test_changes_are_told_in_words():
     plan = changed(MANY_CHANGES)
     assert [each.change for each in plan.stages] == [
         "start",
-        "train.batch_size: 8 until now, 2, 9 from step 5, 4 from step 6 from here on",
+        "train.batch_size: 8 until now, 2, 9 from step 6, 4 from step 7 from here on",
         "train.batch_size: 4 until now, 8 from here on; web: was the dataset until now; "
         "web: 1 of 1 examples until now, 5 of 10 from here on; code: added to the mixture; books: added to the mixture",
         "web: 0 windows excluded until now, 10 from here on; books: 0 windows excluded until now, 2 from here on",

@@ -48,7 +48,7 @@ def test_replay_gives_the_batches_of_the_run_in_the_users_numbering(run, dataset
 def test_any_number_of_threads_gives_the_same_batches_in_order(run, capsys):
     opened = OpenedRun(run)
     alone = [batch for part in replay_batches(opened, 0, 40, with_rows=True) for batch in part]
-    assert [batch.step for batch in alone] == list(range(40))
+    assert [batch.step_index for batch in alone] == list(range(40))
     for num_threads in (2, 3, 8):
         parts = list(replay_batches(opened, 0, 40, with_rows=True, num_threads=num_threads, chunk_tokens=1000))
         assert len(parts) > 10 and [batch for part in parts for batch in part] == alone

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from gpt_pretrain.train.writers import make_writer, metric_writers
 from gpt_pretrain.train.writers import wandb as wandb_writer
-from gpt_pretrain.train.writers.console import ConsoleWriter, TensorBoardWriter, make_writer, metric_writers
+from gpt_pretrain.train.writers.console import ConsoleWriter
+from gpt_pretrain.train.writers.tensorboard import TensorBoardWriter
 
 GIN = """import my_module
 
@@ -51,7 +53,7 @@ def read_scalars(logdir: os.PathLike[str], name: str) -> list[tuple[int, float]]
 
 def test_importing_writers_gives_clu_without_tensorflow_or_wandb(tmp_path):
     done = run_python(
-        "import sys; from gpt_pretrain.train.writers.console import metric_writers, periodic_actions\n"
+        "import sys; from gpt_pretrain.train.writers import metric_writers, periodic_actions\n"
         f"writer = metric_writers.create_default_writer({str(tmp_path)!r})\n"
         "periodic_actions.ReportProgress(num_train_steps=3, writer=writer)\n"
         "writer.write_scalars(1, {'a': 1.0}); writer.close()\n"
@@ -68,7 +70,7 @@ def test_where_tensorflow_is_installed_clu_keeps_its_own_summary_writer(tmp_path
         "import sys, types\n"
         "hparams = types.ModuleType('hparams'); hparams.api = None  # The real needs TF.\n"
         "sys.modules['tensorboard.plugins.hparams'] = hparams\n"
-        "from gpt_pretrain.train.writers.console import metric_writers\n"
+        "from gpt_pretrain.train.writers import metric_writers\n"
         "print(metric_writers.SummaryWriter.__module__)",
         PYTHONPATH=os.pathsep.join([str(tmp_path), *filter(None, sys.path)]),
     )
@@ -117,7 +119,7 @@ def test_curves_of_a_killed_and_resumed_run_do_not_double_up(tmp_path):
 
 TWO_STEPS = """
 from gpt_pretrain.train.writers.wandb import WandbWriter
-from gpt_pretrain.train.writers.console import make_writer
+from gpt_pretrain.train.writers import make_writer
 WandbWriter.PROBE_TIMEOUT_SECS = 1.0
 writer = make_writer(["wandb"], save_dir=SAVE_DIR, total_steps=9, config_text=GIN)
 for step in (1, 2):

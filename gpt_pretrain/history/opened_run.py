@@ -69,9 +69,11 @@ class OpenedRun:
 
     @functools.cached_property
     def ledger(self) -> Ledger:
-        """What the run has consumed; empty before its first save."""
+        """What the run has consumed; empty before its first save. ValueError where it is not this run's."""
         written = Path(self.save_dir, ledger_lib.FILE_NAME).exists()
-        return Ledger.read(self.save_dir) if written else Ledger()
+        ledger = Ledger.read(self.save_dir) if written else Ledger()
+        self.data.check_ledger(ledger)
+        return ledger
 
     def index_of(self, update: int, option: str = "--step") -> int:
         """Number of an update, from 1 -> its index in the plan, from 0. ValueError outside the run."""

@@ -116,6 +116,14 @@ def is_as_the_ledger_says(run: OpenedRun, batch: ReplayedBatch) -> bool:
     return batch.digest == int(run.ledger.digests[batch.step_index])
 
 
+def check_batch(run: OpenedRun, step_index: int) -> None:
+    """Reads one batch that the run was trained on. ValueError, saying why, where it is not as the ledger says."""
+    if step_index < len(run.ledger):
+        ((batch,),) = replay(run, step_index, step_index + 1)
+        if not is_as_the_ledger_says(run, batch):
+            raise ValueError(describe_mismatch(run, [batch], 1))
+
+
 def describe_mismatch(run: OpenedRun, unequal: Sequence[ReplayedBatch], num_updates: int) -> str:
     """The batches, of `num_updates` that were read, that are not as the ledger says, and which file is to blame."""
     one = unequal[0]

@@ -23,7 +23,7 @@ class Documents(NamedTuple):
 def documents_of(tokens_BT: Int[Array, "B T"], end_of_text: int) -> Documents:
     """Each end-of-text token begins a document and belongs to it, as in the token stream.
 
-    With end-of-text E, [5, 6, E, 7, 8, E] -> stage ids [0, 0, 1, 1, 1, 2], positions [0, 1, 0, 1, 2, 0].
+    With end-of-text E, [5, 6, E, 7, 8, E] -> segment ids [0, 0, 1, 1, 1, 2], positions [0, 1, 0, 1, 2, 0].
     """
     is_first_BT = tokens_BT == end_of_text
     index_T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)

@@ -125,12 +125,12 @@ class GPTConfig:
                 f"platform {platform!r}, dtype {dtype!r}, dropout {self.dropout}. Use model.attention='xla'."
             )
         if self.attention == "cudnn" and document_mask:
-            # JAX passes cuDNN no stage ids. `mask=` becomes a dense (B, 1, T, T) bias, whose gradient JAX 0.10 asks
+            # JAX passes cuDNN no segment ids. `mask=` becomes a dense (B, 1, T, T) bias, whose gradient JAX 0.10 asks
             # for too (jax-ml/jax issue 30593: it has that for one sequence at a time) and 0.12 does not. The packed
             # layout (0.10, 0.12) and score_mod (0.12) are private to JAX. None of these was run on a GPU.
             raise ValueError(
                 "model.attention='cudnn' cannot keep attention within documents: JAX's interface to it has no "
-                "stage ids. Use model.attention='xla' (or 'auto'), or train without the document mask."
+                "segment ids. Use model.attention='xla' (or 'auto'), or train without the document mask."
             )
         return self.attention
 

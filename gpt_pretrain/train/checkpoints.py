@@ -2,18 +2,17 @@
 
     save_dir/checkpoints/<step>/state/         parameters, optimizer state, step (Orbax)
     save_dir/checkpoints/<step>/run/metadata   position, identity of the run, gin config (JSON, see metadata.py)
-    save_dir/checkpoints/<step>/digests.json   BLAKE3 of every file above
+    save_dir/checkpoints/<step>/digests.json   BLAKE3 of every file above, and whose they are (see seals.py)
 
 Orbax writes into a temporary directory and renames it at the end. The digests are written just before
 that rename, so a checkpoint with its final name always has them, and one that fails its digests was
 damaged later. Such a one is moved to `save_dir/damaged_checkpoints` and the newest good one is used.
 """
 
-import concurrent.futures
 import contextlib
-import json
 import logging
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable
@@ -25,15 +24,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from data_prep.store.files import digest_of, write_json
 from gpt_pretrain.train.metadata import CheckpointMetadata
 from gpt_pretrain.train.room import check_room, size_of
+from gpt_pretrain.train.seals import Seal, problem_of, read_metadata
 
 log = logging.getLogger(__name__)
 
 _DIRECTORY = "checkpoints"
 _DAMAGED = "damaged_checkpoints"
-_DIGESTS = "digests.json"
 
 
 class Checkpoints:
@@ -46,7 +44,7 @@ class Checkpoints:
         self.directory = Path(save_dir).absolute() / _DIRECTORY
         self.directory.mkdir(parents=True, exist_ok=True)
         self._num_kept, self._check_directory = num_kept, check_directory
-        self._step_being_saved = -1
+        self._being_saved: CheckpointMetadata | None = None
         self._manager = self._new_manager()
 
     def _new_manager(self) -> ocp.CheckpointManager:
@@ -56,7 +54,7 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=ocp.checkpoint_managers.LatestN(self._num_kept),
                 cleanup_tmp_directories=True,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
             ),
         )
 
@@ -71,7 +69,7 @@ class Checkpoints:
         self._manager.wait_until_finished()
         if jax.process_index() == 0:
             check_room(self.directory, self._bytes_needed(state))
-        self._step_being_saved = step
+        self._being_saved = metadata
         saved = self._manager.save(
             step,
             args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(metadata.to_json())),
@@ -122,13 +120,15 @@ class Checkpoints:
     def close(self) -> None:
         self._manager.close()
 
-    def _write_digests(self) -> None:
+    def _seal(self) -> None:
         """Called by Orbax in its saving thread when all files are written, before the rename."""
         if jax.process_index() != 0:
             return
         self._check_directory()
-        (written,) = self.directory.glob(f"{self._step_being_saved}.orbax-checkpoint-tmp*")
-        write_json(written / _DIGESTS, _digests(written))
+        metadata = self._being_saved
+        assert metadata is not None
+        (written,) = self.directory.glob(f"{metadata.step}.orbax-checkpoint-tmp*")
+        Seal.of(written, metadata).write(written)
 
 
 def _close_quietly(manager: ocp.CheckpointManager) -> None:
@@ -137,58 +137,40 @@ def _close_quietly(manager: ocp.CheckpointManager) -> None:
 
 
 def _steps(directory: Path) -> list[int]:
-    """Steps that have a finished checkpoint in `directory`, good or not; the newest first."""
-    return sorted((int(path.name) for path in directory.glob("*") if path.name.isdigit()), reverse=True)
+    """Steps that have a finished checkpoint in `directory`, good or not; the newest first. Junk is passed over."""
+    found = (path for path in directory.glob("*") if re.fullmatch(r"[1-9]\d{0,17}", path.name) and path.is_dir())
+    return sorted((int(path.name) for path in found), reverse=True)
 
 
-def choose(save_dir: str | os.PathLike) -> CheckpointMetadata | None:
-    """The metadata of the newest checkpoint that passes its digests; None if there is none.
+def choose(save_dir: str | os.PathLike, *, run_id: str | None = None) -> CheckpointMetadata | None:
+    """The metadata of the newest checkpoint that can be trusted; None if there is none.
 
-    Damaged newer ones are moved aside, and that is logged. All processes get the same answer.
+    Newer ones that cannot are moved aside, and that is logged. All processes get the same answer.
+
+    Args:
+      run_id: of the run in `save_dir`, where it is known: a checkpoint of another one is not trusted.
     """
     directory = Path(save_dir).absolute() / _DIRECTORY
-    step, num_damaged = -1, 0
+    step, num_bad = -1, 0
     if jax.process_index() == 0:
         steps = _steps(directory)
         problems = {}
-        while steps and (problem := find_damage(directory / str(steps[0]))):
+        while steps and (problem := problem_of(directory / str(steps[0]), run_id=run_id)):
             problems[steps.pop(0)] = problem
-        step, num_damaged = steps[0] if steps else -1, len(problems)
-        if steps:
-            for damaged, problem in problems.items():
-                _move_aside(directory / str(damaged), problem)
+        step, num_bad = steps[0] if steps else -1, len(problems)
+        for bad, problem in problems.items():
+            if steps:
+                _move_aside(directory / str(bad), problem)
+            else:
+                log.warning("Checkpoint %s: %s", directory / str(bad), problem)
     if jax.process_count() > 1:
-        step, num_damaged = map(int, multihost_utils.broadcast_one_to_all(np.array([step, num_damaged])))
-    if step < 0 and num_damaged:
+        step, num_bad = map(int, multihost_utils.broadcast_one_to_all(np.array([step, num_bad])))
+    if step < 0 and num_bad:
         raise ValueError(
-            f"{directory}: all {num_damaged} checkpoints are damaged (their files do not have the digests in "
-            f"{_DIGESTS}). Restore one of them from a copy, or choose another save_dir to start anew."
+            f"{directory}: all {num_bad} checkpoints are damaged, or not of this run. Restore one of them from a copy, "
+            "or choose another save_dir to start anew."
         )
     return None if step < 0 else read_metadata(directory / str(step))
-
-
-def find_damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files: found and expected; None if nothing is."""
-    try:
-        expected = json.loads((checkpoint / _DIGESTS).read_text())
-    except (FileNotFoundError, ValueError) as error:
-        return f"{_DIGESTS} cannot be read ({error})"
-    found = _digests(checkpoint)
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
-            return f"{name} is missing"
-        if name in expected and found[name] != expected[name]:
-            return f"{name} has digest {found[name]}, expected {expected[name]}"
-    return None
-
-
-def read_metadata(checkpoint: Path) -> CheckpointMetadata:
-    """What was saved beside the state of one checkpoint directory. ValueError where it cannot be read."""
-    path = checkpoint / "run" / "metadata"
-    try:
-        return CheckpointMetadata.from_json(json.loads(path.read_text()))
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def locate(directory: str | os.PathLike) -> Path:
@@ -198,12 +180,12 @@ def locate(directory: str | os.PathLike) -> Path:
     """
     path = Path(directory).absolute()
     if (path / "run" / "metadata").exists():
-        if problem := find_damage(path):
-            raise ValueError(f"{path}: {problem}; the checkpoint is damaged. Use another one.")
+        if problem := problem_of(path):
+            raise ValueError(f"{path}: {problem}. The checkpoint cannot be trusted; use another one.")
         return path
     root = path / _DIRECTORY if (path / _DIRECTORY).is_dir() else path
     for step in _steps(root):
-        if not (problem := find_damage(root / str(step))):
+        if not (problem := problem_of(root / str(step))):
             return root / str(step)
         log.warning("%s: %s; skipping this checkpoint", root / str(step), problem)
     raise ValueError(
@@ -222,14 +204,6 @@ def restore_params(checkpoint: Path, abstract_params: Any) -> Any:
         return checkpointer.restore(checkpoint / "state", args=args)["params"]
 
 
-def _digests(checkpoint: Path) -> dict[str, str]:
-    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
-    # Orbax itself goes on writing these two marks while it commits; they carry no training state.
-    files = [path for path in files if path.name not in (_DIGESTS, "commit_success.txt", "_CHECKPOINT_METADATA")]
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:  # hashing releases the interpreter lock
-        return dict(zip([str(path.relative_to(checkpoint)) for path in files], pool.map(digest_of, files), strict=True))
-
-
 def _move_aside(checkpoint: Path, problem: str) -> None:
     aside = checkpoint.parent.parent / _DAMAGED
     aside.mkdir(exist_ok=True)
@@ -239,4 +213,6 @@ def _move_aside(checkpoint: Path, problem: str) -> None:
         number += 1
         target = aside / f"{checkpoint.name}-{number}"
     shutil.move(checkpoint, target)
-    log.warning("Checkpoint %s is damaged: %s. Moved to %s; resuming from the one before.", checkpoint, problem, target)
+    log.warning(
+        "Checkpoint %s cannot be trusted: %s. Moved to %s; resuming from the one before.", checkpoint, problem, target
+    )

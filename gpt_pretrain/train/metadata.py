@@ -16,6 +16,7 @@ class CheckpointMetadata:
     """Saved with every checkpoint, as JSON.
 
     Attributes:
+      run_id: of the run, which its `data.json` and all its checkpoints share.
       step: updates made.
       seed: `train.seed`, of weights, dropout and perturbations.
       model: with its identity, which a run that is resumed must share.
@@ -26,6 +27,7 @@ class CheckpointMetadata:
       config: the operative gin configuration.
     """
 
+    run_id: str
     step: int
     seed: int
     model: ModelSpec
@@ -43,6 +45,7 @@ class CheckpointMetadata:
         """JSON values only."""
         return {
             "version": VERSION,
+            "run_id": self.run_id,
             "step": self.step,
             "examples_seen": self.plan.position(self.step),
             "seed": self.seed,
@@ -64,7 +67,8 @@ class CheckpointMetadata:
                 "gpt_pretrain, which can read it"
             )
         try:
-            return cls(
+            metadata = cls(
+                run_id=fields["run_id"],
                 step=fields["step"],
                 seed=fields["seed"],
                 model=ModelSpec.from_json(fields["model"]),
@@ -76,3 +80,17 @@ class CheckpointMetadata:
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"checkpoint metadata: {type(error).__name__}: {error}") from None
+        metadata._check()
+        return metadata
+
+    def _check(self) -> None:
+        """ValueError for what nobody has saved."""
+        kinds = {"run_id": str, "step": int, "seed": int, "seq_len": int, "tokenizer": str | None, "config": str}
+        for name, kind in kinds.items():
+            if not isinstance(value := getattr(self, name), kind) or isinstance(value, bool):
+                raise ValueError(f"checkpoint metadata: {name} is {value!r}")
+        if self.step < 1 or self.seq_len < 1 or len(self.ledger) != self.step:
+            raise ValueError(
+                f"checkpoint metadata: step {self.step}, sequences of {self.seq_len} tokens and a ledger of "
+                f"{len(self.ledger)} steps do not belong together"
+            )

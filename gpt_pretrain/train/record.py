@@ -1,11 +1,13 @@
 """What a run leaves in its `save_dir` for people and for `replay` and `inspect`, beside checkpoints and curves."""
 
+import dataclasses
 import logging
 import os
 from pathlib import Path
 
 from data_prep.store.files import whole_file
 from gpt_pretrain.data import run as run_lib
+from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.train.build import Built
 from gpt_pretrain.train.start import Start
 
@@ -21,8 +23,17 @@ def write_record(built: Built, start: Start) -> None:
     for name, path in built.config.data.directories.items():  # by fingerprint, too: a fork gives a name other data
         fingerprint = built.data.datasets[name].fingerprint
         directories |= {key: os.path.abspath(path) for key in (name, fingerprint)}
-    run_lib.RunData(save_dir, start.plan, directories, built.total_steps).write()
+    mark = run_lib.LedgerMark.of(start.ledger)
+    # The file that knows less comes first: between the two writes, the ledger may go on further than its mark.
+    run_lib.RunData(save_dir, start.plan, directories, built.total_steps, start.run_id, mark).write()
     start.ledger.write(save_dir)
+
+
+def write_ledger(save_dir: str, ledger: Ledger) -> None:
+    """Writes the ledger, which has become longer, and then its new mark."""
+    ledger.write(save_dir)
+    data = run_lib.open_run(save_dir)
+    dataclasses.replace(data, mark=run_lib.LedgerMark.of(ledger)).write()
 
 
 def _known_directories(save_dir: str) -> dict[str, str]:

@@ -2,12 +2,16 @@
 
 import dataclasses
 import logging
+import uuid
 from collections.abc import Collection
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.data.plan import Plan, PlanError
+from gpt_pretrain.data.run import open_run
 from gpt_pretrain.model.spec import ModelSpec
 from gpt_pretrain.parallel.devices import platform_of
 from gpt_pretrain.train import checkpoints
@@ -27,18 +31,20 @@ class Start:
       step: updates made.
       plan: the data of these and of those to come.
       ledger: of the updates made.
+      run_id: what the run's files share; made when it begins.
       is_resumed: there is a checkpoint of this step; else the run begins anew.
     """
 
     step: int
     plan: Plan
     ledger: Ledger
+    run_id: str = ""
     is_resumed: bool = False
 
     @classmethod
     def anew(cls, data: OpenedData) -> "Start":
         """A run's beginning."""
-        return cls(0, Plan((data.wanted,)), Ledger())
+        return cls(0, Plan((data.wanted,)), Ledger(), _new_run_id())
 
 
 def model_spec(config: TrainConfig, data: OpenedData) -> ModelSpec:
@@ -57,12 +63,28 @@ def resume_or_begin(config: TrainConfig, data: OpenedData) -> Start:
 
     Raises ValueError: the checkpoint is of another run, or the data is not what it was trained on.
     """
-    metadata = checkpoints.choose(config.save_dir)
+    metadata = checkpoints.choose(config.save_dir, run_id=_recorded_run_id(config.save_dir))
     if metadata is None:
         return Start.anew(data)
     plan = _continued(metadata, config, data)
     check_last_steps(metadata.ledger, plan, data.datasets, num_steps=config.verify_steps)
-    return Start(metadata.step, plan, metadata.ledger, is_resumed=True)
+    return Start(metadata.step, plan, metadata.ledger, metadata.run_id, is_resumed=True)
+
+
+def _new_run_id() -> str:
+    """The same on every process."""
+    run_id = np.frombuffer(uuid.uuid4().bytes, np.uint8)
+    if jax.process_count() > 1:
+        run_id = np.asarray(multihost_utils.broadcast_one_to_all(run_id))
+    return run_id.tobytes().hex()
+
+
+def _recorded_run_id(save_dir: str) -> str | None:
+    """Of the run whose data.json is there; None where it cannot be read: then the checkpoints say it alone."""
+    try:
+        return open_run(save_dir).run_id or None
+    except ValueError:
+        return None
 
 
 def _continued(metadata: CheckpointMetadata, config: TrainConfig, data: OpenedData) -> Plan:

@@ -1,38 +1,47 @@
 """`gpt_pretrain.main` in a process of its own, writing down what it consumes.
 
-    python recorded_run.py CONSUMED_FILE SECS_PER_STEP [flags of gpt_pretrain.main]
+    python -m support.recorded_run CONSUMED_FILE SECS_PER_STEP [flags of gpt_pretrain.main]
 
 Each batch, as the training loop takes it, becomes a line "position windows... digest of its tokens" of the file.
 """
 
+import contextlib
 import hashlib
 import os
 import sys
 import time
+from collections.abc import Iterator
 
 from gpt_pretrain import main, runtime
 
 
-def record(consumed: str, secs_per_step: float) -> None:
-    from gpt_pretrain.data import loader
+@contextlib.contextmanager
+def recording(consumed: str | os.PathLike, secs_per_step: float = 0.0) -> Iterator[None]:
+    """Runs in this process are recorded, and slowed down, in the block."""
+    from gpt_pretrain.train import feed
 
-    prefetch = loader.prefetch_to_devices
+    prefetch = feed.prefetch_to_devices
 
-    def recorded(elements, placement, **kwargs):
+    def recorded(batches, placement, **kwargs):
         with open(consumed, "a") as file:
-            for element, batch in prefetch(elements, placement, **kwargs):
-                digest = hashlib.sha256(element.tokens.tobytes()).hexdigest()
-                windows = " ".join(map(str, element.windows.reshape(-1)))
-                file.write(f"{element['position']} {windows} {digest}\n")
+            for batch, tokens in prefetch(batches, placement, **kwargs):
+                digest = hashlib.sha256(batch.tokens.tobytes()).hexdigest()
+                windows = " ".join(map(str, batch.windows.reshape(-1)))
+                file.write(f"{batch.position} {windows} {digest}\n")
                 file.flush()
                 time.sleep(secs_per_step)
-                yield element, batch
+                yield batch, tokens
 
-    loader.prefetch_to_devices = recorded
+    feed.prefetch_to_devices = recorded
+    try:
+        yield
+    finally:
+        feed.prefetch_to_devices = prefetch
 
 
 if __name__ == "__main__":
     runtime.configure()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    record(sys.argv[1], float(sys.argv[2]))
-    sys.exit(main.main(sys.argv[3:]))
+    with recording(sys.argv[1], float(sys.argv[2])):
+        status = main.main(sys.argv[3:])
+    sys.exit(status)

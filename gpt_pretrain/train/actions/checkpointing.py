@@ -13,6 +13,7 @@ from gpt_pretrain.train.checkpoints import Checkpoints
 from gpt_pretrain.train.digests import add_up_digests
 from gpt_pretrain.train.exclusive import HeldDirectory
 from gpt_pretrain.train.metadata import CheckpointMetadata
+from gpt_pretrain.train.record import write_ledger
 from gpt_pretrain.train.results import RunFailed
 from gpt_pretrain.train.start import Start
 from gpt_pretrain.train.writers import MetricWriter
@@ -37,13 +38,13 @@ class SaveCheckpoints(Action):
         self._checkpoints, self._writer, self._held = checkpoints, writer, held
         self._saved_step = start.step  # or being saved
         self._looked_secs = time.monotonic()
-        self._is_ending = False
+        self._is_saving = self._is_ending = False
 
     def due(self, step: int) -> bool:
         if time.monotonic() - self._looked_secs > _LOOK_SECS:
             self._looked_secs = time.monotonic()
             self._held.check()
-        if not self._checkpoints.is_saving:
+        if self._is_saving and not self._checkpoints.is_saving:
             self._settle()
         return self._schedule(step)
 
@@ -60,8 +61,9 @@ class SaveCheckpoints(Action):
         try:
             self._writer.flush()  # curves up to a checkpoint are as safe as the checkpoint
             if jax.process_index() == 0:
-                ledger.write(self._built.config.save_dir)
+                write_ledger(self._built.config.save_dir, ledger)
             self._checkpoints.save(now.state, self._metadata(step))
+            self._is_saving = True
         except Exception as error:
             self._failed(error)
 
@@ -75,6 +77,7 @@ class SaveCheckpoints(Action):
     def _metadata(self, step: int) -> CheckpointMetadata:
         config = self._built.config
         return CheckpointMetadata(
+            run_id=self._start.run_id,
             step=step,
             seed=config.seed,
             model=self._built.spec,
@@ -87,8 +90,11 @@ class SaveCheckpoints(Action):
 
     def _settle(self) -> None:
         """Waits for the save under way, if there is one."""
+        is_saving, self._is_saving = self._is_saving, False
         try:
             self._checkpoints.wait()
+            if is_saving and self._checkpoints.latest_step != self._saved_step:
+                raise RuntimeError("Orbax ended without an error and without a checkpoint")
         except Exception as error:
             self._failed(error)
 

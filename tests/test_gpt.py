@@ -6,34 +6,43 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from support.models import make_spec
 
-from gpt_pretrain.model.gpt import GPT, GPTConfig, graph_of, init_params
+from gpt_pretrain.model.gpt import GPT, cache_shape, flops_per_token, init_params, model_of, num_params
+from gpt_pretrain.model.spec import GPTConfig
 
 SEQ_LEN = 12
 
 
-@pytest.fixture
-def model(tiny_config):
-    return GPT(tiny_config, SEQ_LEN, rngs=nnx.Rngs(0))
+@pytest.fixture(scope="module")
+def spec():
+    return make_spec(SEQ_LEN)
 
 
-def test_attention_is_causal(model):
+def test_attention_is_causal(spec):
+    params = init_params(spec, jax.random.key(0))
+
+    @jax.jit
+    def logits_of(tokens_BT):
+        model = model_of(spec)(params)
+        return model.logits(model(tokens_BT))
+
     tokens = jax.random.randint(jax.random.key(1), (2, SEQ_LEN), 0, 257)
-    before = model.logits(model(tokens))
+    before = logits_of(tokens)
     for t in (0, 5, SEQ_LEN - 1):
-        after = model.logits(model(tokens.at[:, t].set((tokens[:, t] + 1) % 257)))
+        after = logits_of(tokens.at[:, t].set((tokens[:, t] + 1) % 257))
         assert np.array_equal(before[:, :t], after[:, :t])
         assert not np.allclose(before[:, t:], after[:, t:])
 
 
 def test_logits_of_known_tiny_weights_equal_those_computed_by_hand():
-    config = GPTConfig(n_layer=1, n_head=2, n_embd=4, vocab_size=6).resolve("cpu")
+    spec = GPTConfig(n_layer=1, n_head=2, n_embd=4, vocab_size=6).settle("cpu", seq_len=3, vocab_size=6, end_of_text=0)
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: init_params(config, 3, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: init_params(spec, jax.random.key(0)))
     p = jax.tree.map(lambda leaf: rng.normal(0, 0.7, leaf.shape).astype(np.float32), shapes)
     tokens = np.array([[5, 0, 3]])
-    found = nnx.merge(graph_of(config, 3), jax.tree.map(jnp.asarray, p))
-    found = found.logits(found(tokens))
+    model = model_of(spec)(jax.tree.map(jnp.asarray, p))
+    found = model.logits(model(tokens))
 
     def norm(x, ln):
         y = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
@@ -42,61 +51,70 @@ def test_logits_of_known_tiny_weights_equal_those_computed_by_hand():
     def linear(x, w):
         return x @ w["kernel"] + w["bias"]
 
-    block = p["blocks"][0]
+    layer = p["layers"][0]
     table = p["token_embedding"]["embedding"]
     x = table[tokens[0]] + p["position_embedding"]["embedding"]
-    q, k, v = np.split(linear(norm(x, block["ln_1"]), block["attention"]["qkv"]), 3, axis=-1)
+    q, k, v = np.split(linear(norm(x, layer["ln_1"]), layer["attention"]["qkv"]), 3, axis=-1)
     y = np.zeros_like(x)
     for head in (slice(0, 2), slice(2, 4)):
         for t in range(3):
             weights = np.exp(q[t, head] @ k[: t + 1, head].T / math.sqrt(2))
             y[t, head] = weights / weights.sum() @ v[: t + 1, head]
-    x = x + linear(y, block["attention"]["out"])
-    h = linear(norm(x, block["ln_2"]), block["mlp"]["up"])
+    x = x + linear(y, layer["attention"]["out"])
+    h = linear(norm(x, layer["ln_2"]), layer["mlp"]["up"])
     h = 0.5 * h * (1 + np.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
-    x = x + linear(h, block["mlp"]["down"])
+    x = x + linear(h, layer["mlp"]["down"])
     expected = norm(x, p["ln_f"]) @ table.T
     np.testing.assert_allclose(found[0], expected, rtol=2e-4, atol=2e-5)
 
 
 def test_gpt2_has_its_published_number_of_parameters():
-    shapes = jax.eval_shape(lambda: init_params(GPTConfig(vocab_size=50257).resolve("cpu"), 1024, jax.random.key(0)))
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 124_439_808
+    config = GPTConfig(vocab_size=50257)
+    assert num_params(config.settle("cpu", seq_len=1024, vocab_size=50257, end_of_text=50256)) == 124_439_808
+
+
+def test_flops_follow_from_parameters_and_attention_and_do_not_count_the_position_table_however_long():
+    short, long = (make_spec(SEQ_LEN, block_size=size) for size in (None, 40 * SEQ_LEN))
+    assert num_params(long) == num_params(short) + 39 * SEQ_LEN * short.n_embd
+    expected = 6 * (num_params(short) - SEQ_LEN * 32) + 12 * 2 * 32 * SEQ_LEN
+    assert flops_per_token(short, SEQ_LEN) == flops_per_token(long, SEQ_LEN) == expected
+
+
+def test_the_cache_has_a_place_for_each_head_of_each_token(spec):
+    assert cache_shape(spec, 3, 7) == (3, 7, 2, 16)
 
 
 def test_initial_weights_are_normal_and_smaller_into_the_residual_stream():
-    params = init_params(
-        GPTConfig(n_layer=8, n_head=2, n_embd=128, vocab_size=512).resolve("cpu"), 64, jax.random.key(0)
-    )
-    block = params["blocks"][3]
-    np.testing.assert_allclose(block["attention"]["qkv"]["kernel"].std(), 0.02, rtol=0.05)
-    np.testing.assert_allclose(block["attention"]["out"]["kernel"].std(), 0.02 / 4, rtol=0.05)
-    np.testing.assert_allclose(block["mlp"]["down"]["kernel"].std(), 0.02 / 4, rtol=0.05)
+    params = init_params(make_spec(64, n_layer=8, n_embd=128), jax.random.key(0))
+    layer = params["layers"][3]
+    np.testing.assert_allclose(layer["attention"]["qkv"]["kernel"].std(), 0.02, rtol=0.05)
+    np.testing.assert_allclose(layer["attention"]["out"]["kernel"].std(), 0.02 / 4, rtol=0.05)
+    np.testing.assert_allclose(layer["mlp"]["down"]["kernel"].std(), 0.02 / 4, rtol=0.05)
     np.testing.assert_allclose(params["token_embedding"]["embedding"].std(), 0.02, rtol=0.05)
-    assert not np.any(block["mlp"]["up"]["bias"])
+    assert not np.any(layer["mlp"]["up"]["bias"])
 
 
-def test_dropout_needs_a_key_and_does_something(tiny_config):
-    model = GPT(dataclasses.replace(tiny_config, dropout=0.3), SEQ_LEN, rngs=nnx.Rngs(0))
+def test_dropout_needs_a_key_and_does_something(spec):
+    params = init_params(spec, jax.random.key(0))
     tokens = jnp.zeros((1, SEQ_LEN), jnp.int32)
-    off, one, same, other = (model(tokens, rng=rng) for rng in (None, *map(jax.random.key, (0, 0, 1))))
+    run = jax.jit(lambda rng: model_of(dataclasses.replace(spec, dropout=0.3))(params)(tokens, rng=rng))
+    off, one, same, other = (run(rng) for rng in (None, *map(jax.random.key, (0, 0, 1))))
     assert np.array_equal(one, same)
     assert not np.allclose(off, one) and not np.allclose(one, other)
 
 
-def test_remat_changes_nothing_but_memory(tiny_config):
+def test_remat_changes_nothing_but_memory(spec):
     tokens = jnp.arange(SEQ_LEN)[None]
-    params = init_params(tiny_config, SEQ_LEN, jax.random.key(0))
+    params = init_params(spec, jax.random.key(0))
     grads = []
     for remat in (False, True):
-        graph = graph_of(dataclasses.replace(tiny_config, remat=remat), SEQ_LEN)
-        grads.append(jax.grad(lambda p, graph=graph: nnx.merge(graph, p)(tokens).sum())(params))
+        to_model = model_of(dataclasses.replace(spec, remat=remat))
+        grads.append(jax.jit(jax.grad(lambda p, to_model=to_model: to_model(p)(tokens).sum()))(params))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *grads)
 
 
-def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(tiny_config):
-    config = dataclasses.replace(tiny_config, dtype="bfloat16")
-    model = GPT(config, SEQ_LEN, rngs=nnx.Rngs(0))
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(spec):
+    model = GPT(dataclasses.replace(spec, dtype="bfloat16"), rngs=nnx.Rngs(0))
     assert model(jnp.zeros((1, SEQ_LEN), jnp.int32)).dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
 
@@ -117,8 +135,8 @@ def test_impossible_shapes_are_refused(changes, message):
 
 def test_auto_is_settled_by_platform_and_requests_are_not_ignored():
     def settled(platform, **changes):
-        config = GPTConfig(**changes).resolve(platform)
-        return config.dtype, config.attention
+        spec = make_spec(platform=platform, **changes)
+        return spec.dtype, spec.attention
 
     assert settled("cpu") == ("float32", "xla")
     assert settled("tpu") == ("bfloat16", "xla")
