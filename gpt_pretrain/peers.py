@@ -85,7 +85,7 @@ class Peers:
         with selectors.DefaultSelector() as selector:
             for connection in self._connections:
                 selector.register(connection, selectors.EVENT_READ)
-            while self._connections:
+            while selector.get_map():
                 for key, _ in selector.select():
                     connection: socket.socket = key.fileobj  # pyright: ignore
                     try:
@@ -93,9 +93,7 @@ class Peers:
                     except OSError:
                         word, number = b"", b""
                     if word == _DONE:
-                        selector.unregister(connection)
-                        with self._lock:
-                            del self._connections[connection]
+                        selector.unregister(connection)  # kept open: it may still wait for us
                         continue
                     peer = int(number) if word == _LOST else self._connections[connection]
                     self._stop(peer, has_failed=word == _FAILED)
