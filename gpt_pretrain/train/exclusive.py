@@ -39,7 +39,7 @@ class HeldDirectory:
             if same_directory and _identity(os.stat(self._save_dir / _LOCK)) == _identity(os.fstat(self._lock)):
                 return
         raise RunFailed(
-            f"{self._save_dir} was moved, deleted or replaced while the run used it. Stopped; nothing was written into "
+            f"{self._save_dir} was moved, deleted or replaced while the run used it. Stopped; nothing is saved in "
             f"another directory, and what was trained since the last checkpoint is lost. {self._advice()}"
         )
 
