@@ -87,8 +87,8 @@ def connect(
     who = "This process" if process_id is None else f"Process {process_id} of {num_processes}"
     where = f" at {coordinator_address}" if coordinator_address else ""
     message = (
-        f"error: {who} has waited {timeout_secs:.0f} s for the others{where}, and not all came: one was not started, has "
-        "failed, or cannot be reached. Look at what they print and start all again; where they need longer, raise "
+        f"error: {who} has waited {timeout_secs:.0f} s for the others{where}, and not all came: one was not started, "
+        "has failed, or cannot be reached. Look at what they print and start all again; where they need longer, raise "
         "--start_timeout_secs."
     )
     with peers.limited(timeout_secs, message):
@@ -142,7 +142,7 @@ def leave(*, show_traceback: bool, patience_secs: float = 6.0) -> None:
 
     if not jax.distributed.is_initialized():
         return
-    time.sleep(1.0)  # if it is an error because another process is gone, our watch says so and ends us
+    time.sleep(1.0)  # where it comes from another process that is gone, our watch says so and ends us
     if _watch:
         _watch.say_failed()
     together = threading.Thread(target=jax.distributed.shutdown, daemon=True)  # ends where all had the error

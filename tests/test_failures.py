@@ -136,7 +136,9 @@ def test_a_save_dir_that_is_not_the_run_s_any_more_ends_it_and_nothing_is_writte
         assert steps_saved(tmp_path / "elsewhere") == [2]
 
 
-def test_a_save_dir_that_is_moved_during_a_save_gets_no_checkpoint_in_its_old_place(tiny_dataset, tmp_path, monkeypatch):
+def test_a_save_dir_that_is_moved_during_a_save_gets_no_checkpoint_in_its_old_place(
+    tiny_dataset, tmp_path, monkeypatch
+):
     run, seal = tmp_path / "run", checkpoints_lib.Checkpoints._seal
 
     def moved(self):
@@ -229,7 +231,11 @@ sys.exit(main.main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize(
-    "error, said", [("OSError(24, 'Too many open files', 'a.bin')", "error: a.bin: this process (at most"), ("KeyError('k')", "KeyError: 'k'")]
+    "error, said",
+    [
+        ("OSError(24, 'Too many open files', 'a.bin')", "error: a.bin: this process (at most"),
+        ("KeyError('k')", "KeyError: 'k'"),
+    ],
 )
 def test_an_error_ends_the_process_within_seconds_whatever_its_threads_do(tiny_dataset, tmp_path, error, said):
     arguments = flags(tiny_dataset, tmp_path / "run", num_steps=8)

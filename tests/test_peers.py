@@ -1,13 +1,13 @@
 """A process that is gone is noticed by the others, in whatever phase."""
 
 import re
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
-from support.training_runs import REPO, environment, finish, flags, start
-from test_processes import start_two
+from support.training_runs import REPO, finish, flags, start, start_two
 
 ALONE = """
 import sys, time
@@ -52,10 +52,8 @@ def test_all_others_leave_at_once_with_a_line_when_one_is_killed(three, victim):
     began = time.monotonic()
     for number, process in enumerate(three):
         if number != victim:
-            assert process.wait(10) == 1
-            assert re.fullmatch(
-                rf"error: process {victim} of 3 is gone: .* Start all again\.\n", process.stderr.read()
-            )
+            assert process.wait(10) == -signal.SIGKILL
+            assert re.fullmatch(rf"error: process {victim} of 3 is gone: .* Start all again\.\n", process.stderr.read())
     assert time.monotonic() - began < 5
 
 
@@ -72,7 +70,7 @@ def test_who_is_done_may_go_and_who_failed_takes_the_others_along(three):
     time.sleep(0.5)
     assert three[0].poll() is None and three[2].poll() is None
     say(three[2], "say_failed")
-    assert three[0].wait(15) == 1 and "process 2 of 3 ended with an error" in three[0].stderr.read()
+    assert three[0].wait(15) == -signal.SIGKILL and "process 2 of 3 ended with an error" in three[0].stderr.read()
 
 
 def test_a_process_whose_others_do_not_come_says_so(tiny_dataset, tmp_path):
@@ -83,13 +81,15 @@ def test_a_process_whose_others_do_not_come_says_so(tiny_dataset, tmp_path):
 
 
 def test_a_training_process_that_is_killed_takes_the_other_along_within_seconds(tiny_dataset, tmp_path):
-    processes = start_two(flags(tiny_dataset, tmp_path / "run", **{"train.per_device_batch_size": 1}), tmp_path, secs_per_step=0.1)
+    processes = start_two(
+        flags(tiny_dataset, tmp_path / "run", **{"train.per_device_batch_size": 1}), tmp_path, secs_per_step=0.1
+    )
     for line in processes[0].stdout:
         if line.startswith("step  3/"):
             break
     processes[1].kill()
     began = time.monotonic()
-    output = finish(processes[0], expect=1, timeout_secs=30)
+    output = finish(processes[0], expect=-signal.SIGKILL, timeout_secs=30)
     assert time.monotonic() - began < 10
     assert "error: process 1 of 2 is gone" in output and "--process_id=0" in output and "Traceback" not in output
     processes[1].communicate()

@@ -58,7 +58,9 @@ class OpenFiles:
             try:
                 opened = _open(path, opener)
             except OSError as again:
-                raise (OutOfFiles(f"{path}: {no_file_left(again)}") if again.errno in _NO_FILE_LEFT else again) from None
+                raise (
+                    OutOfFiles(f"{path}: {no_file_left(again)}") if again.errno in _NO_FILE_LEFT else again
+                ) from None
         with self._lock:
             self._opened.append((weakref.ref(owner), number))
         return opened

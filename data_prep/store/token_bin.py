@@ -129,7 +129,9 @@ def map_tokens(path: str | os.PathLike) -> MappedTokens:
     header = read_header(path)
     with open(path, "rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return MappedTokens(np.frombuffer(mapped, header.dtype, header.num_tokens, header.num_bytes), mapped, header.num_bytes)
+    return MappedTokens(
+        np.frombuffer(mapped, header.dtype, header.num_tokens, header.num_bytes), mapped, header.num_bytes
+    )
 
 
 def open_tokens(path: str | os.PathLike) -> np.memmap:

@@ -44,9 +44,7 @@ def train(config: TrainConfig) -> int:
         held = stack.enter_context(exclusive(config.save_dir))
         start = resume_or_begin(config, data)
         built = build(config, data, start)
-        checkpoints = Checkpoints(
-            config.save_dir, num_kept=config.num_checkpoints_kept, check_directory=held.check
-        )
+        checkpoints = Checkpoints(config.save_dir, num_kept=config.num_checkpoints_kept, check_directory=held.check)
         stack.enter_context(closing(checkpoints, progress=checkpoints.num_bytes_unfinished))
         state = state_of(built, start, checkpoints)
         if is_primary:

@@ -30,9 +30,7 @@ class SaveCheckpoints(Action):
     checkpoint, or several processes, which could not agree on what is there, end with an error.
     """
 
-    def __init__(
-        self, built: Built, start: Start, checkpoints: Checkpoints, writer: MetricWriter, held: HeldDirectory
-    ):
+    def __init__(self, built: Built, start: Start, checkpoints: Checkpoints, writer: MetricWriter, held: HeldDirectory):
         self._schedule = Schedule(built.config.save_interval, also=(built.total_steps,))
         self._built, self._start = built, start
         self._checkpoints, self._writer, self._held = checkpoints, writer, held
