@@ -94,9 +94,7 @@ def open_run(save_dir: str | os.PathLike) -> RunData:
         )
     expected = fields.pop("digest", None)
     if (found := digest_json(fields)) != expected:
-        raise ValueError(
-            f"{path}: its content has the digest {found}, but it says {expected}; it was altered. {advice}"
-        )
+        raise ValueError(f"{path}: its content has the digest {found}, it says {expected}: it was altered. {advice}")
     try:
         return _typed(os.fspath(save_dir), fields)
     except (KeyError, TypeError, AttributeError, ValueError) as error:

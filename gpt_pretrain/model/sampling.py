@@ -95,7 +95,7 @@ def make_sampler(spec: ModelSpec, seq_len: int, **how) -> tuple[Callable, Callab
 def sample(
     params: dict,
     spec: ModelSpec,
-    prompt: Integer[np.ndarray, " T"],
+    prompt: Integer[np.ndarray, " prompt"],
     *,
     seq_len: int,
     num_tokens: int,
@@ -104,7 +104,7 @@ def sample(
     top_k: int = 50,
     top_p: float = 1.0,
     stop: int | None = None,
-) -> Int[np.ndarray, " T"]:
+) -> Int[np.ndarray, " new"]:
     """Continues `prompt` (ids, at least one) by up to `num_tokens` ids, or until `stop`; returns the new ids.
 
     Args:
