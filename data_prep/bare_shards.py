@@ -102,7 +102,7 @@ class BareShards:
                     raise ValueError(f"{output}: holds the input {path}; write elsewhere")
         for path, inspection in zip(paths, inspect_all(paths, ""), strict=True):
             if inspection.error:
-                raise InputError(inspection.error)
+                raise inspection.error
             self._entries[path] = inspection.identity
         return self._spec()
 
