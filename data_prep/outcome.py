@@ -35,7 +35,8 @@ def training_flags(manifest: Manifest) -> list[str]:
     if spec.tokenizer != "gpt2":
         flags.append(f"--model.vocab_size={-(-spec.vocab_size // 64) * 64}")  # accelerators like multiples
     seq_len = QUICKSTART_SEQ_LEN
-    while seq_len > 1 and seq_len >= num_tokens:  # a window is one token more
+    shortest = min(split.num_tokens for split in manifest.splits.values())
+    while seq_len > 1 and seq_len >= shortest:  # a window is one token more
         seq_len //= 2
     if seq_len < QUICKSTART_SEQ_LEN:
         flags.append(f"--seq_len={seq_len}")

@@ -13,6 +13,7 @@ from data_prep.store.files import digest_of
 from data_prep.store.locations import InputError
 from data_prep.store.manifest import DOCUMENTS
 from data_prep.store.streams import FileRange, read_ranges
+from data_prep.store.text import without_surrogates
 from data_prep.store.token_bin import read_header
 
 
@@ -71,7 +72,7 @@ def _table_of(job: ScanJob, starts_D: np.ndarray, num_tokens: int) -> pa.Table:
     known = {
         "start": starts_D,
         "length": np.diff(starts_D, append=end),
-        "source_file": pa.repeat(pa.scalar(job.path, pa.string()), num_documents),
+        "source_file": pa.repeat(pa.scalar(without_surrogates(job.path), pa.string()), num_documents),
         "row": np.arange(num_documents),
     }
     columns = [known.get(c.name, pa.nulls(num_documents, c.type)) for c in DOCUMENT_COLUMNS]
