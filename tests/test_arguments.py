@@ -148,7 +148,7 @@ def test_every_command_line_prints_anything(capsys, monkeypatch):
 
 
 def test_names_that_are_not_utf8(tmp_path):
-    path = os.fsencode(tmp_path) + b"/caf\xe9.jsonl"
+    path = os.fsencode(tmp_path) + b"/xyz\xe9.jsonl"
     with open(path, "wb") as file:
         file.write(b'{"text": "a text"}\n' * 9)
     options = ["--tokenizer=byte", "--val_tokens=10", "--num_workers=1", f"--output_dir={tmp_path}/out"]
