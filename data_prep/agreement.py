@@ -91,7 +91,7 @@ def note_failed(work: Path, paths: Sequence[str]) -> None:
 
 def forget_spec(work: Path) -> None:
     """Another spec is welcome to what was done so far."""
-    (work / SPEC_NAME).unlink()
+    (work / SPEC_NAME).unlink(missing_ok=True)
 
 
 def refuse_strays(output: Path) -> None:

@@ -5,6 +5,8 @@ import json
 import sys
 from dataclasses import asdict
 
+from data_prep.arguments import ArgumentParser, count, directory
+from data_prep.pages.terminal import print_anything
 from data_prep.store.documents import Document, DocumentTables
 from data_prep.store.manifest import Manifest, load
 from data_prep.store.streams import read_tokens
@@ -13,10 +15,10 @@ from data_prep.store.tokenizers import get_tokenizer
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep.documents", description=__doc__, allow_abbrev=False)
+    parser = ArgumentParser(prog="python -m data_prep.documents", description=__doc__, allow_abbrev=False)
     parser.add_argument("directory", metavar="DIR", help="a prepared dataset")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--token", type=int, metavar="N", help="a position in the split's stream")
+    what.add_argument("--token", type=count, metavar="N", help="a position in the split's stream")
     what.add_argument("--id", nargs="+", metavar="ID", help="ids, as '<urn:uuid:...>'")
     what.add_argument("--url", nargs="+", metavar="URL", help="urls")
     parser.add_argument("--split", help="train or val (default: train for --token, both for --id and --url)")
@@ -26,8 +28,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints a JSON line a document. Exit status 1 if there is none, or for a user's mistake."""
+    print_anything()
     args = make_parser().parse_args(argv)
     try:
+        args.directory = directory("DIR", args.directory)
         manifest = load(args.directory)
         default = ["train"] if args.token is not None else list(manifest.splits)
         splits = [args.split] if args.split else default

@@ -21,6 +21,7 @@ from data_prep.pages.progress import Done
 from data_prep.store.documents import DOCUMENT_COLUMNS, PROVENANCE
 from data_prep.store.files import digest_of, file_problem, read_json, whole_file, write_json
 from data_prep.store.streams import RAW, FileRange
+from data_prep.store.text import without_surrogates
 from data_prep.store.token_bin import token_dtype
 from data_prep.store.tokenizers import Tokenizer, get_tokenizer
 
@@ -223,7 +224,7 @@ def _batch_documents(unit: Unit, batch: Batch, texts: pa.LargeStringArray, lengt
         lengths_D,
         text_bytes(texts)[filled],
         *(batch.provenance[name].cast(pa.string()).filter(mask) for name in PROVENANCE),
-        pa.repeat(pa.scalar(unit.path, pa.string()), len(lengths_D)),
+        pa.repeat(pa.scalar(without_surrogates(unit.path), pa.string()), len(lengths_D)),
         batch.rows[filled],
     ]
     return pa.table(columns, schema=DOCUMENT_COLUMNS)

@@ -22,7 +22,7 @@ from data_prep.store.locations import InputError, is_remote
 from data_prep.store.manifest import MANIFEST_NAME, WORK_DIR, Manifest, Source, save
 from data_prep.store.spec import Spec
 from data_prep.store.tokenizers import get_tokenizer
-from data_prep.tokenizing import inspect_all, part_jobs, tokenize
+from data_prep.tokenizing import inspect_all, part_jobs, tokenize, warnings_about
 from data_prep.writing import write_dataset
 
 
@@ -57,6 +57,8 @@ def prepare(
         return _already_complete(options, patterns, output)
     found = inspect_all(expand(patterns), options.text_column)
     spec = options.spec(tokenizer, [inspection.identity for inspection in found])
+    for line in warnings_about(found):
+        print(f"warning: {line}", file=sys.stderr)
     print(_engine_in_words(tokenizer.name, engine, verify), file=sys.stderr)
     refuse_strays(output)
     with (

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 
+from data_prep.pages.terminal import print_anything
 from data_prep.store.tokenizers import get_tokenizer
 from gpt_pretrain.model.sampling import sample
 from gpt_pretrain.train.pretrained import load
@@ -38,6 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status 1 for a user's mistake."""
+    print_anything()
     args = make_parser().parse_args(argv)
     try:
         if not args.temperature >= 0.0 or not 0.0 < args.top_p <= 1.0 or args.top_k < 0:

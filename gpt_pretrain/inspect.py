@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+from data_prep.pages.terminal import print_anything
 from data_prep.store.files import whole_file
 from gpt_pretrain.history.occurrences import occurrences_of
 from gpt_pretrain.history.occurrences_text import describe, notes
@@ -24,6 +25,7 @@ from gpt_pretrain.history.spans import find_spans
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status 1 for a document that is not there and for a user's mistake."""
+    print_anything()
     args = make_parser().parse_args(argv)
     try:
         run = OpenedRun(args.run, args.data_dir)

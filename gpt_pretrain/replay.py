@@ -13,6 +13,7 @@ import time
 
 from data_prep.pages.numbers import duration, short
 from data_prep.pages.progress import Done, Progress
+from data_prep.pages.terminal import print_anything
 from gpt_pretrain.history.differences import compare_runs
 from gpt_pretrain.history.opened_run import NUMBERING, OpenedRun, add_data_dir
 from gpt_pretrain.history.replayed import ReplayedBatch, describe_mismatch, is_as_the_ledger_says, replay
@@ -20,6 +21,7 @@ from gpt_pretrain.history.replayed import ReplayedBatch, describe_mismatch, is_a
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status 0 where all is as it should be, 1 for a difference or a user's mistake."""
+    print_anything()
     args = make_parser().parse_args(argv)
     try:
         run = OpenedRun(args.run, args.data_dir)

@@ -9,11 +9,14 @@ import sys
 import threading
 import traceback
 
+from data_prep.pages.terminal import print_anything
+
 _ACCELERATOR_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "libtpu")
 
 
 def configure() -> None:
     """Call before JAX is imported."""
+    print_anything()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     logging.getLogger("gpt_pretrain").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and CLU narrate every step at INFO

@@ -1,6 +1,7 @@
 """A few documents of a dataset, as text again: the same ones each time, spread over the split."""
 
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,6 @@ def _read_row(directory: Path, manifest: Manifest, split: str, place: int) -> di
         except pa.ArrowException as error:
             raise ValueError(
                 f"{directory / shard.name}: cannot be read as parquet ({str(error).strip()}). Run "
-                f"`python -m data_prep.check {directory}`."
+                f"`python -m data_prep.check {shlex.quote(str(directory))}`."
             ) from error
     raise AssertionError("the tables hold as many documents as the split")

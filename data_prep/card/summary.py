@@ -6,6 +6,7 @@ are kept, and `Counts.slack` says by how much that may make a count too low.
 """
 
 import contextlib
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -172,7 +173,7 @@ def summarize(job: SummaryJob, report: Report) -> Summary:
     except (pa.ArrowException, OSError) as error:
         raise ValueError(
             f"{job.path}: cannot be read as parquet ({str(error).strip()}). Run "
-            f"`python -m data_prep.check {Path(job.path).parent}`."
+            f"`python -m data_prep.check {shlex.quote(str(Path(job.path).parent))}`."
         ) from error
     return summary
 
@@ -254,6 +255,6 @@ def summarize_splits(directory: Path, manifest: Manifest, num_workers: int = 1) 
             raise ValueError(
                 f"{directory / DOCUMENTS}_{name}_*: {found[0]} documents of {found[1]} tokens, the "
                 f"manifest says {split.num_documents} of {split.num_tokens}. Run `python -m "
-                f"data_prep.check {directory}`."
+                f"data_prep.check {shlex.quote(str(directory))}`."
             )
     return totals

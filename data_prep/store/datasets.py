@@ -4,6 +4,7 @@ import glob
 import hashlib
 import logging
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from data_prep.store import manifest as manifest_lib
 from data_prep.store import token_bin
 from data_prep.store.files import file_problem
 from data_prep.store.locations import InputError, file_name
+from data_prep.store.shard_numbers import gap_warning
 from data_prep.store.spec import FORMATS
 from data_prep.store.streams import BinSource, RecordSource, TokenSource
 
@@ -69,6 +71,11 @@ def open_dataset(directory: str, *, format: Format = "auto", verify: Verify = "a
         return _open_prepared(directory, format, verify)
     pattern = os.path.join(directory, "*.bin") if here.is_dir() else directory
     paths = sorted(glob.glob(pattern))
+    if not paths and (arrays := sorted(glob.glob(os.path.join(directory, "*.npy")))):
+        raise ValueError(
+            f"{directory}: holds NumPy arrays ({os.path.basename(arrays[0])}), which are not trained on as they are. "
+            f"`python -m data_prep.convert {shlex.quote(directory)} OUT` makes a prepared dataset of them."
+        )
     if not paths:
         manifest_lib.load(directory)  # raises: says what a prepared dataset is and how to make one
     return _open_bare(directory, paths, format)
@@ -104,7 +111,7 @@ def _open_prepared(directory, format, verify) -> TokenDataset:
         if splits[split].num_tokens != num_tokens:
             raise ValueError(
                 f"{directory}: the {split} shards hold {splits[split].num_tokens} tokens, the manifest says "
-                f"{num_tokens}. Run `python -m data_prep.check {directory}`."
+                f"{num_tokens}. Run `python -m data_prep.check {shlex.quote(directory)}`."
             )
     return TokenDataset(
         directory=directory,
@@ -127,7 +134,7 @@ def _open_bare(directory: str, paths: Sequence[str], format: Format) -> TokenDat
     if token_bin.read_header(named["train"][0]).dtype.itemsize > 2:
         raise ValueError(
             f"{directory}: uint32 ids without a manifest, so their vocabulary is not known. Convert them, naming their "
-            f"tokenizer: `python -m data_prep.convert {directory} OUT --tokenizer=...`."
+            f"tokenizer: `python -m data_prep.convert {shlex.quote(directory)} OUT --tokenizer=...`."
         )
     logging.getLogger(__name__).warning(
         "%s: no manifest, so only the headers and sizes of its %d .bin files can be checked: not their content, "
@@ -135,6 +142,8 @@ def _open_bare(directory: str, paths: Sequence[str], format: Format) -> TokenDat
         directory,
         len(paths),
     )
+    for gap in filter(None, (gap_warning(directory, files) for files in named.values())):
+        logging.getLogger(__name__).warning("warning: %s; the stream goes on without them", gap)
     return TokenDataset(
         directory=directory,
         format="bin",

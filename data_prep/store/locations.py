@@ -23,6 +23,10 @@ class InputError(ValueError):
     """An input file that cannot be used; the message starts with its path."""
 
 
+class DamagedInput(InputError):
+    """An input file that a good copy would mend: cut short, or with bytes changed."""
+
+
 def check_reachable(path: str) -> None:
     """InputError, soon, when a hf:// path is asked for without network.
 
@@ -63,6 +67,19 @@ def file_name(path: str) -> str:
     return os.path.basename(urllib.parse.urlsplit(path).path if is_remote(path) else path)
 
 
+def readable_error(path: str, error: BaseException) -> InputError:
+    """The error for a file that cannot be opened, or fails while it is read, which nothing says is damaged."""
+    if isinstance(error, FileNotFoundError):
+        return InputError(f"{path}: no such file")
+    if isinstance(error, PermissionError) and not is_remote(path):
+        return InputError(
+            f"{path}: cannot be read: permission denied. Let this user read it (`chmod u+r` by its owner)"
+        )
+    if isinstance(error, OSError) and error.strerror and not is_remote(path):
+        return InputError(f"{path}: cannot be read: {error.strerror}")
+    return InputError(f"{path}: cannot be read: {describe(error)}")
+
+
 def file_info(path: str) -> dict[str, Any]:
     """What the file system says of a file: `size` (None if unknown) and its own keys.
 
@@ -71,10 +88,8 @@ def file_info(path: str) -> dict[str, Any]:
     try:
         file_system, inner = file_system_of(path)
         return cast(dict[str, Any], file_system.info(inner))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except Exception as error:
-        raise InputError(f"{path}: cannot be read: {describe(error)}") from error
+    except Exception as error:  # each file system raises its own types
+        raise readable_error(path, error) from None
 
 
 def open_file(path: str) -> BinaryIO:

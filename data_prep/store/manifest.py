@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,8 +113,9 @@ def load(directory: str | os.PathLike) -> Manifest:
             )
         what = "no such directory" if not Path(directory).is_dir() else f"no {MANIFEST_NAME} in it"
         raise ValueError(
-            f"{directory}: not a prepared dataset ({what}). Prepare one with "
-            f"`python -m data_prep.fineweb --output_dir={directory}`."
+            f"{directory}: not a prepared dataset ({what}). `python -m data_prep.fineweb --input=sample "
+            f"--output_dir={shlex.quote(os.fspath(directory))}` makes a small one of the embedded sample; "
+            "--input takes your own files."
         )
     version = fields.get("format_version") if isinstance(fields, dict) else None
     if version != FORMAT_VERSION:

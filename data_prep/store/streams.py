@@ -27,7 +27,7 @@ class FileRange:
     """
 
     path: str
-    format: str  # "bin", "array_record", "documents" or RAW
+    format: str  # "array_record", "documents", RAW, or one of token_bin.LAYOUTS
     digest: str  # of the file, or of its tokens where it is raw
     start: int
     stop: int
@@ -80,7 +80,8 @@ def read_ranges(ranges: Sequence[FileRange], dtype: np.dtype) -> Iterator[np.nda
         if each.format == "array_record":
             yield from _read_records(each, dtype)
             continue
-        tokens = token_bin.open_tokens(each.path) if each.format == "bin" else np.memmap(each.path, dtype, "r")
+        is_raw = each.format == RAW
+        tokens = np.memmap(each.path, dtype, "r") if is_raw else token_bin.open_tokens(each.path, each.format)
         for start in range(each.start, each.stop, CHUNK_TOKENS):
             chunk = np.asarray(tokens[start : min(start + CHUNK_TOKENS, each.stop)])
             yield chunk.astype(dtype, copy=False)
