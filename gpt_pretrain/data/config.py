@@ -4,8 +4,10 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 from data_prep.store.datasets import Format, TokenDataset, Verify, open_dataset
+from gpt_pretrain import checks
 from gpt_pretrain.data.mixture import counts_of
 from gpt_pretrain.data.order import SHUFFLES, Shuffle
 from gpt_pretrain.data.plan import Plan
@@ -48,13 +50,16 @@ class DataConfig:
 
     def __post_init__(self):
         for name in ("seq_len", "mixture_block", "shuffle_block_windows", "shuffle_group_blocks"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"data.{name}: found {value!r}, expected a whole number, at least 1")
-        if not isinstance(self.seed, int):
-            raise ValueError(f"data.seed: found {self.seed!r}, expected a whole number")
-        if self.shuffle not in SHUFFLES:
-            raise ValueError(f"data.shuffle: found {self.shuffle!r}, expected one of {', '.join(SHUFFLES)}")
+            value = checks.whole_number(f"data.{name}", getattr(self, name), least=1, most=checks.MOST_ROWS)
+            object.__setattr__(self, name, value)
+        checks.seed("data.seed", self.seed)
+        for name, known in (("format", get_args(Format)), ("verify", get_args(Verify)), ("shuffle", SHUFFLES)):
+            checks.choice(f"data.{name}", getattr(self, name), known)
+        checks.flag("data.document_mask", self.document_mask)
+        if self.max_epochs is not None:
+            checks.number("data.max_epochs", self.max_epochs, least=0, most=1e9)
+        object.__setattr__(self, "dir", checks.path("data.dir", self.dir))
+        self._check_exclude()
         if self.mixture is not None and not (isinstance(self.mixture, Mapping) and self.mixture):
             raise ValueError(
                 f'data.mixture: found {self.mixture!r}, expected {{"name": ("directory", weight), ...}}, or None for '
@@ -66,11 +71,20 @@ class DataConfig:
                     f"data.mixture: found {name!r}: {entry!r}, expected a name without '/' and "
                     '("directory", weight) or ("directory", weight, max_epochs)'
                 )
-        for directory in self.directories.values():
-            if "://" in directory:
-                raise ValueError(
-                    f"data.dir: {directory} is a URL; copy or mount the dataset, it is read by random access"
-                )
+        if self.mixture is not None:
+            expanded = {
+                name: (checks.path("data.mixture", entry[0]), *entry[1:]) for name, entry in self.mixture.items()
+            }
+            object.__setattr__(self, "mixture", expanded)
+
+    def _check_exclude(self) -> None:
+        if isinstance(self.exclude, str):
+            if self.exclude:
+                object.__setattr__(self, "exclude", checks.path("data.exclude", self.exclude))
+        elif not isinstance(self.exclude, Sequence) or not all(isinstance(each, str) for each in self.exclude):
+            raise ValueError(
+                f"data.exclude: found {self.exclude!r}, expected a list of document ids, or a text file of them"
+            )
 
     @property
     def directories(self) -> dict[str, str]:
@@ -161,8 +175,14 @@ def _is_entry(entry) -> bool:
     """("directory", weight) or ("directory", weight, max_epochs)"""
     if isinstance(entry, str) or not isinstance(entry, Sequence) or not 2 <= len(entry) <= 3:
         return False
-    numbers = all(isinstance(each, int | float) for each in entry[1:2])
-    return isinstance(entry[0], str) and numbers and all(isinstance(each, int | float | None) for each in entry[2:])
+    try:
+        checks.number("weight", entry[1], least=0, most=1e15)
+        for each in entry[2:]:
+            if each is not None:
+                checks.number("max_epochs", each, least=0, most=1e9)
+    except ValueError:
+        return False
+    return isinstance(entry[0], str | os.PathLike) and entry[1] > 0
 
 
 def windows_meeting(start: int, length: int, seq_len: int, num_windows: int) -> range:

@@ -50,7 +50,7 @@ class Built:
 
     def fresh_state(self) -> TrainState:
         """The state of a run that begins."""
-        return state_lib.fresh_state(self.spec, self.optimizer.transform, self.mesh, self.config.seed)
+        return state_lib.fresh_state(self.spec, self.optimizer.transform, self.mesh, self.config.key_seed)
 
     @property
     def num_params(self) -> int:
@@ -89,7 +89,7 @@ def build(config: TrainConfig, data: OpenedData, start: Start) -> Built:
     options = step_lib.StepOptions(
         spec=spec,
         num_chunks=num_loss_chunks(rows_at_once, config.data.seq_len, spec.padded_vocab_size, platform),
-        seed=config.seed,
+        seed=config.key_seed,
         mesh=mesh,
     )
     return Built(

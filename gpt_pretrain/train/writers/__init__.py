@@ -70,6 +70,8 @@ def make_writer(
 
 def check_names(names: Sequence[str]) -> None:
     """Raises ValueError if a name is not one of `KNOWN_WRITERS`."""
+    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(each, str) for each in names):
+        raise ValueError(f'train.writers: found {names!r}, expected some of {list(KNOWN_WRITERS)}, as in ("console",)')
     if unknown := sorted(set(names) - set(KNOWN_WRITERS)):
         raise ValueError(f"train.writers: no such writer {unknown}; known are {list(KNOWN_WRITERS)}.")
 
