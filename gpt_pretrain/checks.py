@@ -72,8 +72,8 @@ def path(name: str, value: object) -> str:
         raise ValueError(f"{name}: found {value!r}, expected a path")
     if "://" in given:
         raise ValueError(
-            f"{name}: {given} is a URL, expected a path of this machine (copy it here, mount the bucket, or use a "
-            "shared disk)"
+            f"{name}: {given} is a URL; expected a directory or file of this machine (mount the bucket, use a shared "
+            "disk, or copy it here)"
         )
     if "\0" in given:
         raise ValueError(f"{name}: found {value!r}, expected a path, which holds no NUL")

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import get_args
 
 from data_prep.store.datasets import Format, TokenDataset, Verify, open_dataset
@@ -12,6 +11,7 @@ from gpt_pretrain.data.mixture import counts_of
 from gpt_pretrain.data.order import SHUFFLES, Shuffle
 from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.data.stages import Stage, Stream
+from gpt_pretrain.text_files import read_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +147,7 @@ class DataConfig:
         if isinstance(ids, str):
             if not os.path.isfile(ids):
                 raise ValueError(f"data.exclude: {ids}: no such file; expected a text file of document ids, one a line")
-            ids = Path(ids).read_text(encoding="utf-8").split("\n")
+            ids = read_text(ids).split("\n")
         ids = [each.strip() for each in ids if each.strip()]
         if not ids:
             return {}

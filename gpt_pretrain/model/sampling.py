@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer
 
+from gpt_pretrain.checks import key_seed
 from gpt_pretrain.model.gpt import GPT, cache_shape, model_of
 from gpt_pretrain.model.spec import ModelSpec
 

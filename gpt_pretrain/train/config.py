@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -44,7 +45,9 @@ class TrainConfig:
       peak_flops_per_device: for MFU, where the device's datasheet number is not known here.
       sample_prompt: continue this text at the end and print it; None for no sample.
       sample_tokens: how long that sample is.
-      describe_config: () -> the configuration as text, kept with curves and checkpoints.
+      describe_config: () -> the configuration as text, as far as it was used; kept with curves and checkpoints.
+      bound_config: () -> what the user set, as text, used or not.
+      parse_config: such a text -> values by name, such as {"optimizer.lr": 0.001}.
       command: what the user typed, for the last lines.
 
     Raises ValueError for a value that cannot be.
@@ -75,6 +78,8 @@ class TrainConfig:
     sample_prompt: str | None = None
     sample_tokens: int = 100
     describe_config: Callable[[], str] = str
+    bound_config: Callable[[], str] = str
+    parse_config: Callable[[str], dict[str, Any]] = lambda _: {}
     command: str = "python -m gpt_pretrain.main"
 
     def __post_init__(self):

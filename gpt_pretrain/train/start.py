@@ -28,12 +28,14 @@ class Start:
       plan: the data of these and of those to come.
       ledger: of the updates made.
       is_resumed: there is a checkpoint of this step; else the run begins anew.
+      config: the configuration until then, as text; empty if the run begins anew.
     """
 
     step: int
     plan: Plan
     ledger: Ledger
     is_resumed: bool = False
+    config: str = ""
 
     @classmethod
     def anew(cls, data: OpenedData) -> "Start":
@@ -62,7 +64,7 @@ def resume_or_begin(config: TrainConfig, data: OpenedData) -> Start:
         return Start.anew(data)
     plan = _continued(metadata, config, data)
     check_last_steps(metadata.ledger, plan, data.datasets, num_steps=config.verify_steps)
-    return Start(metadata.step, plan, metadata.ledger, is_resumed=True)
+    return Start(metadata.step, plan, metadata.ledger, is_resumed=True, config=metadata.config)
 
 
 def _continued(metadata: CheckpointMetadata, config: TrainConfig, data: OpenedData) -> Plan:
