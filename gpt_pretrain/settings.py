@@ -20,6 +20,7 @@ from typing import Any
 from unittest import mock
 
 import gin
+from gin import config as gin_config
 from gin import config_parser
 
 from gpt_pretrain import checks
@@ -75,10 +76,9 @@ def parse(gin_files: Sequence[str], bindings: Sequence[str]) -> None:
 
 def train_config(command: str = "python -m gpt_pretrain.main") -> TrainConfig:
     """What was parsed, as a run's configuration. ValueError for settings that cannot be."""
+    texts = {"describe_config": gin.operative_config_str, "bound_config": gin.config_str, "parse_config": values_of}
     with gin.unlock_config():  # a module that is imported only now may register something of its own
-        return _train_config(  # pyright: ignore
-            describe_config=gin.operative_config_str, bound_config=gin.config_str, parse_config=values_of, command=command
-        )
+        return _train_config(**texts, command=command)  # pyright: ignore
 
 
 def run(command: str) -> int:
@@ -116,10 +116,10 @@ class _Macro(str):
 class _AsText(config_parser.ParserDelegate):
     """References to configurables as they are written."""
 
-    def configurable_reference(self, scoped_configurable_name, evaluate):
+    def configurable_reference(self, scoped_configurable_name, evaluate) -> Any:
         return f"@{scoped_configurable_name}{'()' * evaluate}"
 
-    def macro(self, macro_name):
+    def macro(self, macro_name) -> Any:
         return _Macro(macro_name)
 
 
@@ -144,16 +144,16 @@ def _our_reader() -> Iterator[None]:
 
     def open_text(path: str) -> io.StringIO:
         file = io.StringIO(read_text(path))
-        file.name = path  # gin's errors name it  # pyright: ignore[reportAttributeAccessIssue]
+        file.name = path  # pyright: ignore[reportAttributeAccessIssue]  # for gin's errors
         return file
 
     def is_of_others(record: logging.LogRecord) -> bool:
         return record.module != "resource_reader"
 
-    root = logging.getLogger()
+    root, readers = logging.getLogger(), [(open_text, os.path.isfile), *gin_config._FILE_READERS[1:]]
     root.addFilter(is_of_others)
     try:
-        with mock.patch.object(gin.config, "_FILE_READERS", [(open_text, os.path.isfile), *gin.config._FILE_READERS[1:]]):
+        with mock.patch.object(gin_config, "_FILE_READERS", readers):
             yield
     finally:
         root.removeFilter(is_of_others)

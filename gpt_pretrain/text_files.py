@@ -21,6 +21,6 @@ def read_text(path: str | os.PathLike) -> str:
         return data.decode(encoding).replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{os.fspath(path)}: byte {error.start} is no {encoding.upper().removesuffix('-SIG')}, which a text file is "
-            "expected to be. Save it as UTF-8."
+            f"{os.fspath(path)}: found a byte at {error.start} that is no {encoding.upper().removesuffix('-SIG')}, "
+            "expected a text file. Save it as UTF-8."
         ) from None

@@ -63,7 +63,9 @@ def all_settings():
         yield "mesh", name, make_mesh
 
 
-@pytest.mark.parametrize(("room", "name", "make"), all_settings(), ids=lambda each: each if isinstance(each, str) else "")
+@pytest.mark.parametrize(
+    ("room", "name", "make"), all_settings(), ids=lambda each: each if isinstance(each, str) else ""
+)
 def test_what_a_setting_cannot_be_is_refused_in_one_line_that_names_it(room, name, make):
     good = GOOD.get(f"{room}.{name}", [])
     num_refused = 0

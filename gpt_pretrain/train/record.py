@@ -16,7 +16,10 @@ log = logging.getLogger(__name__)
 
 
 def write_record(built: Built, start: Start) -> Provenance:
-    """Writes the configuration, the plan with the places of its datasets, the ledger and the provenance; returns that."""
+    """Writes the configuration, the plan with the places of its datasets, the ledger and the provenance.
+
+    Returns the provenance.
+    """
     save_dir = built.config.save_dir
     with whole_file(Path(save_dir, "config.gin")) as partial:
         partial.write_text(built.config.describe_config())

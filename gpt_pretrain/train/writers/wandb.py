@@ -66,7 +66,6 @@ class WandbWriter(RunWriter):
         mode, reason = self._choose_mode()
         self._rows = None if mode == "disabled" else Rows(save_dir, start_step=start_step, config_text=config_text)
         self._step, self._row = 0, {}  # what is known of the newest step
-        self._kept: tuple[int, dict[str, float]] = (0, {})  # what of it is written down
         while True:
             try:
                 self._run = wandb.init(
@@ -137,9 +136,7 @@ class WandbWriter(RunWriter):
         self._add(step, scalars)
 
     def write_texts(self, step, texts):
-        self._add(
-            step, {name: self._wandb.Html(f"<pre>{html.escape(text)}</pre>") for name, text in texts.items()}
-        )
+        self._add(step, {name: self._wandb.Html(f"<pre>{html.escape(text)}</pre>") for name, text in texts.items()})
 
     def write_histograms(self, step, arrays, num_buckets=None):
         row = {}
@@ -159,24 +156,18 @@ class WandbWriter(RunWriter):
             self._hand_over()
             self._step = step
         self._row |= values
+        numbers = {name: float(value) for name, value in self._row.items() if isinstance(value, Real)}
+        if self._rows is not None:
+            self._rows.keep(step, numbers)
 
     def _hand_over(self) -> None:
         if self._row:
-            self._keep()
             self._run.log({"step": self._step, **self._row}, step=self._step, commit=True)
             self._last_step, self._row = self._step, {}
-
-    def _keep(self) -> None:
-        """Writes the numbers of the row down, if there are new ones."""
-        numbers = {name: float(value) for name, value in self._row.items() if isinstance(value, Real)}
-        if self._rows is not None and (self._step, numbers) != self._kept:
-            self._rows.keep(self._step, numbers)
-            self._kept = (self._step, numbers)
 
     def flush(self):
         """What was written so far survives a kill."""
         if self._rows is not None:
-            self._keep()
             self._rows.sync()
 
     def close(self):

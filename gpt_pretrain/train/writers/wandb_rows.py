@@ -48,7 +48,8 @@ class Rows:
         if is_other_run:
             self.kept, self._sessions = {}, []
         self.run_id = _run_id(self._save_dir / ID_FILE_NAME, anew=is_other_run)
-        self._file = open(self._path, "w" if header is None or is_other_run else "a", encoding="utf-8")
+        mode = "w" if header is None or is_other_run else "a"
+        self._file = open(self._path, mode, encoding="utf-8")  # noqa: SIM115 - until `close`
         self._file.write("\n")  # ends a line that a kill cut short
         if header is None or is_other_run:
             self._write({"version": VERSION, "run_id": self.run_id, "config": config_digest})
@@ -148,7 +149,7 @@ def records_in(path: str | os.PathLike) -> Iterator[Any]:
         parts = [*(parts if kind in (3, 4) else ()), data[at : at + length]]
         at += length
         if kind in (1, 4):
-            record = wandb_internal_pb2.Record()
+            record = wandb_internal_pb2.Record()  # pyright: ignore[reportAttributeAccessIssue]
             try:
                 record.ParseFromString(b"".join(parts))
             except Exception:  # protobuf's DecodeError has several homes
