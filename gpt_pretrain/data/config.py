@@ -131,15 +131,21 @@ class DataConfig:
 
     def check_epochs(self, plan: Plan, num_steps: int) -> None:
         """ValueError where a run of that many steps would meet a stream more often than it may."""
-        limits = {name: self.max_epochs for name in self.directories}
-        limits |= {name: entry[2] for name, entry in (self.mixture or {}).items() if len(entry) > 2}
         for name, epochs in plan.epochs(num_steps).items():
-            limit = limits.get(name)
+            limit = self._most_epochs(name)
             if limit is not None and epochs > limit:
                 raise ValueError(
                     f"{name or self.dir}: would be met {epochs:.2f} times in {num_steps} steps, expected at most "
                     f"{limit} (data.max_epochs, data.mixture). Lower train.num_tokens or its weight, or raise it."
                 )
+
+    def limits_epochs(self, name: str) -> bool:
+        """Whether the user said how often a stream may be seen."""
+        return self._most_epochs(name) is not None
+
+    def _most_epochs(self, name: str) -> float | None:
+        entry = (self.mixture or {}).get(name, ())
+        return entry[2] if len(entry) > 2 else self.max_epochs
 
     def _excluded(self, datasets: Mapping[str, TokenDataset]) -> dict[str, tuple[int, ...]]:
         """Windows of each stream that meet an excluded document."""

@@ -22,7 +22,7 @@ def write_record(built: Built, start: Start) -> Provenance:
     """
     save_dir = built.config.save_dir
     with whole_file(Path(save_dir, "config.gin")) as partial:
-        partial.write_text(built.config.describe_config())
+        partial.write_text(built.config.describe_config(), encoding="utf-8", errors="backslashreplace")
     directories = _known_directories(save_dir) if start.is_resumed else {}
     for name, path in built.config.data.directories.items():  # by fingerprint, too: a fork gives a name other data
         fingerprint = built.data.datasets[name].fingerprint
