@@ -65,10 +65,8 @@ def parse(gin_files: Sequence[str], bindings: Sequence[str]) -> None:
     files = [checks.path("--gin_file", each) for each in gin_files]
     gin.clear_config()
     try:
-        for gin_file in files:  # `include "other.gin"` finds its neighbours from any working directory
-            gin.add_config_file_search_path(os.path.dirname(os.path.abspath(gin_file)))
         gin.parse_config(_WIRING)
-        with _our_reader():
+        with _our_reader([os.path.dirname(os.path.abspath(each)) for each in files]):
             gin.parse_config_files_and_bindings(files, list(bindings))
     except (OSError, SyntaxError, ValueError, AttributeError, ImportError, TypeError, RuntimeError) as error:
         raise ValueError(f"gin: {message_of(error)}") from error
@@ -136,10 +134,11 @@ def _without_macros(value: Any, macros: dict[str, Any], seen: tuple[str, ...] = 
 
 
 @contextlib.contextmanager
-def _our_reader() -> Iterator[None]:
+def _our_reader(directories: Sequence[str]) -> Iterator[None]:
     """In the block, gin reads files by `read_text`, as it takes a byte-order mark for a syntax error.
 
-    And its reader of files in packages is silent: it logs "Path not found" for each file on a later search path.
+    It looks for them in the working directory, then in `directories`, so that `include "other.gin"` finds a file's
+    neighbours from anywhere. And its reader of files in packages is silent: it logs "Path not found" for each file on a later search path.
     """
 
     def open_text(path: str) -> io.StringIO:
@@ -153,7 +152,7 @@ def _our_reader() -> Iterator[None]:
     root, readers = logging.getLogger(), [(open_text, os.path.isfile), *gin_config._FILE_READERS[1:]]
     root.addFilter(is_of_others)
     try:
-        with mock.patch.object(gin_config, "_FILE_READERS", readers):
+        with mock.patch.multiple(gin_config, _FILE_READERS=readers, _LOCATION_PREFIXES=["", *directories]):
             yield
     finally:
         root.removeFilter(is_of_others)

@@ -129,8 +129,14 @@ def test_a_configuration_is_read_back_with_macros_scopes_and_long_values():
 
 
 def test_what_gin_writes_of_a_run_is_read_back():
-    settings.parse([], ["train.save_dir = 'runs/' 'a very long name'", "optimizer.lr = 0.5", "rate = 3", "model.n_layer = %rate"])
+    settings.parse(
+        [], ["train.save_dir = 'runs/' 'a very long name'", "optimizer.lr = 0.5", "rate = 3", "model.n_layer = %rate"]
+    )
     config = settings.train_config()
     config.optimizer(100)
     values = config.parse_config(config.describe_config())
-    assert (values["train.save_dir"], values["optimizer.lr"], values["model.n_layer"]) == ("runs/a very long name", 0.5, 3)
+    assert (values["train.save_dir"], values["optimizer.lr"], values["model.n_layer"]) == (
+        "runs/a very long name",
+        0.5,
+        3,
+    )
