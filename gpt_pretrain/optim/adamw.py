@@ -81,7 +81,7 @@ def _warmup(asked: int | None, total_steps: int) -> int:
     asked = checks.whole_number("optimizer.warmup_steps", asked, least=0)
     if asked >= total_steps > 1:
         raise ValueError(
-            f"optimizer.warmup_steps: found {asked}, expected a whole number below the {total_steps} steps of this "
+            f"optimizer.warmup_steps: found {asked}, expected fewer than the {total_steps} steps of this "
             "run. Lower it, or raise train.num_tokens."
         )
     return asked

@@ -21,7 +21,7 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
         sizes[name] = -1 if is_rest else checks.whole_number(f"mesh.{name}", size, least=1, most=checks.MOST_ROWS)
     rest = [name for name, size in sizes.items() if size == -1]
     if len(rest) > 1:
-        raise ValueError('mesh: found mesh.data=-1 and mesh.fsdp=-1, expected at most one of them to be "the rest"')
+        raise ValueError("mesh: found mesh.data=-1 and mesh.fsdp=-1, expected at most one of them -1")
     num_devices = jax.device_count()
     known = int(np.prod([size for size in sizes.values() if size != -1]))
     if rest:
