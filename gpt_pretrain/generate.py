@@ -10,7 +10,9 @@ import numpy as np
 
 from data_prep.pages.terminal import print_anything
 from data_prep.store.tokenizers import get_tokenizer
+from gpt_pretrain import checks
 from gpt_pretrain.model.sampling import sample
+from gpt_pretrain.runtime import print_anything
 from gpt_pretrain.train.pretrained import load
 
 
@@ -41,13 +43,14 @@ def main(argv: list[str] | None = None) -> int:
     """Exit status 1 for a user's mistake."""
     print_anything()
     args = make_parser().parse_args(argv)
+    print_anything()
     try:
         if not args.temperature >= 0.0 or not 0.0 < args.top_p <= 1.0 or args.top_k < 0:
             raise ValueError(
                 f"found temperature {args.temperature}, top_p {args.top_p}, top_k {args.top_k}; expected "
                 "temperature >= 0, 0 < top_p <= 1, top_k >= 0"
             )
-        params, metadata = load(args.checkpoint)
+        params, metadata = load(checks.path("--checkpoint", args.checkpoint))
         tokenizer = get_tokenizer(args.tokenizer or metadata.tokenizer or "gpt2")
         prompt = np.concatenate([[tokenizer.end_of_text], tokenizer.encode(args.prompt)])
         for index in range(args.num_samples):

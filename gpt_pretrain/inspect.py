@@ -21,12 +21,14 @@ from gpt_pretrain.history.replayed import check_batch
 from gpt_pretrain.history.row_text import row_as_text
 from gpt_pretrain.history.rows import read_rows
 from gpt_pretrain.history.spans import find_spans
+from gpt_pretrain.runtime import print_anything
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status 1 for a document that is not there and for a user's mistake."""
     print_anything()
     args = make_parser().parse_args(argv)
+    print_anything()
     try:
         run = OpenedRun(args.run, args.data_dir)
         if args.step is not None:

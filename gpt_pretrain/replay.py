@@ -17,12 +17,14 @@ from data_prep.pages.terminal import print_anything
 from gpt_pretrain.history.differences import compare_runs
 from gpt_pretrain.history.opened_run import NUMBERING, OpenedRun, add_data_dir
 from gpt_pretrain.history.replayed import ReplayedBatch, describe_mismatch, is_as_the_ledger_says, replay
+from gpt_pretrain.runtime import print_anything
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status 0 where all is as it should be, 1 for a difference or a user's mistake."""
     print_anything()
     args = make_parser().parse_args(argv)
+    print_anything()
     try:
         run = OpenedRun(args.run, args.data_dir)
         if args.against:

@@ -33,6 +33,7 @@ class Start:
       ledger: of the updates made.
       run_id: what the run's files share; made when it begins.
       is_resumed: there is a checkpoint of this step; else the run begins anew.
+      config: the configuration until then, as text; empty if the run begins anew.
     """
 
     step: int
@@ -40,6 +41,7 @@ class Start:
     ledger: Ledger
     run_id: str = ""
     is_resumed: bool = False
+    config: str = ""
 
     @classmethod
     def anew(cls, data: OpenedData) -> "Start":
@@ -68,7 +70,7 @@ def resume_or_begin(config: TrainConfig, data: OpenedData) -> Start:
         return Start.anew(data)
     plan = _continued(metadata, config, data)
     check_last_steps(metadata.ledger, plan, data.datasets, num_steps=config.verify_steps)
-    return Start(metadata.step, plan, metadata.ledger, metadata.run_id, is_resumed=True)
+    return Start(metadata.step, plan, metadata.ledger, metadata.run_id, is_resumed=True, config=metadata.config)
 
 
 def _new_run_id() -> str:
