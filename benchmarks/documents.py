@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from data_prep.store import manifest as manifest_lib
 from data_prep.store.document_index import index_table, write_index
 from data_prep.store.documents import DOCUMENT_COLUMNS, GROUP_ROWS, DocumentTables
+from data_prep.store.files import digest_of
 from data_prep.store.manifest import DOCUMENTS, INDEX, Manifest, Shard, Split
 from data_prep.store.spec import Spec
 
@@ -65,9 +66,10 @@ def write_table(folder: str, index: int, rng: np.random.Generator) -> list[Shard
     pq.write_table(table, f"{folder}/{names[0]}", compression="zstd", row_group_size=GROUP_ROWS)
     entries = write_index(f"{folder}/{names[1]}", index_table(table))
     sizes = [os.path.getsize(f"{folder}/{name}") for name in names]
+    digests = [digest_of(f"{folder}/{name}") for name in names]
     return [
-        Shard(names[0], DOCUMENTS, "train", SHARD_TOKENS, NUM_ROWS, sizes[0], ""),
-        Shard(names[1], INDEX, "train", SHARD_TOKENS, entries, sizes[1], ""),
+        Shard(names[0], DOCUMENTS, "train", SHARD_TOKENS, NUM_ROWS, sizes[0], digests[0]),
+        Shard(names[1], INDEX, "train", SHARD_TOKENS, entries, sizes[1], digests[1]),
     ]
 
 

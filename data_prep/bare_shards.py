@@ -24,7 +24,7 @@ from data_prep.store.manifest import Manifest
 from data_prep.store.spec import Spec
 from data_prep.store.streams import StoredStream
 from data_prep.store.token_bin import read_header
-from data_prep.store.tokenizers import get_tokenizer
+from data_prep.store.tokenizers import user_tokenizer
 from data_prep.tokenizing import inspect_all
 from data_prep.writing import run_to_the_end
 
@@ -70,7 +70,7 @@ class BareShards:
         if num_shards is not None and num_shards < 1:
             raise ValueError(f"--num_shards={num_shards}: expected at least 1")
         self._options, self._num_shards = options, num_shards
-        self._tokenizer = get_tokenizer(options.tokenizer)
+        self._tokenizer = user_tokenizer(options.tokenizer)
         self._files: dict[str, list[str]] = {}
         self._entries: dict[str, dict[str, Any]] = {}  # what is known of each file, by path
 

@@ -26,6 +26,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("directory", metavar="DIR", help="a prepared dataset")
     parser.add_argument("--num_workers", type=int, default=all_cores(), help="default: all cores")
     parser.add_argument("--repair", action="store_true", help="make damaged files again")
+    parser.add_argument(
+        "--tokenizer", help="for --repair, where the dataset was made by one of your own: a file or module:Class"
+    )
     return parser
 
 
@@ -36,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         problems = list(_printed(find_problems(args.directory, args.num_workers)))
         if problems and args.repair:
             damaged = [problem.damaged for problem in problems if problem.damaged]
-            for sentence in repair(args.directory, damaged, args.num_workers):
+            for sentence in repair(args.directory, damaged, args.num_workers, args.tokenizer):
                 print(sentence)
             print("checking again")
             problems = list(_printed(find_problems(args.directory, args.num_workers)))

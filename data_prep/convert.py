@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
         outcome = convert(
             source, output_dir, changes, num_workers, tokenizer=args.tokenizer, num_shards=args.num_shards
         )
-        finish(output_dir, num_workers)
+        finish(output_dir, num_workers, args.tokenizer)
     except (ValueError, OSError, WorkerDied) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

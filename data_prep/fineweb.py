@@ -186,7 +186,7 @@ def _prepare(args: argparse.Namespace) -> tuple["Outcome", str]:
         engine=args.tokenizer_engine,
         verify=args.verify_tokenizer,
     )
-    finish(output_dir, num_workers)
+    finish(output_dir, num_workers, args.tokenizer)
     return outcome, output_dir
 
 

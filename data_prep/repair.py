@@ -24,7 +24,7 @@ from data_prep.store.locations import InputError
 from data_prep.store.manifest import DOCUMENTS, INDEX, WORK_DIR, Manifest, Shard, load
 from data_prep.store.spec import FORMATS
 from data_prep.store.streams import StoredStream, stored_stream
-from data_prep.store.tokenizers import open_tokenizer
+from data_prep.store.tokenizers import dataset_tokenizer, safe_name
 from data_prep.tokenizing import Unreadable, part_jobs
 from data_prep.writing import run_all, write_tfds_metadata
 
@@ -33,8 +33,13 @@ class RepairError(ValueError):
     """What is needed to make a file again is not there, or is not what it was."""
 
 
-def repair(directory: str | Path, damaged: Sequence[Shard], num_workers: int) -> Iterator[str]:
+def repair(
+    directory: str | Path, damaged: Sequence[Shard], num_workers: int, tokenizer: str | None = None
+) -> Iterator[str]:
     """Makes the files again; a sentence for each.
+
+    Args:
+      tokenizer: as the user typed it, where the dataset was made by one that is not ours.
 
     Raises:
       RepairError: a file cannot be made again; those before it are repaired.

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 
-from data_prep.store.tokenizers import get_tokenizer
+from data_prep.store.tokenizers import recorded_tokenizer
 from gpt_pretrain.model.sampling import sample
 from gpt_pretrain.train.pretrained import load
 
@@ -32,7 +32,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="nucleus: only among the likeliest that hold this much probability (default 1.0)",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tokenizer", help="for checkpoints trained on .bin files without a manifest (default gpt2)")
+    parser.add_argument(
+        "--tokenizer",
+        help="the one that made the data, if it is your own (a file or module:Class) or nobody recorded it (then: gpt2)",
+    )
     return parser
 
 
@@ -46,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
                 "temperature >= 0, 0 < top_p <= 1, top_k >= 0"
             )
         params, metadata = load(args.checkpoint)
-        tokenizer = get_tokenizer(args.tokenizer or metadata.tokenizer or "gpt2")
+        tokenizer = recorded_tokenizer(metadata.tokenizer or "gpt2", metadata.tokenizer_digest, users=args.tokenizer)
         prompt = np.concatenate([[tokenizer.end_of_text], tokenizer.encode(args.prompt)])
         for index in range(args.num_samples):
             new = sample(

@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     """Exit status 1 for a document that is not there and for a user's mistake."""
     args = make_parser().parse_args(argv)
     try:
-        run = OpenedRun(args.run, args.data_dir)
+        run = OpenedRun(args.run, args.data_dir, args.tokenizer)
         if args.step is not None:
             if args.stream is not None:
                 raise ValueError("--stream belongs to --document, --url or --token; --step shows all streams")
@@ -66,6 +66,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--checkpoint",
         metavar="DIR",
         help="also the loss of every token, by this checkpoint or the newest of this run (loads JAX)",
+    )
+    parser.add_argument(
+        "--tokenizer", help="the one that made the datasets, if it is your own: a file or module:Class"
     )
     add_data_dir(parser)
     return parser

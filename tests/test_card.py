@@ -23,11 +23,12 @@ from data_prep.card.summary import NOTHING, SummaryJob, summarize, summarize_spl
 from data_prep.card.words import shown_path
 from data_prep.engines.local import Workers
 from data_prep.store.documents import DOCUMENT_COLUMNS
+from data_prep.store.files import digest_of
 from data_prep.store.manifest import FORMAT_VERSION, Manifest, Shard, Split, load, save
 from data_prep.store.spec import Spec
 from data_prep.store.token_bin import write_tokens
 from data_prep.store.token_records import write_records
-from data_prep.store.tokenizers import get_tokenizer
+from data_prep.store.tokenizers import user_tokenizer
 
 HOSTILE = "</blockquote><script>alert(1)</script>\n````\n# <b onclick='x'>b</b> [a](javascript:x) | \x00\u202e"
 DOCUMENTS = [  # text, url, dump, language
@@ -40,10 +41,15 @@ DOCUMENTS = [  # text, url, dump, language
 ]
 
 
+def look(path: Path) -> tuple[int, str]:
+    """Size and digest of a file."""
+    return path.stat().st_size, digest_of(path)
+
+
 def make_dataset(directory: Path, documents, formats=("bin",), shard_documents=2) -> Path:
     """A dataset as data_prep.fineweb leaves it, with the first document as validation split."""
     directory.mkdir()
-    tokenizer = get_tokenizer("byte")
+    tokenizer = user_tokenizer("byte")
     splits, shards = {}, []
     for split, part in (("train", documents[1:]), ("val", documents[:1])):
         streams = [
@@ -79,13 +85,13 @@ def make_dataset(directory: Path, documents, formats=("bin",), shard_documents=2
                 if format in formats and start < stop:
                     path = directory / f"fineweb_{split}_{index:06d}.{format}"
                     write(path, [stream[start:stop]], stop - start, **options)
-                    shards.append(Shard(path.name, format, split, stop - start, stop - start, 100, "0"))
+                    shards.append(Shard(path.name, format, split, stop - start, stop - start, *look(path)))
         for index in range(0, len(part), shard_documents):
             path = directory / f"documents_{split}_{index:06d}.parquet"
             rows = table.slice(index, shard_documents)
             pq.write_table(rows, path, row_group_size=1)
             num_tokens = sum(rows["length"].to_pylist())
-            shards.append(Shard(path.name, "documents", split, num_tokens, len(rows), 100, "0"))
+            shards.append(Shard(path.name, "documents", split, num_tokens, len(rows), *look(path)))
         splits[split] = Split(len(stream), len(part), "0", 1.5)
     spec = Spec(
         source="/home/me/texts/*.jsonl",

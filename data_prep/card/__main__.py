@@ -12,6 +12,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m data_prep.card", description=__doc__, allow_abbrev=False)
     parser.add_argument("directory", metavar="DIR", help="a prepared dataset")
     parser.add_argument("--num_workers", type=int, default=1, help="processes (default: 1)")
+    parser.add_argument("--tokenizer", help="the one that made the dataset, if it is your own: a file or module:Class")
     return parser
 
 
@@ -19,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     """Exit status 1 for an error that the user can remove."""
     args = make_parser().parse_args(argv)
     try:
-        write_card(args.directory, args.num_workers)
+        write_card(args.directory, args.num_workers, args.tokenizer)
     except (ValueError, OSError, WorkerDied) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
