@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 
 from data_prep.checking import Problem, find_problems
-from data_prep.engines.local import all_cores
+from data_prep.engines.local import WorkerDied, all_cores
 from data_prep.repair import repair
 from data_prep.store.manifest import load
 
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
             print("checking again")
             problems = list(_printed(find_problems(args.directory, args.num_workers)))
         manifest = load(args.directory)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, WorkerDied) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if problems:

@@ -16,7 +16,7 @@ from data_prep.inputs.paths import expand
 from data_prep.inputs.units import Inspection
 from data_prep.options import Options
 from data_prep.outcome import Outcome
-from data_prep.parts import PARTS, noted_part
+from data_prep.parts import PARTS, Part, noted_part
 from data_prep.store.locations import InputError, is_remote
 from data_prep.store.manifest import MANIFEST_NAME, WORK_DIR, Manifest, Source, save
 from data_prep.store.spec import Spec
