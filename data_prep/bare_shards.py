@@ -21,6 +21,7 @@ from data_prep.scanning import Scan, ScanJob, scan
 from data_prep.store.datasets import splits_by_name
 from data_prep.store.locations import InputError, file_name, is_remote
 from data_prep.store.manifest import Manifest
+from data_prep.store.secrets import public_names
 from data_prep.store.spec import Spec
 from data_prep.store.streams import StoredStream
 from data_prep.store.token_bin import read_header
@@ -43,10 +44,10 @@ def find_files(named: str, num_shards: int | None = None) -> dict[str, list[str]
     patterns = ",".join(map(pattern_of, pieces))
     paths = expand(patterns, (".bin",), " and ".join(PRESETS))
     paths.sort(key=lambda path: (file_name(path), path))
-    splits = splits_by_name(paths, named)
+    splits = splits_by_name(paths, public_names(named))
     train = splits["train"]
     if num_shards is not None and num_shards > len(train):
-        raise InputError(f"{named}: holds {len(train)} training shards, --num_shards={num_shards}")
+        raise InputError(f"{public_names(named)}: holds {len(train)} training shards, --num_shards={num_shards}")
     return splits | {"train": train[:num_shards]}
 
 
@@ -124,7 +125,7 @@ class BareShards:
         for split, files in self._files.items():
             files = [path for path in files if headers[path].num_tokens]
             if not files:
-                raise InputError(f"{self._options.source}: the {split} files hold no tokens")
+                raise InputError(f"{public_names(self._options.source)}: the {split} files hold no tokens")
             places[split] = list(range(len(jobs), len(jobs) + len(files)))
             for index, path in enumerate(files):
                 jobs.append(

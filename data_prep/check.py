@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from data_prep.checking import Problem, find_problems
 from data_prep.engines.local import WorkerDied, all_cores
+from data_prep.pages.text import printable
 from data_prep.repair import repair
 from data_prep.store.manifest import load
 
@@ -40,12 +41,12 @@ def main(argv: list[str] | None = None) -> int:
         if problems and args.repair:
             damaged = [problem.damaged for problem in problems if problem.damaged]
             for sentence in repair(args.directory, damaged, args.num_workers, args.tokenizer):
-                print(sentence)
+                print(printable(sentence))
             print("checking again")
             problems = list(_printed(find_problems(args.directory, args.num_workers)))
         manifest = load(args.directory)
     except (ValueError, OSError, WorkerDied) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     if problems:
         advice = "" if args.repair else " `--repair` makes damaged files again."
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _printed(problems: Iterator[Problem]) -> Iterator[Problem]:
     for problem in problems:
-        print(problem)
+        print(printable(str(problem)))
         yield problem
 
 

@@ -1,10 +1,10 @@
 """Which document is where: `python -m data_prep.documents DIR --token 123456789`."""
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 
+from data_prep.pages.text import json_line, printable
 from data_prep.store.documents import Document, DocumentTables
 from data_prep.store.manifest import Manifest, load
 from data_prep.store.streams import read_tokens
@@ -46,9 +46,9 @@ def main(argv: list[str] | None = None) -> int:
             fields = asdict(document)
             if args.text:
                 fields["text"] = _text(args.directory, manifest, document, args.tokenizer)
-            print(json.dumps(fields, ensure_ascii=False))
+            print(json_line(fields))
     except (ValueError, IndexError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     return 0
 

@@ -134,12 +134,14 @@ def main(argv: list[str] | None = None) -> int:
     # Only now: --help must not wait for pyarrow.
     from data_prep.engines.local import WorkerDied
     from data_prep.outcome import summary
+    from data_prep.pages.text import printable
+    from data_prep.store.secrets import hide_secrets
 
     start = time.monotonic()
     try:
         outcome, output_dir = _prepare(args)
     except (ValueError, OSError, WorkerDied) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(hide_secrets(str(error)))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted; what is complete is kept, the same command continues.", file=sys.stderr)
@@ -155,11 +157,12 @@ def _prepare(args: argparse.Namespace) -> tuple["Outcome", str]:
     from data_prep.inputs.paths import find_preset
     from data_prep.options import Options
     from data_prep.pipeline import prepare
+    from data_prep.store.secrets import public_names
 
     preset = find_preset(args.input)
     output_dir = args.output_dir or (preset.output_dir if preset else None)
     if output_dir is None:
-        raise ValueError(f"--input={args.input} is no preset, so say where to: --output_dir=...")
+        raise ValueError(f"--input={public_names(args.input)} is no preset, so say where to: --output_dir=...")
     num_workers = all_cores() if args.num_workers is None else args.num_workers
     if num_workers < 1:
         raise ValueError(f"--num_workers={num_workers}: expected at least 1")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data_prep.card import write_card
 from data_prep.engines.local import locked
+from data_prep.pages.text import printable
 from data_prep.store.manifest import WORK_DIR
 
 
@@ -23,5 +24,5 @@ def finish(output: str | Path, num_workers: int, tokenizer: str | None = None) -
         try:
             write_card(output, num_workers, tokenizer)
         except Exception as error:  # the tokenizer may be a user's, and raise anything
-            print(f"no dataset card: {error}", file=sys.stderr)
+            print(f"no dataset card: {printable(str(error))}", file=sys.stderr)
         shutil.rmtree(work)

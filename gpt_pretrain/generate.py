@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 
+from data_prep.pages.text import printable
 from data_prep.store.tokenizers import recorded_tokenizer
 from gpt_pretrain.model.sampling import sample
 from gpt_pretrain.train.pretrained import load
@@ -64,11 +65,11 @@ def main(argv: list[str] | None = None) -> int:
                 top_p=args.top_p,
                 stop=tokenizer.end_of_text,
             )
-            print(args.prompt + tokenizer.decode(new), flush=True)
+            print(printable(args.prompt + tokenizer.decode(new)), flush=True)
             if index + 1 < args.num_samples:
                 print("-" * 40)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     return 0
 

@@ -6,11 +6,11 @@ which updates was that document seen, and in which is it planned?
 """
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 
+from data_prep.pages.text import json_line, printable
 from data_prep.store.files import whole_file
 from gpt_pretrain.history.occurrences import occurrences_of
 from gpt_pretrain.history.occurrences_text import describe, notes
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     return 0
 
@@ -79,13 +79,13 @@ def _show_occurrences(run: OpenedRun, args: argparse.Namespace) -> None:
     for number, span in enumerate(spans):
         found = occurrences_of(run, span)
         if not args.jsonl:
-            print("\n" * (number > 0) + describe(run, span, found, full=args.full))
+            print("\n" * (number > 0) + printable(describe(run, span, found, full=args.full)))
             continue
         where = {"stream": span.stream.name, "split": span.split, "document": span.document and span.document.id}
         for each in found:
-            print(json.dumps(where | each.to_json(len(run.ledger)), ensure_ascii=False))
+            print(json_line(where | each.to_json(len(run.ledger))))
         for line in notes(run, span):
-            print(line, file=sys.stderr)
+            print(printable(line), file=sys.stderr)
 
 
 def _show_batch(run: OpenedRun, args: argparse.Namespace) -> None:
@@ -100,7 +100,7 @@ def _show_batch(run: OpenedRun, args: argparse.Namespace) -> None:
     if args.jsonl:
         for index, row in enumerate(rows):
             found = {} if losses is None else {"mean_loss": losses.mean(index), "losses": losses.nll[index].tolist()}
-            print(json.dumps(row.to_json(step_index) | found, ensure_ascii=False))
+            print(json_line(row.to_json(step_index) | found))
     if args.html:
         page = BatchPage(
             run=args.run,
@@ -124,7 +124,7 @@ def _show_batch(run: OpenedRun, args: argparse.Namespace) -> None:
         )
         for index, row in enumerate(rows):
             mean_loss = None if losses is None else losses.mean(index)
-            print("\n" + row_as_text(row, mean_loss=mean_loss, full=args.full))
+            print("\n" + printable(row_as_text(row, mean_loss=mean_loss, full=args.full)))
 
 
 def _rows(text: str | None, batch_size: int) -> slice:

@@ -5,6 +5,7 @@ import sys
 
 from data_prep.card import HTML_NAME, README_NAME, __doc__, write_card
 from data_prep.engines.local import WorkerDied
+from data_prep.pages.text import printable
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -22,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         write_card(args.directory, args.num_workers, args.tokenizer)
     except (ValueError, OSError, WorkerDied) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     print(f"{args.directory}: wrote {README_NAME} and {HTML_NAME}")
     return 0

@@ -15,6 +15,8 @@ from data_prep.store.locations import (
     is_remote,
 )
 
+from data_prep.store.secrets import Location, public_names
+
 TFDS = "tfds:"
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
 PRESET = re.compile(r"(edu-)?(?:sample-(\d+BT)|(CC-MAIN-\d{4}-\d{2}))")
@@ -66,16 +68,17 @@ def expand(patterns: str, suffixes: tuple[str, ...] = SUFFIXES, presets: str = P
     """
     paths: list[str] = []
     for pattern in (piece.strip() for piece in patterns.split(",")):
+        pattern = Location(pattern)
         if not pattern:
-            raise InputError(f"--input={patterns!r}: an empty name between commas")
-        paths += _expand_one(pattern, presets)
+            raise InputError(f"--input={public_names(patterns)!r}: an empty name between commas")
+        paths += map(Location, _expand_one(pattern, presets))
     for path in paths:
         if path.startswith(TFDS) and suffixes == SUFFIXES:
             continue
         if not file_name(path).endswith(suffixes):
             raise InputError(f"{path}: unknown kind of file; expected a name ending in {', '.join(suffixes)}")
     if repeated := {path for path in paths if paths.count(path) > 1}:
-        raise InputError(f"{min(repeated)}: named more than once in --input={patterns!r}")
+        raise InputError(f"{min(repeated)}: named more than once in --input={public_names(patterns)!r}")
     return paths
 
 

@@ -76,11 +76,6 @@ class DocumentTables:
                 f"{directory}: the documents tables of {split} are of {self._addresses.total} tokens, the split has "
                 f"{self.num_tokens}. Run `python -m data_prep.check {directory}`."
             )
-        if len(self._indexes) != len(self._tables):
-            raise ValueError(
-                f"{directory}: {split} has {len(self._tables)} documents tables and {len(self._indexes)} indexes. Run "
-                f"`python -m data_prep.check {directory}`."
-            )
 
     def at(self, token: int) -> Document:
         """The document that token `token` of the split's stream belongs to.
@@ -111,6 +106,11 @@ class DocumentTables:
 
     def find(self, column: str, value: str) -> list[Document]:
         """The documents whose `column`, "id" or "url", is `value`; empty if there are none."""
+        if len(self._indexes) != len(self._tables):
+            raise ValueError(
+                f"{self._directory}: {self.split} has {len(self._tables)} documents tables and {len(self._indexes)} "
+                f"indexes. Run `python -m data_prep.check {self._directory}`."
+            )
         self._require_whole(self._indexes)
         found = []
         for table, index in enumerate(self._indexes):
