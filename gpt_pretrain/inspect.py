@@ -16,6 +16,7 @@ from gpt_pretrain.history.occurrences import occurrences_of
 from gpt_pretrain.history.occurrences_text import describe, notes
 from gpt_pretrain.history.opened_run import NUMBERING, OpenedRun, add_data_dir
 from gpt_pretrain.history.page import BatchPage, render_batch
+from gpt_pretrain.history.replayed import require_as_the_ledger_says
 from gpt_pretrain.history.row_text import row_as_text
 from gpt_pretrain.history.rows import read_rows
 from gpt_pretrain.history.spans import find_spans
@@ -91,6 +92,8 @@ def _show_occurrences(run: OpenedRun, args: argparse.Namespace) -> None:
 def _show_batch(run: OpenedRun, args: argparse.Namespace) -> None:
     step_index = run.index_of(args.step)
     batch_size, num_seen = run.plan.batch_size(step_index), len(run.ledger)
+    if step_index < num_seen:
+        require_as_the_ledger_says(run, step_index)
     rows = read_rows(run, step_index, _rows(args.rows, batch_size))
     losses = None
     if args.checkpoint:

@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     """Exit status 0 where all is as it should be, 1 for a difference or a user's mistake."""
     args = make_parser().parse_args(argv)
     try:
-        run = OpenedRun(args.run, args.data_dir)
+        run = OpenedRun(args.run, args.data_dir, verify="size")
         if args.against:
             return _compare(run, OpenedRun(args.against), args)
         return _replay(run, args)

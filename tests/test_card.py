@@ -222,7 +222,7 @@ def test_hostile_text_is_shown_and_not_obeyed(dataset):
     assert not {"script", "a", "img", "iframe", "link"} & set(page.tags)
     assert page.tags.count("blockquote") == page.tags.count("article") == 5
     assert not any(name.startswith("on") or "javascript" in value for name, value in page.attributes)
-    shown = HOSTILE.replace("\x00", "\ufffd")
+    shown = HOSTILE.replace("\x00", "\ufffd").replace("\u202e", "\ufffd")
     assert any(text.startswith(shown) for text in page.texts)
 
     readme = (dataset / "README.md").read_text().split("---\n", 2)[2]

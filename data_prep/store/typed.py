@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 LARGEST = 2**53  # a whole number from there on is not one that every reader of JSON takes for itself
+_ANY = 2**128
 Count = Annotated[int, 0]  # a whole number of at least 0
 
 
@@ -40,7 +41,7 @@ def typed(kind: Any, value: Any, where: str) -> Any:
             raise ValueError(f"{where} is {_shown(value)}, expected an object")
         return {name: typed(arguments[1], each, f"{where}.{_name(name)}") for name, each in value.items()}
     if origin is Annotated or kind is int:
-        return _whole_number(value, arguments[1] if arguments else -LARGEST, where)
+        return _whole_number(value, arguments[1] if arguments else -_ANY, where)
     if kind is Any or (origin is Literal and type(value) is str and value in arguments):
         return value
     if kind is float and type(value) in (int, float) and abs(value) < LARGEST and math.isfinite(value):
@@ -55,8 +56,9 @@ _WORDS: dict[Any, str] = {str: "text", bool: "true or false", float: "a number"}
 
 
 def _whole_number(value: Any, least: int, where: str) -> int:
-    if type(value) is not int or not least <= value < LARGEST:
-        words = f" of at least {least}" if least > -LARGEST else ""
+    most = LARGEST if least > -_ANY else _ANY  # a seed may be anything
+    if type(value) is not int or not least <= value < most:
+        words = f" of at least {least}" if least > -_ANY else ""
         raise ValueError(f"{where} is {_shown(value)}, expected a whole number{words}")
     return value
 

@@ -1,6 +1,6 @@
 """The data of a run, without its model: what `replay` and `inspect` open.
 
-save_dir/data.json     the plan, where the datasets lie, how many steps the run has
+save_dir/data.json     the plan, where the datasets lie, how many steps the run has; with a digest of itself
 save_dir/ledger.bin    see ledger.py
 """
 
@@ -8,11 +8,12 @@ import dataclasses
 import os
 from pathlib import Path
 
-from data_prep.store.files import read_json, write_json
+from data_prep.store.files import digest_json, read_json, write_note
+from data_prep.store.typed import Count, typed
 from gpt_pretrain.data.plan import Plan
 
 FILE_NAME = "data.json"
-VERSION = 1
+VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ class RunData:
             "directories": self.directories,
             "num_steps": self.num_steps,
         }
-        write_json(Path(self.save_dir, FILE_NAME), fields)
+        write_note(Path(self.save_dir, FILE_NAME), fields)
 
 
 def open_run(save_dir: str | os.PathLike) -> RunData:
@@ -53,10 +54,15 @@ def open_run(save_dir: str | os.PathLike) -> RunData:
             f"{path}: version {version!r}, expected {VERSION}: written by another version of gpt_pretrain, or damaged. "
             "Start the run again, and it is written anew."
         )
-    try:
-        plan = Plan.from_json(fields["plan"])
-        return RunData(os.fspath(save_dir), plan, fields["directories"], fields["num_steps"])
-    except (KeyError, TypeError, AttributeError) as error:
+    digest = fields.pop("digest", None)
+    if (found := digest_json(fields)) != digest:
         raise ValueError(
-            f"{path}: damaged ({type(error).__name__}: {error}). Start the run again, and it is written anew."
-        ) from None
+            f"{path}: was altered: its content has the digest {found}, but it says {digest!r:.80}. Restore it from a "
+            "copy, or start the run again, and it is written anew."
+        )
+    try:
+        plan = Plan.from_json(fields.get("plan"))
+        directories = typed(dict[str, str], fields.get("directories"), "directories")
+        return RunData(os.fspath(save_dir), plan, directories, typed(Count, fields.get("num_steps"), "num_steps"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}. Start the run again, and it is written anew.") from None

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.store import manifest as manifest_lib
-from data_prep.store.datasets import TokenDataset, open_dataset
+from data_prep.store.datasets import TokenDataset, Verify, open_dataset
 from data_prep.store.documents import DocumentTables
 from data_prep.store.streams import TokenSource
 from data_prep.store.tokenizers import Tokenizer, dataset_tokenizer, user_tokenizer
@@ -47,6 +47,7 @@ class OpenedRun:
       save_dir: of the run.
       data_dirs: "DIR", or "NAME=DIR" of one stream: datasets that are not where the run had them.
       tokenizer_name: as the user typed it, where the datasets were made by one that is not ours.
+      verify: of the datasets, see `open_dataset`; "size" where what is read is compared with the ledger anyway.
 
     Raises ValueError: no run there, or a name that no stream has.
     """
@@ -54,6 +55,7 @@ class OpenedRun:
     save_dir: str
     data_dirs: Sequence[str] = ()
     tokenizer_name: str | None = None
+    verify: Verify = "auto"
 
     def __post_init__(self):
         if not os.path.isdir(self.save_dir):
@@ -104,7 +106,7 @@ class OpenedRun:
 
     def dataset(self, stream: Stream) -> TokenDataset:
         """A stream's dataset. ValueError if it is not the one that the run was trained on."""
-        return self._cached("dataset", stream, lambda directory: open_dataset(directory, verify="size"))
+        return self._cached("dataset", stream, lambda directory: open_dataset(directory, verify=self.verify))
 
     def sources(self, stage: Stage) -> dict[str, TokenSource]:
         """The training streams of a stage by name."""

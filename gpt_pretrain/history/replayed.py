@@ -116,6 +116,13 @@ def is_as_the_ledger_says(run: OpenedRun, batch: ReplayedBatch) -> bool:
     return batch.digest == int(run.ledger.digests[batch.step_index])
 
 
+def require_as_the_ledger_says(run: OpenedRun, step_index: int) -> None:
+    """ValueError unless the batch of a step that was made is, as it is read now, the one that the run was trained on."""
+    (batches,) = replay(run, step_index, step_index + 1)
+    if not is_as_the_ledger_says(run, batches[0]):
+        raise ValueError(describe_mismatch(run, batches, 1))
+
+
 def describe_mismatch(run: OpenedRun, unequal: Sequence[ReplayedBatch], num_updates: int) -> str:
     """The batches, of `num_updates` that were read, that are not as the ledger says, and which file is to blame."""
     one = unequal[0]
