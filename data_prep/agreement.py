@@ -71,7 +71,7 @@ def begin_or_continue(spec: Spec, output: Path) -> None:
     work = output / WORK_DIR
     try:
         note = read_note(work / SPEC_NAME)
-        there = note and Spec.from_json(note.get("spec"))
+        there = Spec.from_json(note.get("spec")) if note else None
     except ValueError:
         there = None
     if there is not None:

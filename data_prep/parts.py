@@ -132,8 +132,10 @@ def tokenize_unit(job: PartJob, report: Report) -> Part:
 def noted_part(path: Path) -> tuple[Part, dict[str, Any]] | None:
     """The part that a note speaks of, and its source; None where the note is absent or damaged."""
     note = read_note(path)
+    if note is None:
+        return None
     try:
-        return note and (Part.from_note(note["part"]), note["source"])
+        return Part.from_note(note["part"]), note["source"]
     except (KeyError, TypeError, ValueError):
         return None  # another version's
 

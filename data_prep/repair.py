@@ -34,7 +34,6 @@ from data_prep.store.tokenizers import dataset_tokenizer, safe_name
 from data_prep.tokenizing import Unreadable, part_jobs
 from data_prep.writing import run_all, write_tfds_metadata
 
-
 PROTOCOLS = ("https", "http", "hf", "gs", "s3")  # of a URL in a manifest that is fetched
 
 

@@ -35,7 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--tokenizer",
-        help="the one that made the data, if it is your own (a file or module:Class) or nobody recorded it (then: gpt2)",
+        help="the one that made the data, if it is your own (a file or module:Class), or nobody recorded it (gpt2)",
     )
     return parser
 

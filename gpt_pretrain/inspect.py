@@ -68,9 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="also the loss of every token, by this checkpoint or the newest of this run (loads JAX)",
     )
-    parser.add_argument(
-        "--tokenizer", help="the one that made the datasets, if it is your own: a file or module:Class"
-    )
+    parser.add_argument("--tokenizer", help="the one that made the datasets, if it is your own: a file or module:Class")
     add_data_dir(parser)
     return parser
 

@@ -87,7 +87,7 @@ def without_times(text: str) -> str:
 
 
 def verdict(path: Path, right: tuple[str, str], found: tuple[str, str], *, names: bool = True) -> str:
-    """"right", "refused", or what is wrong with an answer."""
+    """ "right", "refused", or what is wrong with an answer."""
     kind, text = found
     if kind == "said":
         same = without_times(text) == without_times(right[1])

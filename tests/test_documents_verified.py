@@ -71,7 +71,9 @@ def put(column: str, row: int, value):
         values = table[column].to_pylist()
         values[row] = value
         index = table.column_names.index(column)
-        return table.set_column(index, DOCUMENT_COLUMNS.field(column), pa.array(values, DOCUMENT_COLUMNS.field(column).type))
+        return table.set_column(
+            index, DOCUMENT_COLUMNS.field(column), pa.array(values, DOCUMENT_COLUMNS.field(column).type)
+        )
 
     return change
 

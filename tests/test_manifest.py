@@ -64,7 +64,10 @@ def test_what_is_read_is_written_again_byte_for_byte(directory):
         (lambda spec: spec.update(formats=["parquet"]), "spec: formats is .'parquet'., expected one or more of"),
         (lambda spec: spec.update(end_of_text=257), "spec: end_of_text is 257, expected an id below vocab_size 257"),
         (lambda spec: spec.update(record_tokens=0), "spec: record_tokens is 0, expected at least 1"),
-        (lambda spec: spec.update(record_tokens="64"), "spec.record_tokens is '64', expected a whole number of at least 0"),
+        (
+            lambda spec: spec.update(record_tokens="64"),
+            "spec.record_tokens is '64', expected a whole number of at least 0",
+        ),
         (lambda spec: spec.update(inputs=[{"size": 3}]), "spec: inputs has an entry without a path"),
         (
             lambda spec: spec.update(val_tokens=None),

@@ -27,10 +27,23 @@ REPO = Path(__file__).parent.parent
 ALLOWED = {
     ("data_prep/store/tokenizers.py", "import_module"): "a class that the user typed: --tokenizer, data.tokenizer",
     ("gpt_pretrain/model/perturbations.py", "import_module"): "a function that the user's .gin file names",
-    ("gpt_pretrain/model/perturbations.py", "load"): "numpy.load of a vector that the user's .gin file names, no pickle",
+    (
+        "gpt_pretrain/model/perturbations.py",
+        "load",
+    ): "numpy.load of a vector that the user's .gin file names, no pickle",
     ("gpt_pretrain/train/writers/wandb.py", "literal_eval"): "values only; of the user's own configuration",
 }
-FORBIDDEN = {"import_module", "__import__", "eval", "exec", "compile", "literal_eval", "run_path", "run_module", "exec_module"}
+FORBIDDEN = {
+    "import_module",
+    "__import__",
+    "eval",
+    "exec",
+    "compile",
+    "literal_eval",
+    "run_path",
+    "run_module",
+    "exec_module",
+}
 FORBIDDEN_MODULES = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml", "runpy", "torch"}
 
 
@@ -162,7 +175,9 @@ def test_every_text_of_every_file_is_tried_as_code_and_as_a_path_and_never_obeye
 
 def test_a_users_own_tokenizer_is_named_by_the_user_and_compared(copy, tmp_path, monkeypatch, capsys):
     dataset, run = copy
-    (tmp_path / "mine.py").write_text("from data_prep.store.tokenizers import ByteTokenizer\nclass Mine(ByteTokenizer): pass\n")
+    (tmp_path / "mine.py").write_text(
+        "from data_prep.store.tokenizers import ByteTokenizer\nclass Mine(ByteTokenizer): pass\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     edit_manifest(dataset, lambda fields: fields["spec"].update(tokenizer="mine:Mine"))
     looks = (
@@ -206,10 +221,14 @@ def test_a_tokenizers_file_is_looked_for_in_the_dataset_only(tmp_path):
             safe_name(name, dataset)
 
 
-@pytest.mark.parametrize("name", ["../x.bin", "/etc/passwd", "a/b.bin", "..", ".", "", "manifest.json", ".work", "a\nb", "a\x1b", "a" * 300])
+@pytest.mark.parametrize(
+    "name", ["../x.bin", "/etc/passwd", "a/b.bin", "..", ".", "", "manifest.json", ".work", "a\nb", "a\x1b", "a" * 300]
+)
 def test_a_shards_name_leads_nowhere_else(copy, name):
     edit_manifest(copy[0], lambda fields: fields["shards"][0].update(name=name))
-    with pytest.raises(ValueError, match=r"manifest\.json: shards\[0\]: name is .*expected the name of a file") as error:
+    with pytest.raises(
+        ValueError, match=r"manifest\.json: shards\[0\]: name is .*expected the name of a file"
+    ) as error:
         manifest.load(copy[0])
     assert error.value.args[0].isprintable()
 
@@ -218,12 +237,16 @@ def test_a_shards_name_leads_nowhere_else(copy, name):
 @pytest.mark.parametrize("value", [-1, True, 1.0, "1", None, 2**60, 10**300, [], {}])
 def test_a_number_in_a_manifest_is_a_number(copy, field, value):
     edit_manifest(copy[0], lambda fields: fields["shards"][2].update({field: value}))
-    with pytest.raises(ValueError, match=rf"manifest\.json: shards\[2\]\.{field} is .*expected a whole number of at least 0"):
+    with pytest.raises(
+        ValueError, match=rf"manifest\.json: shards\[2\]\.{field} is .*expected a whole number of at least 0"
+    ):
         open_dataset(str(copy[0]))
 
 
 @pytest.mark.parametrize("kind", ["fifo", "link away", "directory", "device", "dangling"])
-@pytest.mark.parametrize("name", ["fineweb_train_000000.bin", "documents_train_000000.parquet", "documents_train_000001.index"])
+@pytest.mark.parametrize(
+    "name", ["fineweb_train_000000.bin", "documents_train_000000.parquet", "documents_train_000001.index"]
+)
 def test_what_is_no_file_of_the_dataset_is_refused_at_once(copy, tmp_path, kind, name, capsys):
     path = copy[0] / name
     away = path.rename(tmp_path / "away")
@@ -274,7 +297,16 @@ def test_what_is_written_replaces_a_planted_link_and_does_not_follow_it(copy, tm
     assert ".work: is a link" in capsys.readouterr().err and not any((tmp_path / "work").iterdir())
 
 
-@pytest.mark.parametrize("path", ["reference://x.parquet", "simplecache::https://h/x.parquet", "memory://x.jsonl", "/dev/zero", "https://h/x.parquet::simplecache"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "reference://x.parquet",
+        "simplecache::https://h/x.parquet",
+        "memory://x.jsonl",
+        "/dev/zero",
+        "https://h/x.parquet::simplecache",
+    ],
+)
 def test_repair_opens_no_input_that_a_manifest_must_not_name(copy, path, capsys):
     edit_manifest(copy[0], lambda fields: fields["spec"]["inputs"][0].update(path=path))
     (copy[0] / "documents_train_000000.parquet").unlink()
@@ -296,7 +328,14 @@ def test_changed_notes_of_an_interrupted_preparation_change_nothing_in_the_manif
     """Every count in every note of a preparation that stopped before its manifest."""
     text = tmp_path / "a.jsonl"
     text.write_text("".join(json.dumps({"text": f"text number {i}"}) + "\n" for i in range(200)))
-    arguments = [f"--input={text}", "--tokenizer=byte", "--shard_tokens=1000", "--val_tokens=500", "--record_tokens=64", "--num_workers=1"]
+    arguments = [
+        f"--input={text}",
+        "--tokenizer=byte",
+        "--shard_tokens=1000",
+        "--val_tokens=500",
+        "--record_tokens=64",
+        "--num_workers=1",
+    ]
     assert fineweb.main([*arguments, f"--output_dir={tmp_path / 'whole'}"]) == 0
 
     def stop(*_):

@@ -20,7 +20,13 @@ BAD = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-
 def hostile(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
     rows = [
-        {"text": f"{OBEYED} words {i}\n\tmore\r\n", "id": f"id\n{OBEYED}{i}", "url": f"https://e.org/{OBEYED}\r{i}", "dump": OBEYED, "language": OBEYED}
+        {
+            "text": f"{OBEYED} words {i}\n\tmore\r\n",
+            "id": f"id\n{OBEYED}{i}",
+            "url": f"https://e.org/{OBEYED}\r{i}",
+            "dump": OBEYED,
+            "language": OBEYED,
+        }
         for i in range(90)
     ]
     (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -76,4 +82,6 @@ def test_every_character_is_printed_or_replaced_and_json_keeps_it():
     every = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x11000), *np.arange(0x1F600, 0x1F650)]))
     shown = printable(every)
     assert not BAD.search(shown) and "\n" in shown and "\t" in shown and "😀" in shown and "ش" in shown
-    assert json.loads(json_line([every, "\ud800"])) == [every, "\ud800"] and not BAD.search(json_line([every, "\ud800"]))
+    assert json.loads(json_line([every, "\ud800"])) == [every, "\ud800"] and not BAD.search(
+        json_line([every, "\ud800"])
+    )

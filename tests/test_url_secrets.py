@@ -57,15 +57,26 @@ def leaks_in(directory: Path) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_no_secret_of_an_input_is_written_or_printed_and_the_work_continues(server, tmp_path, monkeypatch, capfd, num_workers):
+def test_no_secret_of_an_input_is_written_or_printed_and_the_work_continues(
+    server, tmp_path, monkeypatch, capfd, num_workers
+):
     host, folder = server
     write_parquet(folder / "a.parquet", [f"text number {i}" for i in range(100)])
     (folder / "b.jsonl").write_text("".join(json.dumps({"text": f"line {i}", "id": str(i)}) + "\n" for i in range(100)))
     out = tmp_path / "out"
 
     def options(signature):
-        urls = [f"http://alice:hunter2@{host}/{name}?{QUERY.replace('s3cr3tsig', signature)}" for name in ("a.parquet", "b.jsonl")]
-        return [f"--input={','.join(urls)}", f"--output_dir={out}", "--tokenizer=byte", "--val_tokens=500", f"--num_workers={num_workers}"]
+        urls = [
+            f"http://alice:hunter2@{host}/{name}?{QUERY.replace('s3cr3tsig', signature)}"
+            for name in ("a.parquet", "b.jsonl")
+        ]
+        return [
+            f"--input={','.join(urls)}",
+            f"--output_dir={out}",
+            "--tokenizer=byte",
+            "--val_tokens=500",
+            f"--num_workers={num_workers}",
+        ]
 
     def stop(*_):
         raise ValueError("stopped")
@@ -77,7 +88,9 @@ def test_no_secret_of_an_input_is_written_or_printed_and_the_work_continues(serv
     assert fineweb.main(options("n3wsig")) == 0  # signed anew: it is the same file
     assert fineweb.main(options("s3cr3tsig")) == 0  # complete
     assert not leaks_in(out)
-    assert [entry["path"] for entry in load(out).spec.inputs] == [f"http://{host}/{n}?version=2" for n in ("a.parquet", "b.jsonl")]
+    assert [entry["path"] for entry in load(out).spec.inputs] == [
+        f"http://{host}/{n}?version=2" for n in ("a.parquet", "b.jsonl")
+    ]
     (out / "documents_train_000000.parquet").unlink()
     assert check.main([str(out), "--repair", "--num_workers=1"]) == 1
     captured = capfd.readouterr()

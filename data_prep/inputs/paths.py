@@ -14,7 +14,6 @@ from data_prep.store.locations import (
     file_system_of,
     is_remote,
 )
-
 from data_prep.store.secrets import Location, public_names
 
 TFDS = "tfds:"

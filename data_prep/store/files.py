@@ -59,7 +59,7 @@ def write_json(path: str | os.PathLike, value: Any, *, durable: bool = True) -> 
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
-    """Opens a file for reading, without a buffer. Never waits: ValueError for what is no file, as a FIFO or a device."""
+    """Opens a file for reading, without a buffer. Never waits: ValueError for a FIFO, a device, a directory."""
     _refuse_special(path, os.stat(path).st_mode)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     file = os.fdopen(descriptor, "rb", buffering=0)

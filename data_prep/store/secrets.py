@@ -1,8 +1,8 @@
 """URLs without what only their user may know.
 
-What an input is called, in a manifest, a table of documents, a note, a page, a log or an error, is its `public_name`. It is
-stable: the same file with a new signature has the same one. `Location` is a text that is this name, whoever prints or writes
-it, and still knows the whole URL for the one who fetches.
+What an input is called, in a manifest, a table of documents, a note, a page, a log or an error, is its `public_name`.
+It is stable: the same file with a new signature has the same one. `Location` is a text that is this name, whoever
+prints or writes it, and still knows the whole URL for the one who fetches.
 """
 
 import re
@@ -10,8 +10,8 @@ import urllib.parse
 
 # Of a query only what says which file is meant. All else may be a key to it, whatever its name.
 KEPT_PARAMETERS = frozenset(
-    "alt branch config dl download file filename format generation id index name page part path raw ref revision shard "
-    "snapshot split v version versionid version_id".split()
+    ("alt", "branch", "config", "dl", "download", "file", "filename", "format", "generation", "id", "index", "name")
+    + ("page", "part", "path", "raw", "ref", "revision", "shard", "snapshot", "split", "v", "version", "versionid")
 )
 _MAX_KEPT_CHARS = 40  # of a value: a longer one may be a secret
 _KEPT_VALUE = re.compile(rf"[\w.\- ]{{0,{_MAX_KEPT_CHARS}}}")
@@ -80,7 +80,7 @@ def _without_secrets(url: str) -> str:
         return url
     address, _, query = rest.partition("#")[0].partition("?")
     host, slash, inner = address.partition("/")
-    user, at, host_alone = host.rpartition("@")
+    _, at, host_alone = host.rpartition("@")
     if not at and re.search(r":\D", host) and "@" in inner and not host.startswith("["):
         # A password with a slash: what looks like a port is none.
         host_alone, slash, inner = inner.rpartition("@")[2].partition("/")

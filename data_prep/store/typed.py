@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -44,8 +43,8 @@ def typed(kind: Any, value: Any, where: str) -> Any:
         return _whole_number(value, arguments[1] if arguments else -_ANY, where)
     if kind is Any or (origin is Literal and type(value) is str and value in arguments):
         return value
-    if kind is float and type(value) in (int, float) and abs(value) < LARGEST and math.isfinite(value):
-        return float(value)
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST:
+        return float(value)  # which neither NaN nor infinity is below
     if kind in (str, bool) and type(value) is kind:
         return value
     expected = " or ".join(map(repr, arguments)) if origin is Literal else _WORDS[kind]

@@ -151,7 +151,9 @@ class Plan:
         for i, stage in enumerate(stages):
             before = stages[i - 1].from_step if i else -1
             if stage.from_step <= before or (i == 0 and stage.from_step):
-                raise ValueError(f"stages[{i}].from_step is {stage.from_step}, expected more than that of the one before")
+                raise ValueError(
+                    f"stages[{i}].from_step is {stage.from_step}, expected more than that of the one before"
+                )
             if (size := max(size for _, size in stage.batch_sizes)) > MAX_BATCH_SIZE:
                 raise ValueError(f"stages[{i}].batch_sizes has {size}, expected at most {MAX_BATCH_SIZE}")
         if not stages:

@@ -117,7 +117,7 @@ def is_as_the_ledger_says(run: OpenedRun, batch: ReplayedBatch) -> bool:
 
 
 def require_as_the_ledger_says(run: OpenedRun, step_index: int) -> None:
-    """ValueError unless the batch of a step that was made is, as it is read now, the one that the run was trained on."""
+    """ValueError unless the batch of a step of the past is, as it is read now, what the run was trained on."""
     (batches,) = replay(run, step_index, step_index + 1)
     if not is_as_the_ledger_says(run, batches[0]):
         raise ValueError(describe_mismatch(run, batches, 1))

@@ -44,7 +44,7 @@ def weights_of(directory: str, spec: ModelSpec, abstract_params: Any, tokenizer_
     if known and tokenizer_digest != metadata.tokenizer_digest:
         raise ValueError(
             f"from_pretrained={directory}: was trained on ids of tokenizer {metadata.tokenizer!r:.200} (digest "
-            f"{metadata.tokenizer_digest}), the data has ids of the digest {tokenizer_digest}. Prepare it with that one."
+            f"{metadata.tokenizer_digest}), the data has ids of the digest {tokenizer_digest}. Prepare it with that."
         )
     if changed := different_models(spec, metadata.model, but=("document_mask",)):
         raise ValueError(f"from_pretrained={directory}: the model's shape differs:\n" + "\n".join(changed))
