@@ -25,6 +25,8 @@ def typed(kind: Any, value: Any, where: str) -> Any:
 
     Raises ValueError that names the value: of another kind, too large, missing, or one that the record does not have.
     """
+    if kind is Count:
+        return _whole_number(value, 0, where)
     origin, arguments = get_origin(kind), get_args(kind)
     if dataclasses.is_dataclass(kind):
         return _record(kind, value, where)
@@ -77,27 +79,31 @@ def _record(kind: Any, value: Any, where: str) -> Any:
         return value
     if not isinstance(value, Mapping):
         raise ValueError(f"{where or 'it'} is {_shown(value)}, expected an object")
-    kinds = _kinds_of(kind)
-    if unknown := sorted(value.keys() - kinds.keys()):
-        raise ValueError(f"{where or 'it'} has the unknown field {_name(unknown[0])}")
-    if missing := sorted(required_fields(kind) - value.keys()):
-        raise ValueError(f"{where or 'it'} has no field {missing[0]}")
-    fields = {name: typed(kinds[name], each, f"{where}.{name}".strip(".")) for name, each in value.items()}
+    kinds, required = _kinds_of(kind)
+    if value.keys() != kinds.keys():
+        if unknown := sorted(value.keys() - kinds.keys()):
+            raise ValueError(f"{where or 'it'} has the unknown field {_name(unknown[0])}")
+        if missing := sorted(required - value.keys()):
+            raise ValueError(f"{where or 'it'} has no field {missing[0]}")
+    fields = {}
+    for name, each in value.items():
+        wanted = kinds[name]
+        if not (wanted is str and type(each) is str):  # most are: a manifest has thousands
+            each = typed(wanted, each, f"{where}.{name}".strip("."))
+        fields[name] = each
     try:
         return kind(**fields)
     except ValueError as error:
         raise ValueError(f"{where}: {error}" if where else str(error)) from None
 
 
-def required_fields(kind: Any) -> set[str]:
-    """Of a dataclass those fields that have no default."""
-    no_default = dataclasses.MISSING
-    return {each.name for each in dataclasses.fields(kind) if each.default is no_default is each.default_factory}
-
-
 @functools.cache
-def _kinds_of(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind, include_extras=True)
+def _kinds_of(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
+    """The annotations of a dataclass, and those fields that have no default."""
+    no_default = dataclasses.MISSING
+    fields = dataclasses.fields(kind)
+    required = (each.name for each in fields if each.default is no_default is each.default_factory)
+    return typing.get_type_hints(kind, include_extras=True), frozenset(required)
 
 
 def _name(name: str) -> str:
