@@ -98,7 +98,7 @@ def verdict(path: Path, right: tuple[str, str], found: tuple[str, str], *, names
     return "refused" if not names or any(each in text for each in where) else f"names no file: {text[:300]}"
 
 
-def damage_all(good, num_each: int, seed: int, looks_of, max_looks: int = 3) -> Counter:
+def damage_all(good, num_each: int, seed: int, max_looks: int) -> Counter:
     """Damages each file `num_each` times; gives counts of (kind of file, verdict)."""
     folder, dataset, run = good
     looks = looks_at(dataset, run)
@@ -139,18 +139,28 @@ def damage_all(good, num_each: int, seed: int, looks_of, max_looks: int = 3) -> 
 
 
 def test_damaged_files_give_the_right_answer_or_a_line_that_names_them(good):
-    counts = damage_all(good, num_each=8, seed=1, looks_of=looks_at, max_looks=2)
+    counts = damage_all(good, num_each=8, seed=1, max_looks=2)
     print("\n" + "\n".join(f"{kind}: {what} {n}" for (kind, what), n in sorted(counts.items())))
+
+
+def test_a_batch_that_is_not_as_the_ledger_says_is_not_shown(good):
+    _, _, run = good
+    path = run / "ledger.bin"
+    content = bytearray(path.read_bytes())
+    content[8 + 8 * 6] ^= 1  # of update 7
+    for step, status in (("7", "error"), ("8", "said"), ("50", "said")):
+        kind, text = with_file(path, bytes(content), lambda step=step: command(inspect.main, str(run), "--step", step))
+        assert kind == status and ("the batch of update 7" in text) == (kind == "error")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_many_more_damaged_files(good, seed):
-    counts = damage_all(good, num_each=60, seed=100 + seed, looks_of=looks_at, max_looks=4)
+    counts = damage_all(good, num_each=60, seed=100 + seed, max_looks=4)
     print("\n" + "\n".join(f"{kind}: {what} {n}" for (kind, what), n in sorted(counts.items())))
 
 
-def forged(good, tmp_path, num_each: int, seed: int) -> Counter:
+def forged(good, num_each: int, seed: int) -> Counter:
     """Manifests and data.json whose digests agree, as a stranger may make them: any answer but a traceback, in bounds."""
     folder, dataset, run = good
     rng, counts, wrong = random.Random(seed), Counter(), []
@@ -177,13 +187,13 @@ def forged(good, tmp_path, num_each: int, seed: int) -> Counter:
     return counts
 
 
-def test_forged_manifests_and_plans_end_in_words(good, tmp_path):
-    print(forged(good, tmp_path, 60, seed=3))
+def test_forged_manifests_and_plans_end_in_words(good):
+    print(forged(good, 60, seed=3))
 
 
 @pytest.mark.slow
-def test_many_more_forged_manifests_and_plans(good, tmp_path):
-    print(forged(good, tmp_path, 1500, seed=4))
+def test_many_more_forged_manifests_and_plans(good):
+    print(forged(good, 1500, seed=4))
 
 
 @pytest.mark.slow
