@@ -24,11 +24,12 @@ from data_prep.scanning import Scan, ScanJob, scan
 from data_prep.store.datasets import splits_by_name
 from data_prep.store.locations import InputError, file_name, file_system_of, is_remote, readable_error
 from data_prep.store.manifest import MANIFEST_NAME, Manifest
+from data_prep.store.secrets import public_names
 from data_prep.store.shard_numbers import gap_warning
 from data_prep.store.spec import Spec
 from data_prep.store.streams import StoredStream
 from data_prep.store.token_bin import Header, read_header
-from data_prep.store.tokenizers import get_tokenizer
+from data_prep.store.tokenizers import user_tokenizer
 from data_prep.tokenizing import inspect_all
 from data_prep.writing import run_to_the_end
 
@@ -45,10 +46,10 @@ def find_files(named: str, num_shards: int | None = None) -> dict[str, list[str]
     """
     paths = expand(PRESETS.get(named, named), SHARDS)
     paths.sort(key=lambda path: (file_name(path), path))
-    splits = splits_by_name(paths, named)
+    splits = splits_by_name(paths, public_names(named))
     train = splits["train"]
     if num_shards is not None and num_shards > len(train):
-        raise InputError(f"{named}: holds {len(train)} training shards, --num_shards={num_shards}")
+        raise InputError(f"{public_names(named)}: holds {len(train)} training shards, --num_shards={num_shards}")
     return splits | {"train": train[:num_shards]}
 
 
@@ -128,7 +129,7 @@ class BareShards:
             raise ValueError(f"--num_shards={num_shards}: expected at least 1")
         self._options, self._num_shards, self._headerless = options, num_shards, headerless
         self._guesses_tokenizer = guesses_tokenizer
-        self._tokenizer = get_tokenizer(options.tokenizer)
+        self._tokenizer = user_tokenizer(options.tokenizer)
         self._files: dict[str, list[str]] = {}
         self._entries: dict[str, dict[str, Any]] = {}  # what is known of each file, by path
 
@@ -199,7 +200,7 @@ class BareShards:
         for split, files in self._files.items():
             files = [path for path in files if headers[path].num_tokens]
             if not files:
-                raise InputError(f"{self._options.source}: the {split} files hold no tokens")
+                raise InputError(f"{public_names(self._options.source)}: the {split} files hold no tokens")
             places[split] = list(range(len(jobs), len(jobs) + len(files)))
             for index, path in enumerate(files):
                 jobs.append(

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 
 from data_prep.arguments import ArgumentParser, count, directory, num_processes
 from data_prep.checking import Problem, find_problems
+from data_prep.engines.local import WorkerDied
 from data_prep.pages.terminal import print_anything
+from data_prep.pages.text import printable
 from data_prep.repair import repair
 from data_prep.store.manifest import load
 
@@ -27,6 +29,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("directory", metavar="DIR", help="a prepared dataset")
     parser.add_argument("--num_workers", type=count, help="default: all cores")
     parser.add_argument("--repair", action="store_true", help="make damaged files again")
+    parser.add_argument(
+        "--tokenizer", help="for --repair, where the dataset was made by one of your own: a file or module:Class"
+    )
     return parser
 
 
@@ -40,13 +45,13 @@ def main(argv: list[str] | None = None) -> int:
         problems = list(_printed(find_problems(args.directory, num_workers)))
         if problems and args.repair:
             damaged = [problem.damaged for problem in problems if problem.damaged]
-            for sentence in repair(args.directory, damaged, num_workers):
-                print(sentence)
+            for sentence in repair(args.directory, damaged, num_workers, args.tokenizer):
+                print(printable(sentence))
             print("checking again")
             problems = list(_printed(find_problems(args.directory, num_workers)))
         manifest = load(args.directory)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError, WorkerDied) as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     if problems:
         advice = "" if args.repair else " `--repair` makes damaged files again."
@@ -62,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _printed(problems: Iterator[Problem]) -> Iterator[Problem]:
     for problem in problems:
-        print(problem)
+        print(printable(str(problem)))
         yield problem
 
 

@@ -11,7 +11,9 @@ from data_prep.engines.local import WorkerDied
 from data_prep.finishing import finish
 from data_prep.outcome import summary, warn
 from data_prep.pages.terminal import print_anything
+from data_prep.pages.text import printable
 from data_prep.prepared_dataset import CHANGEABLE
+from data_prep.store.secrets import hide_secrets
 
 DESCRIPTION = """\
 Writes a prepared dataset from the shards of another one, or from .bin shards made elsewhere: .bin
@@ -99,9 +101,9 @@ def main(argv: list[str] | None = None) -> int:
             num_shards=args.num_shards,
             headerless=args.headerless,
         )
-        finish(output_dir, num_workers)
+        finish(output_dir, num_workers, args.tokenizer)
     except (ValueError, OSError, WorkerDied) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(hide_secrets(str(error)))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted; what is complete is kept, the same command continues.", file=sys.stderr)

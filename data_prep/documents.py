@@ -1,16 +1,16 @@
 """Which document is where: `python -m data_prep.documents DIR --token 123456789`."""
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 
 from data_prep.arguments import ArgumentParser, count, directory
 from data_prep.pages.terminal import print_anything
+from data_prep.pages.text import json_line, printable
 from data_prep.store.documents import Document, DocumentTables
 from data_prep.store.manifest import Manifest, load
 from data_prep.store.streams import read_tokens
-from data_prep.store.tokenizers import get_tokenizer
+from data_prep.store.tokenizers import dataset_tokenizer
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -23,6 +23,9 @@ def make_parser() -> argparse.ArgumentParser:
     what.add_argument("--url", nargs="+", metavar="URL", help="urls")
     parser.add_argument("--split", help="train or val (default: train for --token, both for --id and --url)")
     parser.add_argument("--text", action="store_true", help="print the text as well, as stored")
+    parser.add_argument(
+        "--tokenizer", help="for --text, where the dataset was made by one of your own: a file or module:Class"
+    )
     return parser
 
 
@@ -46,19 +49,19 @@ def main(argv: list[str] | None = None) -> int:
         for document in found:
             fields = asdict(document)
             if args.text:
-                fields["text"] = _text(args.directory, manifest, document)
-            print(json.dumps(fields, ensure_ascii=False))
+                fields["text"] = _text(args.directory, manifest, document, args.tokenizer)
+            print(json_line(fields))
     except (ValueError, IndexError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     return 0
 
 
-def _text(directory: str, manifest: Manifest, document: Document) -> str:
+def _text(directory: str, manifest: Manifest, document: Document, tokenizer: str | None) -> str:
     end = document.start + document.length
     ids = read_tokens(directory, manifest, document.split, document.start, end)
     start = int(len(ids) > 0 and ids[0] == manifest.spec.end_of_text)
-    return get_tokenizer(manifest.spec.tokenizer).decode(ids[start:])
+    return dataset_tokenizer(manifest.spec, directory, tokenizer).decode(ids[start:])
 
 
 if __name__ == "__main__":

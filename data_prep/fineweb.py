@@ -143,12 +143,14 @@ def main(argv: list[str] | None = None) -> int:
     # Only now: --help must not wait for pyarrow.
     from data_prep.engines.local import WorkerDied
     from data_prep.outcome import summary, warn
+    from data_prep.pages.text import printable
+    from data_prep.store.secrets import hide_secrets
 
     start = time.monotonic()
     try:
         outcome, output_dir = _prepare(args)
     except (ValueError, OSError, WorkerDied) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(hide_secrets(str(error)))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted; what is complete is kept, the same command continues.", file=sys.stderr)
@@ -164,11 +166,12 @@ def _prepare(args: argparse.Namespace) -> tuple["Outcome", str]:
     from data_prep.inputs.paths import find_preset
     from data_prep.options import Options
     from data_prep.pipeline import prepare
+    from data_prep.store.secrets import public_names
 
     preset = find_preset(args.input)
     output_dir = preset.output_dir if preset and args.output_dir is None else args.output_dir
     if output_dir is None:
-        raise ValueError(f"--input={args.input} is no preset, so say where to: --output_dir=...")
+        raise ValueError(f"--input={public_names(args.input)} is no preset, so say where to: --output_dir=...")
     output_dir = directory("--output_dir", output_dir)
     num_workers = num_processes(args.num_workers)
     val_tokens = args.val_tokens
@@ -194,7 +197,7 @@ def _prepare(args: argparse.Namespace) -> tuple["Outcome", str]:
         engine=args.tokenizer_engine,
         verify=args.verify_tokenizer,
     )
-    finish(output_dir, num_workers)
+    finish(output_dir, num_workers, args.tokenizer)
     return outcome, output_dir
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data_prep.store.secrets import public_names
 from data_prep.store.spec import FORMATS, Spec
 from data_prep.store.token_bin import HEADER_BYTES, MAX_TOKENS
 from data_prep.store.token_records import COMPRESSION
@@ -63,7 +64,7 @@ class Options:
           inputs: what is known of each file.
         """
         return Spec(
-            source=self.source,
+            source=public_names(self.source),
             inputs=tuple(inputs),
             tokenizer=self.tokenizer,
             tokenizer_digest=tokenizer.digest,

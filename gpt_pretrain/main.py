@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from data_prep.pages.numbers import parse_count
+from data_prep.pages.text import printable
 
 
 class Shorthand(NamedTuple):
@@ -118,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         in_words = isinstance(error, ValueError | Diverged) and not os.environ.get("GPT_PRETRAIN_TRACEBACK")
         if in_words:
-            print(f"error: {settings.message_of(error)}", file=sys.stderr)
+            print(f"error: {printable(settings.message_of(error))}", file=sys.stderr)
         runtime.leave(show_traceback=not in_words)
         if not in_words:
             raise

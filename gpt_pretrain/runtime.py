@@ -3,7 +3,6 @@
 import ctypes
 import glob
 import importlib.util
-import io
 import logging
 import os
 import sys
@@ -23,13 +22,6 @@ def configure() -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and CLU narrate every step at INFO
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     _keep_freed_pages()
-
-
-def print_anything() -> None:
-    """Lets both output streams write what their encoding cannot hold, as \\u2026: a print must not end a run."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _keep_freed_pages() -> None:

@@ -20,6 +20,7 @@ from data_prep.store.locations import (
     file_system_of,
     is_remote,
 )
+from data_prep.store.secrets import Location, public_names
 
 TFDS = "tfds:"
 PRESET = re.compile(r"(edu-)?(?:sample-(\d+BT)|(CC-MAIN-\d{4}-\d{2}))")
@@ -82,16 +83,16 @@ def expand(patterns: str, wanted: Wanted = TEXTS) -> list[str]:
     paths: list[str] = []
     for name in split_names(patterns, _is_there):
         if not name:
-            raise InputError(f"--input={patterns!r}: an empty name between commas")
+            raise InputError(f"--input={public_names(patterns)!r}: an empty name between commas")
         literal = [name] if _is_there(name) else expand_braces(name)
         for pattern in literal:
-            paths += _expand_one(pattern, wanted)
+            paths += map(Location, _expand_one(Location(pattern), wanted))
     for path in paths:
         if not wanted.fits(path):
             raise InputError(
                 f"{path}: unknown kind of file{_advice(path)}; expected a name ending in {wanted.expected}"
             )
-    _refuse_repeated(paths, patterns)
+    _refuse_repeated(paths, public_names(patterns))
     return paths
 
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from data_prep.store.secrets import hide_secrets, whole_url
+
 ASSETS = Path(__file__).parent.parent / "assets"
 EMBEDDED = "embedded://"
 NETWORK_TIMEOUT_SECS = 10
@@ -143,6 +145,7 @@ def download(path: str, target: str | os.PathLike, received: Callable[[int], Non
 def file_system_of(path: str) -> tuple[Any, str]:
     import fsspec.core
 
+    path = whole_url(path)
     if path.startswith(EMBEDDED):
         path = str(ASSETS / path.removeprefix(EMBEDDED))
     if not path.startswith(("http://", "https://")):
@@ -156,5 +159,5 @@ def file_system_of(path: str) -> tuple[Any, str]:
 
 def describe(error: BaseException) -> str:
     """An exception of a foreign library in one line."""
-    text = " ".join(str(error).split())
+    text = hide_secrets(" ".join(str(error).split()))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

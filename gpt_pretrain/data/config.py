@@ -32,6 +32,8 @@ class DataConfig:
       exclude: ids of documents whose windows are left out, or a text file of ids, one a line.
       max_epochs: refuse a run that would meet a stream more often than this; None for no limit.
       document_mask: attention stays within a document, positions restart at end-of-text.
+      tokenizer: the one that made the data, where it is your own: a file or "module:Class". What a dataset says itself
+        is never imported; yours is compared with the digest that the dataset has. Only text needs it: samples.
     """
 
     dir: str = "data/fineweb-10BT"
@@ -47,6 +49,7 @@ class DataConfig:
     exclude: str | Sequence[str] = ()
     max_epochs: float | None = None
     document_mask: bool = False
+    tokenizer: str | None = None
 
     def __post_init__(self):
         for name in ("seq_len", "mixture_block", "shuffle_block_windows", "shuffle_group_blocks"):

@@ -208,6 +208,8 @@ class ModelSpec(Architecture):
         """The inverse of `to_json`. ValueError for another version, or fields that are missing or not known."""
         if fields.get("version") != VERSION:
             raise ValueError(f"model spec of version {fields.get('version')!r}, expected {VERSION}")
+        if "perturbations" in fields:
+            raise ValueError("model spec: has perturbations, which are code and never come from a file")
         try:
             return cls(**{name: value for name, value in fields.items() if name != "version"})
         except TypeError as error:

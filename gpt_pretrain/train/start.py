@@ -94,6 +94,9 @@ def _continued(metadata: CheckpointMetadata, config: TrainConfig, data: OpenedDa
     is_other_seed = config.seed != metadata.seed
     if is_other_seed and not config.fork:
         problems.append(f"  train.seed: the checkpoint has {metadata.seed}, this run has {config.seed}")
+    theirs, ours = metadata.tokenizer_digest, data.first.tokenizer_digest
+    if theirs != ours:  # the plan's fingerprints, which cover it, may be others on purpose (--fork): ids may not
+        problems.append(f"  tokenizer: the checkpoint has the digest {theirs}, the data of this run {ours}")
     plan = metadata.plan
     try:
         plan = plan.continued(data.wanted, metadata.step, fork=config.fork)

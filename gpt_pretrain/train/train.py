@@ -70,7 +70,8 @@ def state_of(built: Built, start: Start, checkpoints: Checkpoints) -> TrainState
         return checkpoints.restore(start.step, built.abstract_state)
     state = built.fresh_state()
     if source := built.config.from_pretrained:
-        state = state._replace(params=weights_of(source, built.spec, built.abstract_state.params))
+        digest = built.data.first.tokenizer_digest
+        state = state._replace(params=weights_of(source, built.spec, built.abstract_state.params, digest))
     return state
 
 

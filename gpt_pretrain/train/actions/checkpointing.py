@@ -39,6 +39,7 @@ class SaveCheckpoints(Action):
             plan=self._start.plan,
             ledger=ledger,
             tokenizer=self._built.data.first.tokenizer,
+            tokenizer_digest=self._built.data.first.tokenizer_digest,
             config=config.describe_config(),
         )
         self._checkpoints.save(now.state, metadata)
