@@ -10,8 +10,8 @@ import urllib.parse
 
 # Of a query only what says which file is meant. All else may be a key to it, whatever its name.
 KEPT_PARAMETERS = frozenset(
-    ("alt", "branch", "config", "dl", "download", "file", "filename", "format", "generation", "id", "index", "name")
-    + ("page", "part", "path", "raw", "ref", "revision", "shard", "snapshot", "split", "v", "version", "versionid")
+    "alt branch config dl download file filename format generation id index name "
+    "page part path raw ref revision shard snapshot split v version versionid".split()
 )
 _MAX_KEPT_CHARS = 40  # of a value: a longer one may be a secret
 _KEPT_VALUE = re.compile(rf"[\w.\- ]{{0,{_MAX_KEPT_CHARS}}}")
