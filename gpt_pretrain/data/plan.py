@@ -16,6 +16,7 @@ from data_prep.store.typed import typed
 from gpt_pretrain.data.stages import BatchIndex, Occurrence, Stage, Stream, label_of, sizes_from, sizes_in_words
 
 VERSION = 1
+MAX_BATCH_TOKENS = 1 << 28
 MAX_BATCH_SIZE = 1 << 24  # of a plan that is read: the windows of a batch are computed at once
 
 
@@ -85,6 +86,14 @@ class Plan:
         stage = self.stage_at(max(0, step_index - 1))
         position = stage.position(step_index)
         return {stream.name: stage.epochs(i, position) for i, stream in enumerate(stage.streams)}
+
+    def check_epochs(self, num_steps: int, most: int) -> None:
+        """ValueError where a stage of so many steps would see a stream more often than any run does."""
+        for i, (stage, stop) in enumerate(zip(self.stages, self._stops(), strict=True)):
+            examples = stage.position(max(stage.from_step, min(stop, num_steps))) - stage.from_position
+            fewest = min(stage.num_windows(j) - len(each.excluded) for j, each in enumerate(stage.streams))
+            if examples > most * fewest:
+                raise ValueError(f"stages[{i}] sees {examples} examples, more than {most} epochs of a stream")
 
     def _stops(self) -> list[int]:
         """The index of the step after the last of each stage."""
@@ -156,6 +165,12 @@ class Plan:
                 )
             if (size := max(size for _, size in stage.batch_sizes)) > MAX_BATCH_SIZE:
                 raise ValueError(f"stages[{i}].batch_sizes has {size}, expected at most {MAX_BATCH_SIZE}")
+            if size * stage.seq_len > MAX_BATCH_TOKENS:
+                raise ValueError(
+                    f"stages[{i}] has batches of {size} x {stage.seq_len} tokens, expected at most {MAX_BATCH_TOKENS}"
+                )
+            if (counts := sum(stream.count for stream in stage.streams)) > MAX_BATCH_SIZE:
+                raise ValueError(f"stages[{i}].streams have counts of {counts}, expected at most {MAX_BATCH_SIZE}")
         if not stages:
             raise ValueError("stages is empty, expected at least one")
         return cls(stages)

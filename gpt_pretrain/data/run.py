@@ -14,6 +14,7 @@ from gpt_pretrain.data.plan import Plan
 
 FILE_NAME = "data.json"
 VERSION = 2
+MAX_EPOCHS = 100_000  # of a run that is read: where a document was seen is listed epoch by epoch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,8 @@ def open_run(save_dir: str | os.PathLike) -> RunData:
     try:
         plan = Plan.from_json(fields.get("plan"))
         directories = typed(dict[str, str], fields.get("directories"), "directories")
-        return RunData(os.fspath(save_dir), plan, directories, typed(Count, fields.get("num_steps"), "num_steps"))
+        num_steps = typed(Count, fields.get("num_steps"), "num_steps")
+        plan.check_epochs(num_steps, MAX_EPOCHS)
+        return RunData(os.fspath(save_dir), plan, directories, num_steps)
     except ValueError as error:
         raise ValueError(f"{path}: {error}. Start the run again, and it is written anew.") from None
