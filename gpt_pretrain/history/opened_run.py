@@ -109,7 +109,7 @@ class OpenedRun:
         dataset = self._cached("dataset", stream, lambda directory: open_dataset(directory, verify=self.verify))
         if (found := dataset.splits["train"].num_tokens) != stream.num_tokens:
             raise ValueError(
-                f"{dataset.directory}: has {found} training tokens, the plan in {self.save_dir} says {stream.num_tokens}"
+                f"{dataset.directory}: has {found} training tokens, the plan of {self.save_dir} {stream.num_tokens}"
             )
         return dataset
 
