@@ -59,8 +59,8 @@ def test_a_runs_data_survives_its_file_and_errors_name_it(tmp_path):
     for wrong, message in (
         (fields | {"version": 2}, "version 2, expected 1: written by another version"),
         ([], "version None, expected 1"),
-        (without(fields, "num_steps"), "damaged .*num_steps"),
-        (without(fields, "plan"), "damaged .*plan"),
+        (without(fields, "num_steps"), "num_steps is None"),
+        (without(fields, "plan"), "data plan of version None, expected 1"),
         (fields | {"plan": fields["plan"] | {"version": 7}}, "data plan of version 7, expected 1"),
     ):
         if isinstance(wrong, dict):  # as if this version had written it
@@ -70,7 +70,7 @@ def test_a_runs_data_survives_its_file_and_errors_name_it(tmp_path):
         with pytest.raises(ValueError, match=message):
             open_run(tmp_path)
     path.write_text(json.dumps(fields | {"num_steps": 41}))
-    with pytest.raises(ValueError, match=r"data\.json: its content has the digest .*: it was altered"):
+    with pytest.raises(ValueError, match=r"data\.json: was altered: its content has the digest"):
         open_run(tmp_path)
     path.write_text("{")
     with pytest.raises(ValueError, match=r"data\.json: not valid JSON"):

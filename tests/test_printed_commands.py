@@ -104,8 +104,9 @@ def test_the_lines_that_a_run_ends_with(capsys, tmp_path, step):
     command = "python -m gpt_pretrain.main --gin_file=configs/quickstart.gin --gin_param='optimizer.warmup_steps=3'"
     writers = ["console", "tensorboard"]
     config = SimpleNamespace(save_dir=str(tmp_path / "a run"), writers=writers, command=command)
-    start = SimpleNamespace(plan=SimpleNamespace(position=lambda step_index: 8 * step_index))
-    say_where_things_are(SimpleNamespace(config=config, total_steps=10), start, step)
+    config.data, config.num_tokens = SimpleNamespace(check_epochs=lambda plan, num_steps: None), 1000
+    plan = SimpleNamespace(position=lambda step_index: 8 * step_index, num_steps=lambda num_tokens: 20)
+    say_where_things_are(SimpleNamespace(config=config, total_steps=10), SimpleNamespace(plan=plan), step)
     commands = commands_in(capsys.readouterr().out)
     assert len(commands) == 3
     assert not wrong(commands)

@@ -5,7 +5,7 @@ import shutil
 import sys
 
 import pytest
-from conftest import TINY_MODEL
+from support.models import TINY_MODEL
 from support.prepared import edit_manifest
 
 from gpt_pretrain import settings

@@ -46,6 +46,8 @@ class Shard:
         name = self.name
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.=-]{0,199}", name) or name == MANIFEST_NAME:
             raise ValueError(f"name is {name!r:.80}, expected the name of a file in this directory")
+        if not self.digest.isprintable() or len(self.digest) > 200:
+            raise ValueError(f"digest is {self.digest!r:.80}, expected a BLAKE3 digest")
         known = (*FORMATS, DOCUMENTS, INDEX)
         if self.format not in known:
             raise ValueError(f"format is {self.format!r:.80}, expected one of {', '.join(known)}")

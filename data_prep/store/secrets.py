@@ -9,10 +9,9 @@ import re
 import urllib.parse
 
 # Of a query only what says which file is meant. All else may be a key to it, whatever its name.
-KEPT_PARAMETERS = frozenset(
-    "alt branch config dl download file filename format generation id index name "
-    "page part path raw ref revision shard snapshot split v version versionid".split()
-)
+_OF_FILES = ("file", "filename", "id", "index", "name", "page", "part", "path", "shard", "split", "config", "format")
+_OF_VERSIONS = ("branch", "generation", "ref", "revision", "snapshot", "v", "version", "versionid")
+KEPT_PARAMETERS = frozenset((*_OF_FILES, *_OF_VERSIONS, "alt", "dl", "download", "raw"))
 _MAX_KEPT_CHARS = 40  # of a value: a longer one may be a secret
 _KEPT_VALUE = re.compile(rf"[\w.\- ]{{0,{_MAX_KEPT_CHARS}}}")
 _URL = re.compile(r"""[A-Za-z][A-Za-z0-9+.\-]*://[^\s'"<>`]+""")

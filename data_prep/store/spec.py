@@ -84,8 +84,9 @@ class Spec:
             raise ValueError(f"the spec is {type(values).__name__}, expected an object")
         known = [field.name for field in fields(cls)]
         if unknown := [name for name in values if name not in known]:
+            shown = unknown[0] if unknown[0].isprintable() else repr(unknown[0])
             raise ValueError(
-                f"the spec has the unknown field {unknown[0]}; known are {', '.join(known)}. "
+                f"the spec has the unknown field {shown}; known are {', '.join(known)}. "
                 "Another version of data_prep wrote it."
             )
         needed = [name for name in known if name != "num_shards" or values.get("text_column", "") is None]

@@ -83,7 +83,7 @@ def user_tokenizer(name: str) -> Tokenizer:
     if match := _FILE.fullmatch(name):
         path, suffix, choice = match.groups("")
         load = load_tiktoken_file if suffix == "tiktoken" else HuggingFaceTokenizer
-        return load(Path(path), choice, name)
+        return load(Path(path).expanduser(), choice, name)
     if name in TOKENIZERS:
         return TOKENIZERS[name]()
     module, colon, attribute = name.partition(":")

@@ -16,6 +16,7 @@ from data_prep.store.typed import typed
 from gpt_pretrain.data.stages import BatchIndex, Occurrence, Stage, Stream, label_of, sizes_from, sizes_in_words
 
 VERSION = 1
+MAX_BATCH_TOKENS = 1 << 28
 MAX_BATCH_SIZE = 1 << 24  # of a plan that is read: the windows of a batch are computed at once
 
 
@@ -86,6 +87,14 @@ class Plan:
         position = stage.position(step_index)
         return {stream.name: stage.epochs(i, position) for i, stream in enumerate(stage.streams)}
 
+    def check_epochs(self, num_steps: int, most: int) -> None:
+        """ValueError where a stage of so many steps would see a stream more often than any run does."""
+        for i, (stage, stop) in enumerate(zip(self.stages, self._stops(), strict=True)):
+            examples = stage.position(max(stage.from_step, min(stop, num_steps))) - stage.from_position
+            fewest = min(stage.num_windows(j) - len(each.excluded) for j, each in enumerate(stage.streams))
+            if examples > most * fewest:
+                raise ValueError(f"stages[{i}] sees {examples} examples, more than {most} epochs of a stream")
+
     def _stops(self) -> list[int]:
         """The index of the step after the last of each stage."""
         return [*(stage.from_step for stage in self.stages[1:]), 1 << 62]
@@ -139,7 +148,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """JSON values only."""
-        return {"version": VERSION, "stages": [dataclasses.asdict(stage) for stage in self.stages]}
+        return {"version": VERSION, "segments": [dataclasses.asdict(stage) for stage in self.stages]}
 
     @classmethod
     def from_json(cls, fields: Any) -> "Plan":
@@ -147,7 +156,7 @@ class Plan:
         version = fields.get("version") if isinstance(fields, dict) else None
         if version != VERSION:
             raise ValueError(f"data plan of version {version!r:.80}, expected {VERSION}")
-        stages = typed(tuple[Stage, ...], fields.get("stages"), "stages")
+        stages = typed(tuple[Stage, ...], fields.get("segments"), "stages")
         for i, stage in enumerate(stages):
             before = stages[i - 1].from_step if i else -1
             if stage.from_step <= before or (i == 0 and stage.from_step):
@@ -156,6 +165,12 @@ class Plan:
                 )
             if (size := max(size for _, size in stage.batch_sizes)) > MAX_BATCH_SIZE:
                 raise ValueError(f"stages[{i}].batch_sizes has {size}, expected at most {MAX_BATCH_SIZE}")
+            if size * stage.seq_len > MAX_BATCH_TOKENS:
+                raise ValueError(
+                    f"stages[{i}] has batches of {size} x {stage.seq_len} tokens, expected at most {MAX_BATCH_TOKENS}"
+                )
+            if (counts := sum(stream.count for stream in stage.streams)) > MAX_BATCH_SIZE:
+                raise ValueError(f"stages[{i}].streams have counts of {counts}, expected at most {MAX_BATCH_SIZE}")
         if not stages:
             raise ValueError("stages is empty, expected at least one")
         return cls(stages)

@@ -18,6 +18,7 @@ from gpt_pretrain.data.plan import Plan
 
 FILE_NAME = "data.json"
 VERSION = 1
+MAX_EPOCHS = 100_000  # of a run that is read: where a document was seen is listed epoch by epoch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,7 @@ def open_run(save_dir: str | os.PathLike) -> RunData:
     if (found := digest_json(fields)) != expected:
         raise ValueError(
             f"{path}: was altered: its content has the digest {found}, but it says {expected!r:.80}. Restore it from a "
-            f"copy, or start the run again, and it is written anew."
+            "copy, or start the run again, and it is written anew."
         )
     try:
         return _typed(os.fspath(save_dir), fields)
@@ -106,11 +107,13 @@ def open_run(save_dir: str | os.PathLike) -> RunData:
 
 
 def _typed(save_dir: str, fields: dict[str, Any]) -> RunData:
+    plan, num_steps = Plan.from_json(fields.get("plan")), typed(Count, fields.get("num_steps"), "num_steps")
+    plan.check_epochs(num_steps, MAX_EPOCHS)
     return RunData(
         save_dir,
-        Plan.from_json(fields.get("plan")),
+        plan,
         typed(dict[str, str], fields.get("directories"), "directories"),
-        typed(Count, fields.get("num_steps"), "num_steps"),
+        num_steps,
         typed(str, fields.get("run_id"), "run_id"),
         typed(LedgerMark | None, fields.get("ledger"), "ledger"),
     )

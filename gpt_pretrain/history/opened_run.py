@@ -108,7 +108,12 @@ class OpenedRun:
 
     def dataset(self, stream: Stream) -> TokenDataset:
         """A stream's dataset. ValueError if it is not the one that the run was trained on."""
-        return self._cached("dataset", stream, lambda directory: open_dataset(directory, verify=self.verify))
+        dataset = self._cached("dataset", stream, lambda directory: open_dataset(directory, verify=self.verify))
+        if (found := dataset.splits["train"].num_tokens) != stream.num_tokens:
+            raise ValueError(
+                f"{dataset.directory}: has {found} training tokens, the plan of {self.save_dir} {stream.num_tokens}"
+            )
+        return dataset
 
     def sources(self, stage: Stage) -> dict[str, TokenSource]:
         """The training streams of a stage by name."""
