@@ -138,8 +138,8 @@ def _our_reader(directories: Sequence[str]) -> Iterator[None]:
     """In the block, gin reads files by `read_text`, as it takes a byte-order mark for a syntax error.
 
     It looks for them in the working directory, then in `directories`, so that `include "other.gin"` finds a file's
-    neighbours from anywhere. And its reader of files in packages is silent: it logs "Path not found" for each file on
-    a later search path.
+    neighbours from anywhere. And its reader of files in packages is silent: it logs "Path not found" for each file on a
+    later search path.
     """
 
     def open_text(path: str) -> io.StringIO:

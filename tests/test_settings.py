@@ -7,7 +7,7 @@ import sys
 import gin
 import pytest
 
-from gpt_pretrain import settings
+from gpt_pretrain import main, settings
 
 
 @pytest.fixture(autouse=True)
@@ -140,3 +140,11 @@ def test_what_gin_writes_of_a_run_is_read_back():
         0.5,
         3,
     )
+
+
+def test_a_run_of_more_steps_than_can_be_counted_is_refused(tiny_dataset, tmp_path, capsys):
+    shape = ["--model.n_layer=1", "--model.n_head=2", "--model.n_embd=8", "--model.vocab_size=264", "--batch_size=4"]
+    arguments = [f"--data_dir={tiny_dataset}", f"--save_dir={tmp_path / 'run'}", "--seq_len=8", "--num_tokens=1e18"]
+    assert main.main([*arguments, *shape]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: train.num_tokens: found 1000000000000000000, which makes 31250000000000000 steps")

@@ -85,7 +85,6 @@ def without_times(found: list[dict]) -> list[dict]:
 @pytest.mark.parametrize("secs", [0.0, 1.0], ids=["killed-before-its-rows-are-on-disk", "killed-after"])
 def test_killed_and_resumed_sessions_make_one_history(tmp_path, secs):
     session(tmp_path, 0, 20, kill=11, secs=secs)  # the last checkpoint is that of step 8
-    session(tmp_path, 8, 20, kill=10, secs=secs)
     session(tmp_path, 8, 20, kill=17, secs=secs)
     session(tmp_path, 16, 20)
     assert without_times(rows(tmp_path)) == expected(20)
