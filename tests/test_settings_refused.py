@@ -29,6 +29,7 @@ GOOD = {
     "data.exclude": ["seven", "", []],
     "data.document_mask": [True],
     "data.max_epochs": [0.5],
+    "data.tokenizer": ["seven"],
     "model.remat": [True],
     "model.dropout": [0.5],
     "model.perturbations": ["", []],

@@ -58,6 +58,7 @@ def test_datasets_checkpoints_and_weights_of_another_tokenizer_are_refused(tiny_
     config = config_of(**{"data.dir": repr(tiny_dataset)})
     data = open_data(config)
     metadata = CheckpointMetadata(
+        run_id="a run",
         step=2,
         seed=config.seed,
         model=start.model_spec(config, data),

@@ -61,6 +61,8 @@ class DataConfig:
         checks.flag("data.document_mask", self.document_mask)
         if self.max_epochs is not None:
             checks.number("data.max_epochs", self.max_epochs, least=0, most=1e9)
+        if self.tokenizer is not None:
+            checks.text("data.tokenizer", self.tokenizer)
         object.__setattr__(self, "dir", checks.path("data.dir", self.dir))
         self._check_exclude()
         if self.mixture is not None and not (isinstance(self.mixture, Mapping) and self.mixture):
