@@ -21,6 +21,9 @@ class Shorthand(NamedTuple):
     help: str
 
 
+_START_SECS = 20.0  # after the imports: who lost another one at the start leaves within 30 s
+_CLUSTER_START_SECS = 300.0  # schedulers start machines minutes apart, and stop all when one fails
+
 SHORTHANDS = [
     Shorthand("model.n_layer", "model.n_layer", int, "INT", "layers (12)"),
     Shorthand("model.n_head", "model.n_head", int, "INT", "attention heads (12)"),
@@ -79,6 +82,12 @@ def make_parser() -> argparse.ArgumentParser:
     several.add_argument("--coordinator_address", metavar="HOST:PORT")
     several.add_argument("--num_processes", type=int)
     several.add_argument("--process_id", type=int)
+    several.add_argument(
+        "--start_timeout_secs",
+        type=float,
+        metavar="SECS",
+        help=f"how long to wait for the others to start ({_START_SECS:.0f}; on a cluster {_CLUSTER_START_SECS:.0f})",
+    )
     return parser
 
 
@@ -107,19 +116,22 @@ def main(argv: list[str] | None = None) -> int:
     runtime.configure()
     from gpt_pretrain import settings
     from gpt_pretrain.train.report import python_as_typed
-    from gpt_pretrain.train.results import Diverged
+    from gpt_pretrain.train.results import RunFailed
 
     try:
         settings.parse(args.gin_file, bindings_of(args))
-        runtime.connect(*several)
         arguments = sys.argv[1:] if argv is None else argv
-        return settings.run(command=f"{python_as_typed()} -m gpt_pretrain.main {shlex.join(arguments)}")
+        command = f"{python_as_typed()} -m gpt_pretrain.main {shlex.join(arguments)}"
+        default_secs = _CLUSTER_START_SECS if args.coordinator_address is None else _START_SECS
+        runtime.connect(*several, timeout_secs=args.start_timeout_secs or default_secs, command=command)
+        return settings.run(command=command)
     except KeyboardInterrupt:  # before the run looks after signals itself
         return 130
     except Exception as error:
-        in_words = isinstance(error, ValueError | Diverged) and not os.environ.get("GPT_PRETRAIN_TRACEBACK")
+        has_words = isinstance(error, ValueError | OSError | RunFailed)
+        in_words = has_words and not os.environ.get("GPT_PRETRAIN_TRACEBACK")
         if in_words:
-            print(f"error: {printable(settings.message_of(error))}", file=sys.stderr)
+            print(f"error: {printable(runtime.in_words(error) or settings.message_of(error))}", file=sys.stderr)
         runtime.leave(show_traceback=not in_words)
         if not in_words:
             raise

@@ -21,6 +21,7 @@ from gpt_pretrain.train.actions.samples import PrintSample
 from gpt_pretrain.train.actions.statistics import WriteStatistics
 from gpt_pretrain.train.checkpoints import Checkpoints
 from gpt_pretrain.train.clock import Clock
+from gpt_pretrain.train.exclusive import HeldDirectory
 from gpt_pretrain.train.feed import feed
 from gpt_pretrain.train.loop import Loop
 from gpt_pretrain.train.stopping import StopSignal
@@ -218,6 +219,9 @@ def test_what_reads_the_whole_state_pauses_the_clock():
 class NoCheckpoints:
     """In place of Checkpoints: saves nothing."""
 
+    latest_step = None
+    is_saving = False
+
     def save(self, state, metadata):
         del state, metadata
 
@@ -300,7 +304,13 @@ def test_what_is_off_is_not_among_the_actions(tiny_dataset):
     def names(**changes):
         built, start = build_anew(run_config(tiny_dataset, **changes))
         made = actions_lib.actions_of(
-            built, start, writer=ScalarWriter(), checkpoints=NoCheckpoints(), clock=Clock(), stop=StopSignal()
+            built,
+            start,
+            writer=ScalarWriter(),
+            checkpoints=NoCheckpoints(),
+            held=HeldDirectory(tiny_dataset, None),
+            clock=Clock(),
+            stop=StopSignal(),
         )
         return [type(each).__name__ for each in made]
 

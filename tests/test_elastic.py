@@ -205,7 +205,7 @@ import sys
 from gpt_pretrain import runtime
 runtime.configure()
 address, process = sys.argv[1], int(sys.argv[2])
-runtime.connect(address, 2, process)
+runtime.connect(address, 2, process, timeout_secs=25, command='')
 import numpy as np
 from jax.experimental import multihost_utils
 try:

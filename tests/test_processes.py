@@ -1,26 +1,13 @@
 """Several real processes over loopback are the same run as one."""
 
 import re
-import socket
 
 import numpy as np
 import pytest
 from support.shared import made_once
-from support.training_runs import consumed_batches, final_state, finish, flags, start, train_here
+from support.training_runs import consumed_batches, final_state, finish, flags, start, start_two, train_here
 
 MICROBATCH = {"train.per_device_batch_size": 1}  # 4 devices x 1 = 4 rows, twice
-
-
-def start_two(arguments, directory, **kwargs):
-    """Two processes with two devices each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    together = [*arguments, f"--coordinator_address={address}", "--num_processes=2"]
-    return [
-        start([*together, f"--process_id={i}"], consumed=directory / f"consumed{i}", num_devices=2, **kwargs)
-        for i in range(2)
-    ]
 
 
 def finish_two(processes, expect=0):

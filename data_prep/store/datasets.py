@@ -26,6 +26,22 @@ _RESTORE = "Restore the file, or delete the directory and run data_prep.fineweb 
 
 
 @dataclass(frozen=True)
+class UnverifiedShard:
+    """A file of which the size was compared with the manifest and the digest was not.
+
+    Attributes:
+      start: of its first token in the split's stream.
+    """
+
+    path: str
+    split: str
+    start: int
+    num_tokens: int
+    num_bytes: int
+    digest: str
+
+
+@dataclass(frozen=True)
 class TokenDataset:
     """An opened dataset.
 
@@ -37,6 +53,8 @@ class TokenDataset:
       tokenizer_digest: equal digests promise equal ids; None as above.
       end_of_text: the id that begins each document.
       unigram_entropy: of the train split in nats, or None; the loss of a model that knows frequencies only.
+      unverified: files that whoever reads them should verify meanwhile (see `gpt_pretrain.data.verification`): all or
+        none, and none where the user asked for that.
     """
 
     directory: str
@@ -48,6 +66,7 @@ class TokenDataset:
     tokenizer_digest: str | None
     end_of_text: int
     unigram_entropy: float | None
+    unverified: tuple[UnverifiedShard, ...] = ()
 
 
 def open_dataset(directory: str, *, format: Format = "auto", verify: Verify = "auto") -> TokenDataset:
@@ -57,7 +76,8 @@ def open_dataset(directory: str, *, format: Format = "auto", verify: Verify = "a
       directory: what `data_prep.fineweb --output_dir` was, or a directory or glob of .bin files.
       format: which of the stored formats to read; they give the same windows.
       verify: sizes and counts are always checked against the manifest; "digest" also reads every byte,
-        "auto" does so below 1 GiB, and "size" only of ArrayRecord files below 1 GiB.
+        "auto" does so below 1 GiB and beyond leaves it to be done meanwhile (`TokenDataset.unverified`); "size" does
+        so only of ArrayRecord files below 1 GiB.
 
     Raises:
       ValueError: no dataset there, a format that is not there, a shard that is not as the manifest says.
@@ -94,6 +114,7 @@ def _open_prepared(directory, format, verify) -> TokenDataset:
             f"--formats={','.join(FORMATS)}, or set data.format='auto'."
         )
     splits: dict[str, TokenSource] = {}
+    unverified: list[UnverifiedShard] = []
     total_bytes = sum(shard.num_bytes for shard in manifest.shards if shard.format == format)
     is_small = total_bytes < _ALWAYS_VERIFY_BYTES
     # ArrayRecord's reader is C++ and ends the process on some damaged files: it gets none that could be looked at.
@@ -103,9 +124,13 @@ def _open_prepared(directory, format, verify) -> TokenDataset:
         if not shards:
             continue
         paths = [os.path.join(directory, shard.name) for shard in shards]
+        start = 0
         for path, shard in zip(paths, shards, strict=True):
             if problem := file_problem(path, shard.num_bytes, shard.digest, read=digests):
                 raise ValueError(f"{problem}. {_RESTORE}")
+            if verify == "auto" and not digests:
+                unverified.append(UnverifiedShard(path, split, start, shard.num_tokens, shard.num_bytes, shard.digest))
+            start += shard.num_tokens
         num_tokens = manifest.splits[split].num_tokens
         dtype = token_bin.token_dtype(manifest.spec.vocab_size)
         if format == "bin":
@@ -133,6 +158,7 @@ def _open_prepared(directory, format, verify) -> TokenDataset:
         tokenizer_digest=manifest.spec.tokenizer_digest,
         end_of_text=manifest.spec.end_of_text,
         unigram_entropy=manifest.splits["train"].unigram_entropy,
+        unverified=tuple(unverified),
     )
 
 

@@ -6,15 +6,16 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from data_prep.store import token_bin, token_records
 from data_prep.store.addresses import Addresses
-from data_prep.store.files import require_whole
+from data_prep.store.files import FileProblem, require_whole
 from data_prep.store.manifest import DOCUMENTS, Manifest
+from data_prep.store.open_files import OPEN_FILES
 
 CHUNK_TOKENS = 1 << 20  # read at a time where a stream is read from one end to the other
 RAW = "raw"  # a file of ids and nothing else, of which an unfinished preparation has many
@@ -144,23 +145,29 @@ def num_windows(source: TokenSource, seq_len: int) -> int:
 
 # A row of 1,024 takes 1 us from memory; from a fast disk 17 if it was asked for ahead, hundreds if not.
 _SLOW_SECS_A_ROW = 8e-6
+_PIECES_AT_ONCE = 16  # put together at once: each keeps its shard open until then
+_LOOK_AGAIN_SECS = 0.1  # whether a shard still has its size: a look at each row would take a sixth of the loader's time
 
 
 class BinSource:
-    """The stream as .bin shards, memory-mapped: a read touches only the pages it needs."""
+    """The stream as .bin shards, memory-mapped: a read touches only the pages it needs.
+
+    Shards are mapped when they are first read, and a bounded number of them stays so.
+    """
 
     def __init__(self, paths: Sequence[str | os.PathLike]):
-        maps = [token_bin.open_tokens(path) for path in paths]
-        # Plain arrays over the maps: slicing a np.memmap itself costs ten times as much.
-        self._shards = [np.asarray(each) for each in maps]
-        self._maps: list[tuple[Any, int]] = [(each.base, each.offset) for each in maps]
+        self._paths = [os.fspath(path) for path in paths]
+        headers = [token_bin.read_header(path) for path in self._paths]
+        self.dtype = headers[0].dtype
+        for path, header in zip(self._paths, headers, strict=True):
+            if header.dtype != self.dtype:
+                raise ValueError(f"{path}: holds {header.dtype.name} ids, but {paths[0]} holds {self.dtype.name}")
+        self._mapped: list[token_bin.MappedTokens | None] = [None] * len(headers)
+        self._tokens: list[np.ndarray | None] = [None] * len(headers)  # of these: one look-up less a row
+        self._looked_secs = np.zeros(len(headers))  # when each shard had its size, by time.perf_counter()
         self._waited = True  # for the disk, in the last read; the first one is likely to
-        self._addresses = Addresses(map(len, self._shards))
+        self._addresses = Addresses(header.num_tokens for header in headers)
         self.num_tokens = self._addresses.total
-        self.dtype = self._shards[0].dtype
-        for path, shard in zip(paths, self._shards, strict=True):
-            if shard.dtype != self.dtype:
-                raise ValueError(f"{path}: holds {shard.dtype.name} ids, but {paths[0]} holds {self.dtype.name}")
 
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
         if not len(starts):
@@ -170,7 +177,7 @@ class BinSource:
         started = time.perf_counter()
         if self._waited:
             self.fetch_ahead(starts, length)
-        out = self._read(starts, length, begin, end)
+        out = self._read(starts, length, begin, end, started)
         self._waited = time.perf_counter() - started > _SLOW_SECS_A_ROW * len(starts)
         return out
 
@@ -179,26 +186,70 @@ class BinSource:
         are touched, each with 128 KiB around it. Three times as fast from a disk; from memory a third slower."""
         for start in np.asarray(starts).tolist():
             for shard, *edges in self._addresses.stretches(start, min(start + length, self.num_tokens)):
-                mapped, offset = self._maps[shard]
+                _, mapped, offset = self._mapped[shard] or self._map(shard)
                 first, last = (offset + edge * self.dtype.itemsize for edge in edges)
                 page = first // mmap.PAGESIZE * mmap.PAGESIZE
                 mapped.madvise(mmap.MADV_WILLNEED, page, last - page)
 
-    def _read(self, starts: np.ndarray, length: int, begin: int, end: int) -> np.ndarray:
+    def let_go(self, number: int) -> None:
+        """See `HoldsFiles`."""
+        self._tokens[number] = self._mapped[number] = None
+
+    def _map(self, shard: int) -> token_bin.MappedTokens:
+        opened = OPEN_FILES.open(self._paths[shard], shard, self, token_bin.map_tokens)
+        if len(opened.tokens) != (expected := int(np.diff(self._addresses.starts)[shard])):
+            raise ValueError(
+                f"{self._paths[shard]}: holds {len(opened.tokens)} tokens, and held {expected} when the run began. "
+                "Put the file back and start again."
+            )
+        self._mapped[shard], self._tokens[shard] = opened, opened.tokens
+        return opened
+
+    def _tokens_of(self, shard: int) -> np.ndarray:
+        tokens = self._tokens[shard]  # another thread may let it go meanwhile
+        return self._map(shard).tokens if tokens is None else tokens
+
+    def _look_at(self, shard: int, now: float) -> None:
+        """ValueError where the file does not hold the shard any more: to touch what is gone would kill the process
+        without a word (SIGBUS)."""
+        _, mapped, _ = self._mapped[shard] or self._map(shard)
+        if (found := mapped.size()) < len(mapped):
+            problem = FileProblem(self._paths[shard], "size", found, len(mapped))
+            raise ValueError(f"{problem} while it was being read. Put the file back and start again.")
+        self._looked_secs[shard] = now
+
+    def _read(self, starts: np.ndarray, length: int, begin: int, end: int, now: float) -> np.ndarray:
         shard, place = self._addresses.find(begin)
-        tokens = self._shards[shard]
-        if place + end - begin <= len(tokens):
-            return _gather(tokens, starts - (begin - place), length)  # all of one shard: half the time
+        if end <= self._addresses.starts[shard + 1]:
+            if self._looked_secs[shard] < now - _LOOK_AGAIN_SECS:
+                self._look_at(shard, now)
+            return _gather(self._tokens_of(shard), starts - (begin - place), length)  # all of one shard: half the time
         shards = self._addresses.files_of(starts)
+        for shard in shards[self._looked_secs[shards] < now - _LOOK_AGAIN_SECS].tolist():
+            self._look_at(shard, now)
         begins = starts - self._addresses.starts[shards]
-        pieces = []
+        out, pieces, opened, filled = np.empty(len(starts) * length, self.dtype), [], self._tokens, 0
         for start, shard, begin in zip(starts.tolist(), shards.tolist(), begins.tolist(), strict=True):
-            pieces.append(self._shards[shard][begin : begin + length])
-            missing = length - len(pieces[-1])
-            if missing:  # the window goes on in the shards that follow
-                rest = self._addresses.stretches(start + length - missing, start + length)
-                pieces += [self._shards[later][first:last] for later, first, last in rest]
-        return np.concatenate(pieces).reshape(len(starts), length)
+            tokens = opened[shard]
+            if tokens is None:
+                tokens = self._map(shard).tokens
+            piece = tokens[begin : begin + length]
+            pieces.append(piece if len(piece) == length else self._across(start, length, now))
+            if len(pieces) == _PIECES_AT_ONCE:
+                np.concatenate(pieces, out=out[filled : filled + len(pieces) * length])
+                filled += len(pieces) * length
+                pieces = []
+        if pieces:
+            np.concatenate(pieces, out=out[filled:])
+        return out.reshape(len(starts), length)
+
+    def _across(self, start: int, length: int, now: float) -> np.ndarray:
+        """A window that lies in several shards."""
+        pieces = []
+        for shard, first, last in self._addresses.stretches(start, start + length):
+            self._look_at(shard, now)
+            pieces.append(self._tokens_of(shard)[first:last].copy())
+        return np.concatenate(pieces)
 
 
 class RecordSource:

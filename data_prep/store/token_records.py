@@ -17,6 +17,7 @@ import numpy as np
 
 from data_prep.store.addresses import Addresses
 from data_prep.store.files import whole_file
+from data_prep.store.open_files import OPEN_FILES, OutOfFiles
 
 FEATURE = "tokens"
 # One record a group: random access reads what it needs.
@@ -109,7 +110,10 @@ _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 
 
 class RecordReader:
-    """Records of several files, in order, as one array of rows. Picklable; files open lazily; threads take turns."""
+    """Records of several files, in order, as one array of rows. Picklable; threads take turns.
+
+    Files are opened when they are first read, and a bounded number of them stays open.
+    """
 
     def __init__(
         self,
@@ -146,6 +150,7 @@ class RecordReader:
 
         Raises:
           IndexError: an index outside [0, len(self)).
+          OutOfFiles: too many files are open already.
           ValueError: a record that cannot be read or has another layout. Names the file.
         """
         indices = np.asarray(record_indices, np.int64)
@@ -155,6 +160,8 @@ class RecordReader:
             raise IndexError(f"record indices must be in [0, {len(self)})")
         try:
             records = self._records(indices)
+        except OutOfFiles:
+            raise
         except Exception as error:  # the C++ reader raises many types
             names = ", ".join(sorted({self._place(int(i))[0] for i in indices}))
             raise ValueError(f"{names}: cannot read a record: {error}") from error
@@ -166,18 +173,23 @@ class RecordReader:
                 return np.ascontiguousarray(bytes_NB[:, offset:]).view(self.dtype)
         raise self._first_bad(indices, records)
 
-    def _records(self, indices: np.ndarray) -> list[bytes]:
-        from array_record.python import array_record_module  # pyright: ignore
+    def let_go(self, number: int) -> None:
+        """See `HoldsFiles`: the file is closed when the read under way, if any, has ended."""
+        self._readers[number] = None
 
+    def _reader(self, file: int) -> Any:
+        reader = self._readers[file]
+        if reader is None:
+            reader = self._readers[file] = OPEN_FILES.open(self.paths[file], file, self, _open_reader)
+        return reader
+
+    def _records(self, indices: np.ndarray) -> list[bytes]:
         files = self._addresses.files_of(indices)
         places = indices - self._addresses.starts[files]
         records = []
         with self._lock:
             for file, place in zip(files.tolist(), places.tolist(), strict=True):
-                reader = self._readers[file]
-                if reader is None:
-                    reader = array_record_module.ArrayRecordReader(self.paths[file], options=_READER_OPTIONS)
-                    self._readers[file] = reader
+                reader = self._reader(file)
                 reader.seek(place)
                 records.append(reader.read())
         return records
@@ -209,6 +221,12 @@ def open_records(
       ValueError: a file is not a whole ArrayRecord file, or `paths` is empty.
     """
     return RecordReader(paths, record_tokens, dtype)
+
+
+def _open_reader(path: str) -> Any:
+    from array_record.python import array_record_module  # pyright: ignore
+
+    return array_record_module.ArrayRecordReader(path, options=_READER_OPTIONS)
 
 
 def num_records(path: str | os.PathLike) -> int:

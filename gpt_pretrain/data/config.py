@@ -23,7 +23,8 @@ class DataConfig:
       format: "bin", "array_record", or "auto" for the first of these that is there. Same windows either way.
       seed: of the order of windows.
       seq_len: tokens a window; also the number of positions of the model, unless `model.block_size` says more.
-      verify: "digest" reads every byte at the start, "size" none, "auto" all up to 1 GiB.
+      verify: "digest" reads every byte at the start, "size" none, "auto" all up to 1 GiB, and beyond each byte once
+        while training runs.
       mixture: several datasets instead of `dir`: {"name": ("directory", weight)}, or ("directory", weight,
         max_epochs). Weights are relative; each stream is shuffled and repeated on its own.
       mixture_block: every block of this many examples has exactly the mixture's proportions.

@@ -9,10 +9,13 @@ that rename, so a checkpoint with its final name always has them, and one that f
 damaged later. Such a one is moved to `save_dir/damaged_checkpoints` and the newest good one is used.
 """
 
+import contextlib
 import logging
 import os
 import re
 import shutil
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from gpt_pretrain.train.metadata import CheckpointMetadata
+from gpt_pretrain.train.room import check_room, size_of
 from gpt_pretrain.train.seals import Seal, problem_of, read_metadata
 
 log = logging.getLogger(__name__)
@@ -33,15 +37,22 @@ _DAMAGED = "damaged_checkpoints"
 class Checkpoints:
     """The checkpoints of one `save_dir`, for the run that writes them."""
 
-    def __init__(self, save_dir: str | os.PathLike, *, num_kept: int = 2):
+    def __init__(
+        self, save_dir: str | os.PathLike, *, num_kept: int = 2, check_directory: Callable[[], None] = lambda: None
+    ):
+        """`check_directory` raises where the `save_dir` is not the run's any more; called before a save is finished."""
         self.directory = Path(save_dir).absolute() / _DIRECTORY
         self.directory.mkdir(parents=True, exist_ok=True)
+        self._num_kept, self._check_directory = num_kept, check_directory
         self._being_saved: CheckpointMetadata | None = None
-        self._manager = ocp.CheckpointManager(
+        self._manager = self._new_manager()
+
+    def _new_manager(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(
             self.directory,
             item_names=("state", "run"),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=ocp.checkpoint_managers.LatestN(num_kept),
+                preservation_policy=ocp.checkpoint_managers.LatestN(self._num_kept),
                 cleanup_tmp_directories=True,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
             ),
@@ -56,6 +67,8 @@ class Checkpoints:
         """Starts saving; returns once the arrays are copied to the host. Waits for an earlier save."""
         step = metadata.step
         self._manager.wait_until_finished()
+        if jax.process_index() == 0:
+            check_room(self.directory, self._bytes_needed(state))
         self._being_saved = metadata
         saved = self._manager.save(
             step,
@@ -85,6 +98,25 @@ class Checkpoints:
         """Blocks until the save under way, if any, is on disk; raises its error, if any."""
         self._manager.wait_until_finished()
 
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save is under way."""
+        return self._manager.is_saving_in_progress()
+
+    def start_anew(self) -> None:
+        """After a save that failed: forgets it, as if this process had just begun. What it left is removed."""
+        failed = self._manager
+        threading.Thread(target=lambda: _close_quietly(failed), daemon=True, name="failed-save").start()
+        self._manager = self._new_manager()
+
+    def num_bytes_unfinished(self) -> int:
+        """Of the save under way, as far as it is on disk."""
+        return sum(size_of(path) for path in self.directory.glob("*.orbax-checkpoint-tmp*"))
+
+    def _bytes_needed(self, state: Any) -> int:
+        """By a new checkpoint, at least: a bit less than the arrays take, as they are compressed."""
+        return int(0.9 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+
     def close(self) -> None:
         self._manager.close()
 
@@ -92,10 +124,16 @@ class Checkpoints:
         """Called by Orbax in its saving thread when all files are written, before the rename."""
         if jax.process_index() != 0:
             return
+        self._check_directory()
         metadata = self._being_saved
         assert metadata is not None
         (written,) = self.directory.glob(f"{metadata.step}.orbax-checkpoint-tmp*")
         Seal.of(written, metadata).write(written)
+
+
+def _close_quietly(manager: ocp.CheckpointManager) -> None:
+    with contextlib.suppress(Exception):  # its error is known
+        manager.close()
 
 
 def _steps(directory: Path) -> list[int]:

@@ -1,4 +1,4 @@
-"""One run at a time in a `save_dir`."""
+"""One run at a time in a `save_dir`, and one `save_dir` for a run."""
 
 import contextlib
 import fcntl
@@ -11,17 +11,61 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from gpt_pretrain.train.results import RunFailed
+
 log = logging.getLogger(__name__)
+
+_LOCK = ".lock"
+
+
+class HeldDirectory:
+    """A `save_dir` that this run holds.
+
+    Args:
+      lock: its lock file, opened; None in processes that only watch the first one hold it.
+    """
+
+    def __init__(self, save_dir: str | os.PathLike, lock: int | None):
+        self._save_dir, self._lock = Path(save_dir), lock
+        self._identity = None if lock is None else _identity(os.stat(save_dir))
+
+    def check(self) -> None:
+        """Raises RunFailed where the directory was moved, deleted or replaced: what is written there now would belong
+        to no run, or to another one."""
+        if self._lock is None:
+            return
+        with contextlib.suppress(OSError):
+            same_directory = _identity(os.stat(self._save_dir)) == self._identity
+            if same_directory and _identity(os.stat(self._save_dir / _LOCK)) == _identity(os.fstat(self._lock)):
+                return
+        raise RunFailed(
+            f"{self._save_dir} was moved, deleted or replaced while the run used it. Stopped; nothing is saved in "
+            f"another directory, and what was trained since the last checkpoint is lost. {self._advice()}"
+        )
+
+    def _advice(self) -> str:
+        try:
+            now = os.path.dirname(os.readlink(f"/proc/self/fd/{self._lock}"))
+        except OSError:
+            now = ""
+        if now and os.path.exists(os.path.join(now, _LOCK)):
+            return f"It is {now} now: move it back, or resume with --save_dir={now}."
+        return "Put it back and start again, and the run resumes; otherwise it begins anew."
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 @contextlib.contextmanager
-def exclusive(save_dir: str | os.PathLike) -> Iterator[None]:
+def exclusive(save_dir: str | os.PathLike) -> Iterator[HeldDirectory]:
     """Keeps a second run out of `save_dir`; a killed run leaves no lock behind. ValueError if one is in there."""
-    is_free = True
+    is_free, lock = True, None
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
             Path(save_dir).mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(open(Path(save_dir, ".lock"), "w"))
+            file = stack.enter_context(open(Path(save_dir, _LOCK), "w"))
+            lock = file.fileno()
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -32,4 +76,4 @@ def exclusive(save_dir: str | os.PathLike) -> Iterator[None]:
             is_free = bool(multihost_utils.broadcast_one_to_all(np.bool_(is_free)))
         if not is_free:
             raise ValueError(f"{save_dir}: another run is using it. Wait for its end, or choose another save_dir.")
-        yield
+        yield HeldDirectory(save_dir, lock)

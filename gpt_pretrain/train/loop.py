@@ -25,10 +25,12 @@ class Loop:
 
     Attributes:
       step: updates made so far; with the plan, the whole state of the data.
+      is_complete: all steps are made, and all that belongs to the last one.
     """
 
     def __init__(self, built: Built, start: Start, state: TrainState, actions: Sequence[Action], clock: Clock):
         self.step = start.step
+        self.is_complete = False
         self._state = state
         self._built = built
         self._plan = start.plan
@@ -53,6 +55,7 @@ class Loop:
         now = Now(self.step, self._state, self.step == self._built.total_steps)
         for action in self._actions:
             action.at_end(now)
+        self.is_complete = now.is_last and all(action.is_complete for action in self._actions)
 
     def _run_actions(self, step: int, tokens_MBT: jax.Array, *, before: bool) -> None:
         for action in self._actions:

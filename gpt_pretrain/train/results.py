@@ -14,7 +14,11 @@ class StepResult(NamedTuple):
     metrics: dict[str, float]
 
 
-class Diverged(RuntimeError):
+class RunFailed(RuntimeError):
+    """A run that cannot go on, for a reason that lies outside the program; the message says it in a line."""
+
+
+class Diverged(RunFailed):
     """The loss, the gradient or the parameters after the update are not finite."""
 
     def __init__(self, message: str, step: int):

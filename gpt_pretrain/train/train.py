@@ -12,6 +12,7 @@ from gpt_pretrain.train.build import Built, build
 from gpt_pretrain.train.changes import announce, changes_of
 from gpt_pretrain.train.checkpoints import Checkpoints
 from gpt_pretrain.train.clock import Clock
+from gpt_pretrain.train.closing import closing
 from gpt_pretrain.train.config import TrainConfig
 from gpt_pretrain.train.exclusive import exclusive
 from gpt_pretrain.train.feed import feed
@@ -36,32 +37,32 @@ def train(config: TrainConfig) -> int:
     Raises:
       ValueError: for anything wrong with the settings, before work starts.
       Diverged: the loss became NaN or infinite; says where.
+      RunFailed: the end could not be saved, or `config.save_dir` is not the run's any more.
     """
     is_primary = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignal())
         data = open_data(config)
-        stack.enter_context(exclusive(config.save_dir))
+        held = stack.enter_context(exclusive(config.save_dir))
         start = resume_or_begin(config, data)
         built = build(config, data, start)
-        checkpoints = stack.enter_context(
-            contextlib.closing(Checkpoints(config.save_dir, num_kept=config.num_checkpoints_kept))
-        )
+        checkpoints = Checkpoints(config.save_dir, num_kept=config.num_checkpoints_kept, check_directory=held.check)
+        stack.enter_context(closing(checkpoints, progress=checkpoints.num_bytes_unfinished))
         state = state_of(built, start, checkpoints)
         if is_primary:
             report.say_what_runs(built, start)
             announce(changes_of(config, start), start.step, config.save_dir)
         provenance = write_record(built, start) if is_primary else None
-        writer = stack.enter_context(contextlib.closing(writer_of(built, start, provenance)))
+        writer = stack.enter_context(closing(writer_of(built, start, provenance)))
         clock = Clock()
-        actions = actions_of(built, start, writer=writer, checkpoints=checkpoints, clock=clock, stop=stop)
+        actions = actions_of(built, start, writer=writer, checkpoints=checkpoints, held=held, clock=clock, stop=stop)
         loop = Loop(built, start, state, actions, clock)
         del state  # the loop donates it
         with _last_good_checkpoint_named(config, checkpoints):
             loop.run(feed(built, start), stop)
     if is_primary:
         report.say_where_things_are(built, start, loop.step)
-    return 0 if loop.step == built.total_steps else 128 + int(stop.received or 15)
+    return 0 if loop.is_complete else 128 + int(stop.received or 15)
 
 
 def state_of(built: Built, start: Start, checkpoints: Checkpoints) -> TrainState:
@@ -97,7 +98,8 @@ def _last_good_checkpoint_named(config: TrainConfig, checkpoints: Checkpoints) -
     try:
         yield
     except Diverged as error:
-        checkpoints.wait()
+        with contextlib.suppress(Exception):  # a save that failed is not the last good one
+            checkpoints.wait()
         last = checkpoints.latest_step
         raise Diverged(
             f"{error} (`python -m gpt_pretrain.inspect {config.save_dir} --step {error.step}` shows its documents). "

@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -85,6 +86,18 @@ def start(arguments, *, consumed=None, secs_per_step=0.0, num_devices=1) -> subp
         stderr=subprocess.STDOUT,
         cwd=REPO,
     )
+
+
+def start_two(arguments, directory, **kwargs):
+    """Two processes with two devices each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    together = [*arguments, f"--coordinator_address={address}", "--num_processes=2"]
+    return [
+        start([*together, f"--process_id={i}"], consumed=directory / f"consumed{i}", num_devices=2, **kwargs)
+        for i in range(2)
+    ]
 
 
 def finish(process, *, expect=0, timeout_secs=240) -> str:

@@ -9,9 +9,11 @@ from gpt_pretrain.train.actions.log_metrics import LogMetrics
 from gpt_pretrain.train.actions.profile import Profile
 from gpt_pretrain.train.actions.samples import PrintSample
 from gpt_pretrain.train.actions.statistics import WriteStatistics
+from gpt_pretrain.train.actions.verification import VerifyShards
 from gpt_pretrain.train.build import Built
 from gpt_pretrain.train.checkpoints import Checkpoints
 from gpt_pretrain.train.clock import Clock
+from gpt_pretrain.train.exclusive import HeldDirectory
 from gpt_pretrain.train.start import Start
 from gpt_pretrain.train.stopping import StopSignal
 from gpt_pretrain.train.writers import MetricWriter
@@ -20,7 +22,14 @@ log = logging.getLogger(__name__)
 
 
 def actions_of(
-    built: Built, start: Start, *, writer: MetricWriter, checkpoints: Checkpoints, clock: Clock, stop: StopSignal
+    built: Built,
+    start: Start,
+    *,
+    writer: MetricWriter,
+    checkpoints: Checkpoints,
+    held: HeldDirectory,
+    clock: Clock,
+    stop: StopSignal,
 ) -> list[Action]:
     """The actions that the configuration asks for, in the order in which they are called."""
     config, data = built.config, built.data
@@ -29,8 +38,10 @@ def actions_of(
         actions.append(WriteStatistics(built, writer))
     if config.profile_step:
         actions.append(Profile(config.profile_step, config.save_dir))
+    if any(each.unverified for each in data.datasets.values()):
+        actions.append(VerifyShards(built, start, checkpoints))
     # Saved before it is evaluated: an evaluation that fails costs no checkpoint.
-    actions.append(SaveCheckpoints(built, start, checkpoints, writer))
+    actions.append(SaveCheckpoints(built, start, checkpoints, writer, held))
     if validation := data.sources("val"):
         actions.append(Evaluate(built, validation, writer, stop))
     else:

@@ -33,11 +33,13 @@ class Action:
     Attributes:
       is_before_step: `run` is called before the step that is due, with its batch and the state that it will
         change; else after it.
+      is_complete: nothing of a finished run is missing. What is, the same command makes up for.
       pauses_clock: the time of `run` is not training time, and all metrics are read before.
     """
 
     is_before_step = False
     pauses_clock = True
+    is_complete = True
 
     def due(self, step: int) -> bool:
         """Whether to run at this step, counted from 1. Called once for each step, in order."""
