@@ -34,10 +34,10 @@ LETTERS = "etaoinshrdlucmfwypvbgkjqxz"
 PLAIN = """
 import sys, numpy as np, pyarrow.parquet as pq
 from multiprocessing import Process
-from data_prep.store.tokenizers import get_tokenizer
+from data_prep.store.tokenizers import user_tokenizer
 
 def write(paths, out):
-    encode = get_tokenizer("gpt2")._encoding.encode_to_numpy
+    encode = user_tokenizer("gpt2")._encoding.encode_to_numpy
     with open(out, "wb") as file:
         file.write(np.zeros(256, "<u4").data)
         for path in paths:

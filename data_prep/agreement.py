@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data_prep.outcome import Outcome
 from data_prep.parts import PARTS
-from data_prep.store.files import read_json, write_json
+from data_prep.store.files import read_note, write_note
 from data_prep.store.manifest import WORK_DIR, load
 from data_prep.store.names import PATTERNS
 from data_prep.store.spec import Spec, few
@@ -70,28 +70,28 @@ def begin_or_continue(spec: Spec, output: Path) -> None:
     """Makes the work directory ready: continues an unfinished preparation of the same spec, refuses any other."""
     work = output / WORK_DIR
     try:
-        values = read_json(work / SPEC_NAME)
-        there = values and Spec.from_json(values)
+        note = read_note(work / SPEC_NAME)
+        there = Spec.from_json(note.get("spec")) if note else None
     except ValueError:
         there = None
     if there is not None:
         # A file that could not be read may be replaced by a better copy.
-        replaceable = read_json(work / FAILED_NAME) or []
+        replaceable = (read_note(work / FAILED_NAME) or {}).get("paths", [])
         if lines := differences(there, spec, but_inputs=replaceable):
             raise _refusal(output, "holds an unfinished preparation", lines)
     for name in (PARTS, SHARDS):
         (work / name).mkdir(exist_ok=True)
-    write_json(work / SPEC_NAME, spec.to_json())
+    write_note(work / SPEC_NAME, {"spec": spec.to_json()})
 
 
 def note_failed(work: Path, paths: Sequence[str]) -> None:
     """Notes inputs that could not be read, so that they may differ when the preparation is continued."""
-    write_json(work / FAILED_NAME, list(paths))
+    write_note(work / FAILED_NAME, {"paths": list(paths)})
 
 
 def forget_spec(work: Path) -> None:
     """Another spec is welcome to what was done so far."""
-    (work / SPEC_NAME).unlink()
+    (work / SPEC_NAME).unlink(missing_ok=True)
 
 
 def refuse_strays(output: Path) -> None:

@@ -1,8 +1,78 @@
-"""Types of arguments that the command lines share."""
+"""Arguments that the command lines share. One that cannot be is refused in one line: option, found, expected."""
 
+import argparse
+import os
+import re
+import sys
+from typing import NoReturn
+
+from data_prep.engines.local import all_cores
 from data_prep.pages.numbers import parse_count
+
+MAX_WORKERS = 10_000
+MAX_COUNT = 2**63 - 1
+_URL = re.compile(r"(?:[a-z][a-z0-9+.-]+:/|https?:)", re.IGNORECASE)  # s3:/ too, as paths are cleaned up
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser whose errors are one line; the usage is left to --help."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}; `{self.prog} --help` lists the options", file=sys.stderr)
+        sys.exit(2)
 
 
 def count(text: str) -> int:
-    """100000, 100_000 or 1e5. Its name is in argparse's error: "invalid count value: 'many'"."""
-    return parse_count(text)
+    """100000, 100_000 or 1e5."""
+    try:
+        value = parse_count(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, expected a whole number, such as 100000, 100_000 or 1e5"
+        ) from None
+    if abs(value) > MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"found {text}, expected a whole number of at most 2^63 - 1 (9.2e18)")
+    return value
+
+
+def num_processes(option: int | None) -> int:
+    """--num_workers, or as many as there are cores. ValueError where it cannot be."""
+    if option is None:
+        return all_cores()
+    if not 1 <= option <= MAX_WORKERS:
+        at_most = f" and at most {MAX_WORKERS:,}" if option > 1 else ""
+        raise ValueError(f"--num_workers={option}: expected at least 1{at_most}")
+    return option
+
+
+def name(text: str) -> str:
+    """Text that is not empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"found {text!r}, which is empty")
+    return text
+
+
+def path(text: str) -> str:
+    """A name that may be a path: one that begins with ~ is below a home."""
+    return os.path.expanduser(name(text))
+
+
+def directory(option: str, text: str) -> str:
+    """A directory of this machine to work in: ~ expanded, file:// taken away.
+
+    Raises ValueError: nothing is written to a URL, or to what is no directory.
+    """
+    text = text.removeprefix("file://")
+    if not text.strip():
+        raise ValueError(f"{option}={text!r}: expected a directory")
+    if _URL.match(text):
+        raise ValueError(
+            f"{option}={text}: expected a directory of this machine, not a URL. Mount it as a directory, or work in "
+            "one here and copy that when it is complete."
+        )
+    found = os.path.expanduser(text)
+    if found.startswith("~") and not os.path.lexists(found):
+        raise ValueError(f"{option}={text}: there is no such user's home")
+    if os.path.lexists(found) and not os.path.isdir(found):
+        raise ValueError(f"{option}={text}: is no directory")
+    return found

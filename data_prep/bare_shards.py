@@ -1,11 +1,13 @@
-"""Shards made elsewhere (llm.c, modded-nanogpt, or here without a manifest) -> what convert needs.
+"""Shards without a manifest (of llm.c, modded-nanogpt, build-nanogpt, nanoGPT, or ours) -> what convert needs.
 
-Such a .bin file says only what its ids are, so documents are found by their end-of-text tokens.
+Such a file says only what its ids are, so documents are found by their end-of-text tokens.
 One may go on in the files that follow, and a stream may begin inside one: its first document then
 has no end-of-text token. Files with `val` in their names are the validation split.
 """
 
 import os
+import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,18 +15,21 @@ from typing import Any
 from data_prep.agreement import confirm_complete
 from data_prep.downloads import DownloadJob, download
 from data_prep.engines.local import Workers
-from data_prep.inputs.paths import expand
+from data_prep.inputs.paths import Wanted, expand
+from data_prep.inputs.patterns import at_home, split_names
 from data_prep.options import Options
 from data_prep.outcome import Outcome
 from data_prep.pages.progress import Progress
 from data_prep.scanning import Scan, ScanJob, scan
 from data_prep.store.datasets import splits_by_name
-from data_prep.store.locations import InputError, file_name, is_remote
-from data_prep.store.manifest import Manifest
+from data_prep.store.locations import InputError, file_name, file_system_of, is_remote, readable_error
+from data_prep.store.manifest import MANIFEST_NAME, Manifest
+from data_prep.store.secrets import public_names
+from data_prep.store.shard_numbers import gap_warning
 from data_prep.store.spec import Spec
 from data_prep.store.streams import StoredStream
-from data_prep.store.token_bin import read_header
-from data_prep.store.tokenizers import get_tokenizer
+from data_prep.store.token_bin import Header, read_header
+from data_prep.store.tokenizers import user_tokenizer
 from data_prep.tokenizing import inspect_all
 from data_prep.writing import run_to_the_end
 
@@ -35,27 +40,71 @@ def find_files(named: str, num_shards: int | None = None) -> dict[str, list[str]
     """The files of each split that has any, sorted by name; of train the first `num_shards`.
 
     Args:
-      named: a preset, or comma-separated directories, files, globs and URLs of .bin files.
+      named: a preset, or comma-separated directories, files, globs and URLs of .bin or .npy files.
 
     Raises InputError: nothing there, nothing to train on, or fewer than `num_shards`.
     """
-    pieces = [piece.strip() for piece in PRESETS.get(named, named).split(",")]
-    patterns = ",".join(map(pattern_of, pieces))
-    paths = expand(patterns, (".bin",), " and ".join(PRESETS))
+    paths = expand(PRESETS.get(named, named), SHARDS)
     paths.sort(key=lambda path: (file_name(path), path))
-    splits = splits_by_name(paths, named)
+    splits = splits_by_name(paths, public_names(named))
     train = splits["train"]
     if num_shards is not None and num_shards > len(train):
-        raise InputError(f"{named}: holds {len(train)} training shards, --num_shards={num_shards}")
+        raise InputError(f"{public_names(named)}: holds {len(train)} training shards, --num_shards={num_shards}")
     return splits | {"train": train[:num_shards]}
 
 
-def pattern_of(piece: str) -> str:
-    """A directory, here or elsewhere, means the .bin files in it."""
-    remote = is_remote(piece) and "*" not in piece and not file_name(piece).endswith(".bin")
-    if remote or os.path.isdir(piece):
-        return f"{piece.rstrip('/')}/*.bin"
-    return piece
+def _shards_in(directory: str) -> list[str]:
+    """The shards in a directory, here or elsewhere, and not below it; of one kind."""
+    folder = directory.rstrip("/") or "/"
+    if not is_remote(folder):
+        names = sorted(os.path.join(folder, name) for name in os.listdir(folder) if not name.startswith("."))
+        return _of_one_kind(directory, [path for path in names if SHARDS.fits(path)])
+    file_system, inner = file_system_of(folder)
+    listed = [file_system.unstrip_protocol(path) for path in sorted(file_system.glob(f"{inner.rstrip('/')}/*"))]
+    return _of_one_kind(directory, [path for path in listed if SHARDS.fits(path)])
+
+
+def _of_one_kind(directory: str, paths: list[str]) -> list[str]:
+    endings = sorted({file_name(path).rpartition(".")[2].lower() for path in paths})
+    if not endings:
+        raise InputError(f"{directory.rstrip('/')}/*.bin: no file matches, and there is no .npy file either")
+    if len(endings) > 1:
+        raise InputError(f"{directory}: holds both .bin and .npy files; name those that you mean, such as *.npy")
+    return paths
+
+
+def _is_shard(path: str) -> bool:
+    return file_name(path).lower().endswith((".bin", ".npy"))
+
+
+SHARDS = Wanted(_is_shard, ".bin or .npy", _shards_in, " and ".join(PRESETS), remote_folders=True)
+
+
+def _refuse_prepared(folders: Iterable[str]) -> None:
+    """InputError where one of the directories or URLs is a prepared dataset.
+
+    Without its manifest, its ids would be taken for another tokenizer's and its documents be lost.
+    """
+    for folder in folders:
+        if not _exists(f"{folder}/{MANIFEST_NAME}"):
+            continue
+        if is_remote(folder):
+            raise InputError(
+                f"{folder}: is a prepared dataset ({MANIFEST_NAME} is there), which is converted on this machine only. "
+                "Copy the directory here, then convert the copy."
+            )
+        raise InputError(
+            f"{folder}: is a prepared dataset ({MANIFEST_NAME} is there). Name this directory alone, which keeps its "
+            "tokenizer and documents; or its .bin files and their --tokenizer, to find documents anew."
+        )
+
+
+def _exists(path: str) -> bool:
+    try:
+        file_system, inner = file_system_of(at_home(path))
+        return bool(file_system.exists(inner))
+    except Exception:  # what cannot be asked now fails soon, with a message of its own
+        return False
 
 
 class BareShards:
@@ -64,13 +113,23 @@ class BareShards:
     Args:
       options: of the dataset that they become; `source` says where they are.
       num_shards: how many of the training shards; None is all.
+      headerless: uint16 or uint32 where .bin files are ids of that kind and nothing else.
+      guesses_tokenizer: nobody said which tokenizer made the ids.
     """
 
-    def __init__(self, options: Options, num_shards: int | None):
+    def __init__(
+        self,
+        options: Options,
+        num_shards: int | None,
+        headerless: str | None = None,
+        *,
+        guesses_tokenizer: bool = False,
+    ):
         if num_shards is not None and num_shards < 1:
             raise ValueError(f"--num_shards={num_shards}: expected at least 1")
-        self._options, self._num_shards = options, num_shards
-        self._tokenizer = get_tokenizer(options.tokenizer)
+        self._options, self._num_shards, self._headerless = options, num_shards, headerless
+        self._guesses_tokenizer = guesses_tokenizer
+        self._tokenizer = user_tokenizer(options.tokenizer)
         self._files: dict[str, list[str]] = {}
         self._entries: dict[str, dict[str, Any]] = {}  # what is known of each file, by path
 
@@ -93,18 +152,35 @@ class BareShards:
 
         Raises ValueError: a file is not there, is no .bin file, or is in `output` itself.
         """
-        self._files = find_files(self._options.source, self._num_shards)
+        if (source := self._options.source) not in PRESETS:
+            names = split_names(source, os.path.lexists)
+            _refuse_prepared(name.rstrip("/") for name in names if "*" not in name and not _is_shard(name))
+        self._files = find_files(source, self._num_shards)
         paths = [path for split in ("val", "train") for path in self._files.get(split, ())]
+        if self._guesses_tokenizer and source not in PRESETS:
+            _refuse_prepared(sorted({os.path.dirname(path) or "." for path in paths}))
+        for warning in filter(None, (gap_warning(self._options.source, files) for files in self._files.values())):
+            print(f"warning: {warning}; the stream goes on without them", file=sys.stderr)
         for path in paths:
             if not is_remote(path):
-                read_header(path)
+                self._header(path, path)
                 if os.path.realpath(os.path.dirname(path)) == os.path.realpath(output):
                     raise ValueError(f"{output}: holds the input {path}; write elsewhere")
         for path, inspection in zip(paths, inspect_all(paths, ""), strict=True):
             if inspection.error:
-                raise InputError(inspection.error)
+                raise inspection.error
             self._entries[path] = inspection.identity
         return self._spec()
+
+    def _layout(self, path: str) -> str:
+        """Of a file: see token_bin.LAYOUTS."""
+        return "npy" if file_name(path).lower().endswith(".npy") else self._headerless or "bin"
+
+    def _header(self, path: str, local: str) -> Header:
+        try:
+            return read_header(local, self._layout(path), called=path)
+        except OSError as error:
+            raise readable_error(path, error) from None
 
     def _spec(self) -> Spec:
         spec = self._options.spec(self._tokenizer, list(self._entries.values()))
@@ -117,14 +193,14 @@ class BareShards:
         Raises ValueError: files that cannot be downloaded, are damaged, or of another tokenizer.
         """
         local = self._download(work / "downloads", workers)
-        headers = {path: read_header(local[path]) for path in self._entries}
+        headers = {path: self._header(path, local[path]) for path in self._entries}
         (work / "tables").mkdir(exist_ok=True)
         jobs: list[ScanJob] = []
         places: dict[str, list[int]] = {}  # of each split's jobs
         for split, files in self._files.items():
             files = [path for path in files if headers[path].num_tokens]
             if not files:
-                raise InputError(f"{self._options.source}: the {split} files hold no tokens")
+                raise InputError(f"{public_names(self._options.source)}: the {split} files hold no tokens")
             places[split] = list(range(len(jobs), len(jobs) + len(files)))
             for index, path in enumerate(files):
                 jobs.append(
@@ -136,6 +212,7 @@ class BareShards:
                         vocab_size=self._tokenizer.vocab_size,
                         end_of_text=self._tokenizer.end_of_text,
                         table=str(work / "tables" / f"{len(jobs):05d}.parquet"),
+                        layouts=tuple(self._layout(later) for later in files[index:]),
                     )
                 )
         progress = Progress("read", sum(header.num_tokens for header in headers.values()))
@@ -160,6 +237,7 @@ class BareShards:
                 target=local[entry["path"]],
                 size=entry["size"],
                 version=entry["version"],
+                layout=self._layout(entry["path"]),
             )
             for entry in remote
         ]

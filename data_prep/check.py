@@ -9,40 +9,49 @@ import argparse
 import sys
 from collections.abc import Iterator
 
+from data_prep.arguments import ArgumentParser, count, directory, num_processes
 from data_prep.checking import Problem, find_problems
-from data_prep.engines.local import all_cores
+from data_prep.engines.local import WorkerDied
+from data_prep.pages.terminal import print_anything
+from data_prep.pages.text import printable
 from data_prep.repair import repair
 from data_prep.store.manifest import load
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m data_prep.check",
         description=__doc__,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("directory", metavar="DIR", help="a prepared dataset")
-    parser.add_argument("--num_workers", type=int, default=all_cores(), help="default: all cores")
+    parser.add_argument("--num_workers", type=count, help="default: all cores")
     parser.add_argument("--repair", action="store_true", help="make damaged files again")
+    parser.add_argument(
+        "--tokenizer", help="for --repair, where the dataset was made by one of your own: a file or module:Class"
+    )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the problems, or one line that there are none. Exit status 1 if any is left."""
+    print_anything()
     args = make_parser().parse_args(argv)
     try:
-        problems = list(_printed(find_problems(args.directory, args.num_workers)))
+        args.directory = directory("DIR", args.directory)
+        num_workers = num_processes(args.num_workers)
+        problems = list(_printed(find_problems(args.directory, num_workers)))
         if problems and args.repair:
             damaged = [problem.damaged for problem in problems if problem.damaged]
-            for sentence in repair(args.directory, damaged, args.num_workers):
-                print(sentence)
+            for sentence in repair(args.directory, damaged, num_workers, args.tokenizer):
+                print(printable(sentence))
             print("checking again")
-            problems = list(_printed(find_problems(args.directory, args.num_workers)))
+            problems = list(_printed(find_problems(args.directory, num_workers)))
         manifest = load(args.directory)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError, WorkerDied) as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     if problems:
         advice = "" if args.repair else " `--repair` makes damaged files again."
@@ -58,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _printed(problems: Iterator[Problem]) -> Iterator[Problem]:
     for problem in problems:
-        print(problem)
+        print(printable(str(problem)))
         yield problem
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import fnmatch
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from data_prep.engines.local import Workers
 from data_prep.file_checks import Finding, check_file, file_checks
 from data_prep.pages.progress import Progress
+from data_prep.store.files import read_json
 from data_prep.store.fingerprints import fingerprint
 from data_prep.store.manifest import (
     DOCUMENTS,
@@ -139,13 +139,15 @@ def _check_other_files(directory: Path, manifest: Manifest) -> Iterator[str]:
     for name, expected in metadata.items():
         path = directory / name
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            yield f"{path}: missing; TFDS cannot open the dataset without it"
+            found = read_json(path)
         except ValueError as error:
-            yield f"{path}: not JSON: {error}"
+            yield str(error)
+        except OSError as error:
+            yield f"{path}: cannot be read ({error.strerror})"
         else:
-            if found != expected:
+            if found is None:
+                yield f"{path}: missing; TFDS cannot open the dataset without it"
+            elif found != expected:
                 yield f"{path}: does not describe this dataset's ArrayRecord files"
     known = {shard.name for shard in manifest.shards} | metadata.keys() | {MANIFEST_NAME}
     for path in sorted(directory.iterdir()):

@@ -17,12 +17,14 @@ from data_prep.writing import write_dataset
 
 
 def open_origin(
-    source: str, changes: dict[str, Any], tokenizer: str | None, num_shards: int | None
+    source: str, changes: dict[str, Any], tokenizer: str | None, num_shards: int | None, headerless: str | None = None
 ) -> PreparedDataset | BareShards:
     """What IN is. Raises ValueError for options that it cannot have."""
     if not any(os.path.exists(os.path.join(source, n)) for n in (MANIFEST_NAME, WORK_DIR)):
         options = Options(source, 0, tokenizer=tokenizer or "gpt2", **changes)
-        return BareShards(options, num_shards)
+        return BareShards(options, num_shards, headerless, guesses_tokenizer=tokenizer is None)
+    if headerless is not None:
+        raise ValueError(f"{source}: is a prepared dataset, whose files have headers; leave out --headerless")
     if num_shards is not None:
         raise ValueError(f"{source}: a prepared dataset is converted whole, without --num_shards")
     origin = PreparedDataset(source, changes)
@@ -43,6 +45,7 @@ def convert(
     *,
     tokenizer: str | None = None,
     num_shards: int | None = None,
+    headerless: str | None = None,
 ) -> Outcome:
     """Makes a prepared dataset of the shards that `source` names, or finishes making it.
 
@@ -53,17 +56,16 @@ def convert(
       changes: the values of CHANGEABLE that differ from IN's, or from the defaults of `Options`.
       tokenizer: of shards without a manifest; None is gpt2.
       num_shards: how many training shards of those; None is all.
+      headerless: uint16 or uint32 where .bin files are ids of that kind and nothing else (nanoGPT's).
 
     Raises:
       ValueError: a user's mistake, before any work, or damaged input; what is done is kept.
       engines.local.WorkerDied: a worker process was killed.
     """
-    if "://" in output_dir:
-        raise ValueError(f"{output_dir}: write into a directory of this machine, not a URL")
     output, work = Path(output_dir), Path(output_dir, WORK_DIR)
     if os.path.realpath(source) == os.path.realpath(output):
         raise ValueError(f"{output_dir}: is both IN and OUT; write into another directory")
-    origin = open_origin(source, changes, tokenizer, num_shards)
+    origin = open_origin(source, changes, tokenizer, num_shards, headerless)
     if (output / MANIFEST_NAME).exists():
         return origin.confirm(output)
     spec = origin.spec(output)

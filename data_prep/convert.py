@@ -4,13 +4,16 @@ import argparse
 import sys
 import time
 
-from data_prep.arguments import count
+from data_prep.arguments import ArgumentParser, count, directory, name, num_processes, path
 from data_prep.bare_shards import PRESETS
 from data_prep.conversion import convert
-from data_prep.engines.local import WorkerDied, all_cores
+from data_prep.engines.local import WorkerDied
 from data_prep.finishing import finish
-from data_prep.outcome import summary
+from data_prep.outcome import summary, warn
+from data_prep.pages.terminal import print_anything
+from data_prep.pages.text import printable
 from data_prep.prepared_dataset import CHANGEABLE
+from data_prep.store.secrets import hide_secrets
 
 DESCRIPTION = """\
 Writes a prepared dataset from the shards of another one, or from .bin shards made elsewhere: .bin
@@ -18,8 +21,9 @@ Writes a prepared dataset from the shards of another one, or from .bin shards ma
 documents stay what they are.
 
 From a prepared dataset it is what preparing the same text with these options would have given, byte
-for byte. Shards made elsewhere (llm.c, modded-nanogpt) need no manifest: `val` in a file's name
-makes it part of the validation split, and documents are found by their end-of-text tokens.
+for byte. Shards made elsewhere (llm.c's and modded-nanogpt's .bin, build-nanogpt's .npy, nanoGPT's
+train.bin with --headerless=uint16) need no manifest: `val` in a file's name makes it part of the
+validation split, and documents are found by their end-of-text tokens.
 
 A killed run is continued by the same command."""
 
@@ -30,12 +34,14 @@ examples:
   python -m data_prep.convert fineweb100B-gpt2 data/fineweb100B --num_shards=10
   python -m data_prep.convert --input='hf://datasets/kjj0/fineweb10B-gpt2/*.bin' data/fineweb10B
   python -m data_prep.convert 'llm.c/dev/data/fineweb10B/*.bin' data/fineweb10B --formats=bin
+  python -m data_prep.convert build-nanogpt/edu_fineweb10B data/edu-fineweb10B
+  python -m data_prep.convert nanoGPT/data/openwebtext data/openwebtext --headerless=uint16
 """
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m data_prep.convert",
         usage="%(prog)s [--input=]IN OUT [options]",
         description=DESCRIPTION,
@@ -48,15 +54,21 @@ def make_parser() -> argparse.ArgumentParser:
         "paths",
         nargs="+",
         metavar="IN OUT",
-        help="IN: a prepared dataset; or .bin shards made elsewhere: a preset "
+        type=path,
+        help="IN: a prepared dataset; or .bin or .npy shards made elsewhere: a preset "
         f"({', '.join(PRESETS)}), or comma-separated directories, paths, globs and URLs (https:// "
         "hf:// gs:// s3://). OUT: the directory to write",
     )
-    add("--input", help="IN, spelt as for data_prep.fineweb")
+    add("--input", type=path, help="IN, spelt as for data_prep.fineweb")
     add("--num_shards", type=count, help="of shards made elsewhere: the first N of train, and val")
-    add("--tokenizer", help="of shards made elsewhere (default: gpt2)")
+    add(
+        "--headerless",
+        choices=["uint16", "uint32"],
+        help="of .bin files that are ids of this kind and nothing else: nanoGPT's train.bin and val.bin are uint16",
+    )
+    add("--tokenizer", type=path, help="of shards made elsewhere (default: gpt2)")
     kept = "(default: IN's; of shards made elsewhere %s)"
-    add("--formats", help=f"bin, array_record or both {kept % 'both'}")
+    add("--formats", type=name, help=f"bin, array_record or both {kept % 'both'}")
     add("--bin_header", choices=["short", "llmc"], help=f"12 bytes or 1024 {kept % 'short'}")
     add("--shard_tokens", type=count, help=f"tokens in one file {kept % '1e8'}")
     add("--record_tokens", type=count, help=f"tokens in one ArrayRecord record {kept % '2048'}")
@@ -67,6 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done or already complete, 1 an error the user can remove, 130 Ctrl-C."""
+    print_anything()
     parser = make_parser()
     args = parser.parse_intermixed_args(argv)
     named = [args.input, *args.paths] if args.input is not None else args.paths
@@ -76,21 +89,26 @@ def main(argv: list[str] | None = None) -> int:
     changes = {name: value for name in CHANGEABLE if (value := getattr(args, name)) is not None}
     if args.formats is not None:
         changes["formats"] = tuple(args.formats.split(","))
-    num_workers = all_cores() if args.num_workers is None else args.num_workers
     start = time.monotonic()
     try:
-        if num_workers < 1:
-            raise ValueError(f"--num_workers={num_workers}: expected at least 1")
+        num_workers, output_dir = num_processes(args.num_workers), directory("OUT", output_dir)
         outcome = convert(
-            source, output_dir, changes, num_workers, tokenizer=args.tokenizer, num_shards=args.num_shards
+            source,
+            output_dir,
+            changes,
+            num_workers,
+            tokenizer=args.tokenizer,
+            num_shards=args.num_shards,
+            headerless=args.headerless,
         )
-        finish(output_dir, num_workers)
+        finish(output_dir, num_workers, args.tokenizer)
     except (ValueError, OSError, WorkerDied) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(hide_secrets(str(error)))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted; what is complete is kept, the same command continues.", file=sys.stderr)
         return 130
+    warn(outcome, output_dir)
     print(summary(outcome, outcome.manifest.spec.source, output_dir, time.monotonic() - start))
     return 0
 

@@ -37,13 +37,28 @@ def cut_splits(
         if val_tokens < total:
             num_val = _document_end(parts, directory, val_tokens, at_least=True)
     if num_val >= total:
-        limit = "" if max_tokens is None else f" (with --max_tokens={max_tokens})"
-        raise ValueError(
-            f"nothing is left to train on: --val_tokens={val_tokens} takes whole documents from "
-            f"the front, and the stream has {total:,} tokens in all{limit}. Use a smaller "
-            "--val_tokens; the work done so far is kept."
-        )
+        raise ValueError(_nothing_left(parts, directory, val_tokens, max_tokens, total))
     return num_val, total
+
+
+def _nothing_left(
+    parts: Sequence[Part], directory: str | Path, val_tokens: int, max_tokens: int | None, total: int
+) -> str:
+    """Why no training split is left, and an option that would leave one."""
+    limit = "" if max_tokens is None else f" (with --max_tokens={max_tokens})"
+    what = (
+        f"nothing is left to train on: --val_tokens={val_tokens} takes whole documents from "
+        f"the front, and the stream has {total:,} tokens in all{limit}."
+    )
+    first = _document_end(parts, directory, 1, at_least=True)
+    if total == 0:
+        advice = f"The first document alone has {first:,} tokens: use a larger --max_tokens"
+    elif first == total:
+        advice = "It is a single document: use --val_tokens=0 for no validation split, or cut the text into documents"
+    else:
+        last = _document_end(parts, directory, total - 1, at_least=False)  # where the last document begins
+        advice = f"Use a smaller --val_tokens, such as {max(1, min(total // 10, last))}"
+    return f"{what} {advice}; the work done so far is kept."
 
 
 def _document_end(parts: Sequence[Part], directory: str | Path, limit: int, *, at_least: bool) -> int:

@@ -1,33 +1,40 @@
 """Which document is where: `python -m data_prep.documents DIR --token 123456789`."""
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 
+from data_prep.arguments import ArgumentParser, count, directory
+from data_prep.pages.terminal import print_anything
+from data_prep.pages.text import json_line, printable
 from data_prep.store.documents import Document, DocumentTables
 from data_prep.store.manifest import Manifest, load
 from data_prep.store.streams import read_tokens
-from data_prep.store.tokenizers import get_tokenizer
+from data_prep.store.tokenizers import dataset_tokenizer
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep.documents", description=__doc__, allow_abbrev=False)
+    parser = ArgumentParser(prog="python -m data_prep.documents", description=__doc__, allow_abbrev=False)
     parser.add_argument("directory", metavar="DIR", help="a prepared dataset")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--token", type=int, metavar="N", help="a position in the split's stream")
+    what.add_argument("--token", type=count, metavar="N", help="a position in the split's stream")
     what.add_argument("--id", nargs="+", metavar="ID", help="ids, as '<urn:uuid:...>'")
     what.add_argument("--url", nargs="+", metavar="URL", help="urls")
     parser.add_argument("--split", help="train or val (default: train for --token, both for --id and --url)")
     parser.add_argument("--text", action="store_true", help="print the text as well, as stored")
+    parser.add_argument(
+        "--tokenizer", help="for --text, where the dataset was made by one of your own: a file or module:Class"
+    )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Prints a JSON line a document. Exit status 1 if there is none, or for a user's mistake."""
+    print_anything()
     args = make_parser().parse_args(argv)
     try:
+        args.directory = directory("DIR", args.directory)
         manifest = load(args.directory)
         default = ["train"] if args.token is not None else list(manifest.splits)
         splits = [args.split] if args.split else default
@@ -42,19 +49,19 @@ def main(argv: list[str] | None = None) -> int:
         for document in found:
             fields = asdict(document)
             if args.text:
-                fields["text"] = _text(args.directory, manifest, document)
-            print(json.dumps(fields, ensure_ascii=False))
+                fields["text"] = _text(args.directory, manifest, document, args.tokenizer)
+            print(json_line(fields))
     except (ValueError, IndexError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     return 0
 
 
-def _text(directory: str, manifest: Manifest, document: Document) -> str:
+def _text(directory: str, manifest: Manifest, document: Document, tokenizer: str | None) -> str:
     end = document.start + document.length
     ids = read_tokens(directory, manifest, document.split, document.start, end)
     start = int(len(ids) > 0 and ids[0] == manifest.spec.end_of_text)
-    return get_tokenizer(manifest.spec.tokenizer).decode(ids[start:])
+    return dataset_tokenizer(manifest.spec, directory, tokenizer).decode(ids[start:])
 
 
 if __name__ == "__main__":

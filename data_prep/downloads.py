@@ -19,6 +19,7 @@ class DownloadJob:
     target: str
     size: int  # in bytes
     version: str  # sha256 of the file where the Hub says it
+    layout: str  # see token_bin.LAYOUTS
 
 
 def download(job: DownloadJob, report: Report) -> None:
@@ -39,7 +40,7 @@ def _check_download(job: DownloadJob, partial: Path) -> None:
     if size != job.size:
         raise InputError(f"{job.path}: {size} bytes arrived, expected {job.size}")
     try:
-        read_header(partial, called=job.path)
+        read_header(partial, job.layout, called=job.path)
     except ValueError as error:
         raise InputError(str(error)) from error
     if len(job.version) == 64:

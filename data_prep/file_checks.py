@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.engines.local import Report
@@ -12,12 +13,14 @@ from data_prep.pages.progress import Done
 from data_prep.shards import count_ids, num_ids
 from data_prep.store.addresses import Addresses
 from data_prep.store.document_index import index_table
-from data_prep.store.files import FileProblem, file_problem
+from data_prep.store.documents import DOCUMENT_COLUMNS
+from data_prep.store.files import FileProblem, file_problem, require_whole
 from data_prep.store.fingerprints import BLOCK_TOKENS, block_digests
 from data_prep.store.manifest import DOCUMENTS, INDEX, Manifest, Shard
 from data_prep.store.spec import FORMATS
 from data_prep.store.streams import FileRange, read_ranges, stored_stream
-from data_prep.store.token_bin import token_dtype
+from data_prep.store.token_bin import read_header, token_dtype
+from data_prep.store.token_records import num_records
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,9 @@ class FileCheck:
     # last; so that reading them finds the file in the page cache, right after its digest.
     blocks_start: int
     ranges: tuple[FileRange, ...]
-    tables: tuple[tuple[str, int], ...]  # (name, start of its range) of the split's tables
+    neighbours: dict[str, Shard] = field(hash=False)  # the files of the ranges, by name
+    tables: tuple[tuple[Shard, int], ...]  # the split's tables, and the start of the range of each
+    record_tokens: int
     vocab_size: int
     end_of_text: int
 
@@ -55,15 +60,41 @@ def check_file(job: FileCheck, report: Report) -> Finding:
     if finding.problem is None:
         try:
             if job.shard.format in FORMATS:
+                _check_rows(path, job)
                 _check_tokens(job, finding)
             elif job.shard.format == DOCUMENTS:
                 _check_table(path, job, finding)
             else:
                 _check_index(path, job, finding)
-        except (ValueError, OSError) as error:  # it was bad already when it was written
-            finding.contradictions.append(f"{path}: {error}")
+        except Exception as error:  # it was bad already when it was written; the libraries raise many types
+            finding.contradictions.append(_with_path(path, error))
     report(Done(tokens=job.shard.num_tokens, text_bytes=job.shard.num_bytes, work=job.shard.num_bytes))
     return finding
+
+
+def _with_path(path: Path, error: Exception) -> str:
+    """One line that begins with the file that is to blame."""
+    text = " ".join(str(error).split()) or "cannot be read"
+    if text.startswith(str(path.parent)):  # this file, or one that the tokens go on in
+        return text
+    words = isinstance(error, ValueError | OSError) and not isinstance(error, pa.ArrowException)
+    return f"{path}: {text}" if words else f"{path}: cannot be read ({type(error).__name__}: {text})"
+
+
+def _check_rows(path: Path, job: FileCheck) -> None:
+    """ValueError unless a file of tokens has as many as the manifest says."""
+    shard, size = job.shard, job.record_tokens
+    if shard.format == "bin":
+        header = read_header(path)
+        if header.dtype != token_dtype(job.vocab_size):
+            raise ValueError(f"{path}: holds ids of {header.dtype.name}, expected {token_dtype(job.vocab_size).name}")
+        found = expected = header.num_tokens
+    else:
+        found, expected = num_records(path), -(-shard.num_tokens // size)
+    if found != shard.num_rows or (shard.num_tokens if shard.format == "bin" else expected) != found:
+        raise ValueError(
+            f"{path}: holds {found} rows, the manifest says {shard.num_rows} rows of {shard.num_tokens} tokens"
+        )
 
 
 def _check_tokens(job: FileCheck, finding: Finding) -> None:
@@ -74,6 +105,10 @@ def _check_tokens(job: FileCheck, finding: Finding) -> None:
 
     def seen() -> Iterator[np.ndarray]:
         nonlocal position
+        for each in job.ranges:
+            if each.format == "array_record":  # the next one: its reader ends the process on some damaged files
+                shard = job.neighbours[Path(each.path).name]
+                require_whole(each.path, shard.num_bytes, shard.digest)
         for chunk in read_ranges(job.ranges, token_dtype(job.vocab_size)):
             finding.counts_V += count_ids(chunk, job.vocab_size)
             ends.append(np.flatnonzero(chunk == job.end_of_text) + position)
@@ -89,7 +124,7 @@ def _check_tokens(job: FileCheck, finding: Finding) -> None:
         found = np.concatenate([[0], found])  # a stream that begins inside a document
     if not np.array_equal(found, expected):
         finding.contradictions.append(
-            f"{job.directory}: split {job.shard.split} as {job.shard.format}, tokens "
+            f"{Path(job.directory, job.shard.name)}: split {job.shard.split} as {job.shard.format}, tokens "
             f"[{job.blocks_start}, {position}): end-of-text is not exactly where the documents "
             "tables say"
         )
@@ -98,20 +133,37 @@ def _check_tokens(job: FileCheck, finding: Finding) -> None:
 def _document_starts(job: FileCheck, stop: int) -> np.ndarray | None:
     """Starts of the documents in the job's blocks, by the tables; None where they are damaged."""
     starts = [np.empty(0, np.int64)]
-    for (name, first), (_, last) in zip(job.tables, [*job.tables[1:], ("", stop)], strict=True):
+    lasts = [*(first for _, first in job.tables[1:]), stop]
+    for (shard, first), last in zip(job.tables, lasts, strict=True):
         if first < stop and last > job.blocks_start:
             try:
-                table = pq.ParquetFile(Path(job.directory, name)).read(["start"])
-            except (ValueError, OSError):
+                starts.append(_read_table(job, shard, ["start"])["start"].to_numpy())
+            except ValueError:
                 return None
-            starts.append(table["start"].to_numpy())
     all_starts = np.concatenate(starts)
     return all_starts[(all_starts >= job.blocks_start) & (all_starts < stop)]
 
 
+def _read_table(job: FileCheck, shard: Shard, columns: list[str]) -> pa.Table:
+    """Those columns of a table of documents. ValueError where it is damaged or has others than it should."""
+    path = Path(job.directory, shard.name)
+    require_whole(path, shard.num_bytes, shard.digest)
+    try:
+        with pq.ParquetFile(path) as file:
+            if not file.schema_arrow.equals(DOCUMENT_COLUMNS):
+                raise ValueError(f"{path}: its columns are not those of a documents table")
+            table = file.read(columns)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: cannot be read as parquet ({' '.join(str(error).split())})") from None
+    for name in {"start", "length"}.intersection(columns):
+        if table[name].null_count:
+            raise ValueError(f"{path}: has documents without {name}")
+    return table
+
+
 def _check_table(path: Path, job: FileCheck, finding: Finding) -> None:
     """Whether the documents follow one another without gap, and start in the table's range."""
-    table = pq.ParquetFile(path).read(columns=["start", "length"])
+    table = _read_table(job, job.shard, ["start", "length"])
     starts_D, lengths_D = (table[name].to_numpy() for name in ("start", "length"))
     say = finding.contradictions.append
     if len(starts_D) != job.shard.num_rows:
@@ -131,13 +183,17 @@ def _check_table(path: Path, job: FileCheck, finding: Finding) -> None:
 
 
 def _check_index(path: Path, job: FileCheck, finding: Finding) -> None:
-    name = next(name for name, start in job.tables if start == job.start)
+    shard = next((shard for shard, start in job.tables if start == job.start), None)
+    if shard is None:
+        raise ValueError(f"{path}: is the index of no table")
     try:
-        table = pq.ParquetFile(path.parent / name).read(columns=["id", "url"])
-    except (ValueError, OSError):
+        table = _read_table(job, shard, ["id", "url"])
+    except ValueError:
         return  # the table's own check says it
-    if not np.array_equal(np.fromfile(path, "<u8"), index_table(table)):
-        finding.contradictions.append(f"{path}: is not the index of {name}")
+    entries = index_table(table)
+    found = path.stat().st_size, job.shard.num_rows
+    if found != (8 * len(entries), len(entries)) or not np.array_equal(np.fromfile(path, "<u8"), entries):
+        finding.contradictions.append(f"{path}: is not the index of {shard.name}")
 
 
 def file_checks(directory: Path, manifest: Manifest) -> list[FileCheck]:
@@ -146,9 +202,10 @@ def file_checks(directory: Path, manifest: Manifest) -> list[FileCheck]:
     for split in manifest.splits:
         tables = manifest.shards_of(split, DOCUMENTS)
         starts = Addresses(shard.num_tokens for shard in tables).starts.tolist()
-        named = tuple((shard.name, start) for shard, start in zip(tables, starts, strict=False))
+        named = tuple(zip(tables, starts[:-1], strict=True))
         for format in (*spec.formats, DOCUMENTS, INDEX):
             stream = stored_stream(directory, manifest, split, format)
+            own = {shard.name: shard for shard in manifest.shards_of(split, format)}
             start = 0
             for shard in manifest.shards_of(split, format):
                 stop = start + shard.num_tokens
@@ -160,8 +217,10 @@ def file_checks(directory: Path, manifest: Manifest) -> list[FileCheck]:
                         shard=shard,
                         start=start,
                         blocks_start=first,
-                        ranges=stream.ranges(first, last) if format in FORMATS and first < last else (),
+                        ranges=(ranges := stream.ranges(first, last) if format in FORMATS and first < last else ()),
+                        neighbours={name: own[name] for name in (Path(each.path).name for each in ranges)},
                         tables=named,
+                        record_tokens=spec.record_tokens,
                         vocab_size=spec.vocab_size,
                         end_of_text=spec.end_of_text,
                     )

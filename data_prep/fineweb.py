@@ -5,7 +5,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from data_prep.arguments import count
+from data_prep.arguments import ArgumentParser, count, directory, name, num_processes, path
+from data_prep.pages.terminal import print_anything
 
 if TYPE_CHECKING:
     from data_prep.outcome import Outcome
@@ -30,7 +31,7 @@ DEFAULT_VAL_TOKENS = 10_485_760
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m data_prep.fineweb",
         description=DESCRIPTION,
         epilog=EXAMPLES,
@@ -42,7 +43,10 @@ def make_parser() -> argparse.ArgumentParser:
     _add_stream_and_files(parser)
     parser.add_argument("--num_workers", type=count, help="processes (default: all cores)")
     parser.add_argument(
-        "--text_column", default="text", help="column, key or feature of the text (default: %(default)s)"
+        "--text_column",
+        type=name,
+        default="text",
+        help="column, key or feature of the text; meta.body is the field body of meta (default: %(default)s)",
     )
     return parser
 
@@ -51,16 +55,19 @@ def _add_input_and_output(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--input",
+        type=path,
         default="sample-10BT",
         help="a preset (sample, sample-10BT, sample-100BT, sample-350BT, a crawl such as "
-        "CC-MAIN-2024-10; edu-... for FineWeb-Edu), or comma-separated paths, globs and URLs "
-        "(https:// hf:// gs:// s3://) of .parquet, .jsonl[.gz|.zst] or .txt, and "
+        "CC-MAIN-2024-10; edu-... for FineWeb-Edu), or comma-separated files, directories, globs "
+        "(also ** and {a,b}) and URLs (https:// hf:// gs:// s3://) of .parquet, .jsonl, .ndjson, .json or .txt, "
+        "perhaps compressed (.gz .zst .bz2 .xz), and "
         "tfds:NAME[/CONFIG][:VERSION][@SPLIT] or tfds:DIRECTORY[@SPLIT] for a dataset of "
         "TensorFlow Datasets that is prepared as array_record (default: %(default)s)",
     )
     add("--output_dir", help="where to write (default for presets: data/<name>)")
     add(
         "--formats",
+        type=name,
         default="bin,array_record",
         help="bin, array_record or both (default: %(default)s)",
     )
@@ -76,6 +83,7 @@ def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--tokenizer",
+        type=path,
         default="gpt2",
         help="gpt2, byte, cl100k_base, o200k_base, PATH.tiktoken, PATH/tokenizer.json or "
         "module:Class; ids above 65,535 are stored as uint32 (default: %(default)s)",
@@ -130,39 +138,42 @@ def _add_stream_and_files(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done or already complete, 1 an error the user can remove, 130 Ctrl-C."""
+    print_anything()
     args = make_parser().parse_args(argv)
     # Only now: --help must not wait for pyarrow.
     from data_prep.engines.local import WorkerDied
-    from data_prep.outcome import summary
+    from data_prep.outcome import summary, warn
+    from data_prep.pages.text import printable
+    from data_prep.store.secrets import hide_secrets
 
     start = time.monotonic()
     try:
         outcome, output_dir = _prepare(args)
     except (ValueError, OSError, WorkerDied) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(hide_secrets(str(error)))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted; what is complete is kept, the same command continues.", file=sys.stderr)
         return 130
+    warn(outcome, output_dir)
     print(summary(outcome, args.input, output_dir, time.monotonic() - start))
     return 0
 
 
 def _prepare(args: argparse.Namespace) -> tuple["Outcome", str]:
     """What came of it, and where it is."""
-    from data_prep.engines.local import all_cores
     from data_prep.finishing import finish
     from data_prep.inputs.paths import find_preset
     from data_prep.options import Options
     from data_prep.pipeline import prepare
+    from data_prep.store.secrets import public_names
 
     preset = find_preset(args.input)
-    output_dir = args.output_dir or (preset.output_dir if preset else None)
+    output_dir = preset.output_dir if preset and args.output_dir is None else args.output_dir
     if output_dir is None:
-        raise ValueError(f"--input={args.input} is no preset, so say where to: --output_dir=...")
-    num_workers = all_cores() if args.num_workers is None else args.num_workers
-    if num_workers < 1:
-        raise ValueError(f"--num_workers={num_workers}: expected at least 1")
+        raise ValueError(f"--input={public_names(args.input)} is no preset, so say where to: --output_dir=...")
+    output_dir = directory("--output_dir", output_dir)
+    num_workers = num_processes(args.num_workers)
     val_tokens = args.val_tokens
     if val_tokens is None:
         val_tokens = preset.val_tokens if preset else DEFAULT_VAL_TOKENS
@@ -186,7 +197,7 @@ def _prepare(args: argparse.Namespace) -> tuple["Outcome", str]:
         engine=args.tokenizer_engine,
         verify=args.verify_tokenizer,
     )
-    finish(output_dir, num_workers)
+    finish(output_dir, num_workers, args.tokenizer)
     return outcome, output_dir
 
 

@@ -4,10 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data_prep.store.secrets import public_names
 from data_prep.store.spec import FORMATS, Spec
 from data_prep.store.token_bin import HEADER_BYTES, MAX_TOKENS
 from data_prep.store.token_records import COMPRESSION
 from data_prep.store.tokenizers import Tokenizer
+
+MAX_RECORD_TOKENS = 2**28  # a record is read whole, and a protobuf message ends at 2 GiB
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,11 @@ class Options:
                 raise ValueError(f"--{name}={value}: expected at least {least}")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise ValueError(f"--max_tokens={self.max_tokens}: expected at least 1")
+        if self.record_tokens > MAX_RECORD_TOKENS:
+            raise ValueError(f"--record_tokens={self.record_tokens}: expected at most {MAX_RECORD_TOKENS}")
+        for name in ("source", "tokenizer", "text_column"):
+            if not getattr(self, name).strip():
+                raise ValueError(f"--{'input' if name == 'source' else name}={getattr(self, name)!r}: it is empty")
         if self.shard_tokens > MAX_TOKENS:
             raise ValueError(f"--shard_tokens={self.shard_tokens}: the .bin header counts to {MAX_TOKENS}")
 
@@ -56,7 +64,7 @@ class Options:
           inputs: what is known of each file.
         """
         return Spec(
-            source=self.source,
+            source=public_names(self.source),
             inputs=tuple(inputs),
             tokenizer=self.tokenizer,
             tokenizer_digest=tokenizer.digest,

@@ -1,6 +1,8 @@
 """What a preparation or conversion ended with."""
 
+import os
 import shlex
+import sys
 from dataclasses import dataclass
 
 from data_prep.pages.numbers import duration
@@ -19,10 +21,40 @@ class Outcome:
     num_null: int = 0  # rows without a text, likewise
 
 
+QUICKSTART_SEQ_LEN = 128
+LARGE_TOKENS = 10**9  # from here on a GPT-2 of 124M is worth its time
+
+
+def training_flags(manifest: Manifest) -> list[str]:
+    """Flags for gpt_pretrain.main that fit a dataset: a configuration, and what of it the dataset needs otherwise."""
+    spec, num_tokens = manifest.spec, manifest.splits["train"].num_tokens
+    if spec.source == "sample" and spec.tokenizer == "gpt2" and spec.max_tokens is None:
+        return ["--gin_file=configs/quickstart.gin"]
+    is_large = num_tokens >= LARGE_TOKENS
+    flags = [f"--gin_file=configs/{'gpt2_124m' if is_large else 'quickstart'}.gin"]
+    if spec.tokenizer != "gpt2":
+        flags.append(f"--model.vocab_size={-(-spec.vocab_size // 64) * 64}")  # accelerators like multiples
+    seq_len = QUICKSTART_SEQ_LEN
+    shortest = min(split.num_tokens for split in manifest.splits.values())
+    while seq_len > 1 and seq_len >= shortest:  # a window is one token more
+        seq_len //= 2
+    if seq_len < QUICKSTART_SEQ_LEN:
+        flags.append(f"--seq_len={seq_len}")
+    return flags
+
+
+def training_command(manifest: Manifest, output_dir: str) -> str:
+    """What to type to train on the dataset, from the directory of this project."""
+    flags = [*training_flags(manifest), f"--data_dir={shlex.quote(output_dir)}"]
+    if manifest.spec.source != "sample":  # beside the runs on other data, which a run is never resumed with
+        name = os.path.basename(os.path.realpath(output_dir)) or "mine"
+        flags.append(f"--save_dir={shlex.quote(f'runs/{name}')}")
+    return " ".join(["python -m gpt_pretrain.main", *flags])
+
+
 def summary(outcome: Outcome, source: str, output_dir: str, seconds: float) -> str:
     """The one line that a command ends with."""
-    config = "quickstart" if source == "sample" else "gpt2_124m"
-    command = f"python -m gpt_pretrain.main --gin_file=configs/{config}.gin --data_dir={shlex.quote(output_dir)}"
+    command = training_command(outcome.manifest, output_dir)
     splits = outcome.manifest.splits
     sizes = ", ".join(f"{split} {splits[split].num_tokens:,}" for split in splits)
     if outcome.was_complete:
@@ -34,4 +66,23 @@ def summary(outcome: Outcome, source: str, output_dir: str, seconds: float) -> s
         f"{output_dir}: {documents:,} documents, {sizes} tokens in {duration(seconds)}"
         + (f"; skipped {' and '.join(skipped)}" if skipped else "")
         + f". Next: {command}"
+    )
+
+
+def warn(outcome: Outcome, output_dir: str) -> None:
+    """Says what is odd about a dataset, a line each, to standard error."""
+    splits, spec = outcome.manifest.splits, outcome.manifest.spec
+    if "val" not in splits or splits["val"].num_tokens <= splits["train"].num_tokens:
+        return
+    val, train = splits["val"], splits["train"]
+    if not spec.is_from_text:
+        advice = "look at which files have `val` in their names"
+    elif val.num_documents == 1:
+        advice = "the first document alone is that long; cut it into several, or use --val_tokens=0 for none"
+    else:
+        advice = f"use a smaller --val_tokens, such as {max(1, (val.num_tokens + train.num_tokens) // 10)}"
+    print(
+        f"warning: {output_dir}: the validation split ({val.num_tokens:,} tokens) is larger than the training split "
+        f"({train.num_tokens:,}): {advice}",
+        file=sys.stderr,
     )

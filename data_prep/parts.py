@@ -19,10 +19,12 @@ from data_prep.engines.local import Report
 from data_prep.inputs.units import Batch, Unit, read_unit, text_bytes
 from data_prep.pages.progress import Done
 from data_prep.store.documents import DOCUMENT_COLUMNS, PROVENANCE
-from data_prep.store.files import digest_of, file_problem, read_json, whole_file, write_json
+from data_prep.store.files import digest_of, file_problem, read_note, whole_file, write_note
 from data_prep.store.streams import RAW, FileRange
+from data_prep.store.text import without_surrogates
 from data_prep.store.token_bin import token_dtype
-from data_prep.store.tokenizers import Tokenizer, get_tokenizer
+from data_prep.store.tokenizers import Tokenizer, user_tokenizer
+from data_prep.store.typed import Count, typed
 
 PARTS = "parts"  # their folder in the work directory
 
@@ -53,11 +55,11 @@ class PartJob:
 class Counts:
     """What a part holds, and what of its unit is not in the stream."""
 
-    num_tokens: int = 0
-    num_documents: int = 0
-    num_empty: int = 0  # texts of no tokens: not in the stream
-    num_null: int = 0  # rows without a text: not in the stream
-    num_text_bytes: int = 0
+    num_tokens: Count = 0
+    num_documents: Count = 0
+    num_empty: Count = 0  # texts of no tokens: not in the stream
+    num_null: Count = 0  # rows without a text: not in the stream
+    num_text_bytes: Count = 0
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(
@@ -74,7 +76,7 @@ class Part:
     name: str
     counts: Counts
     digest: str  # of the tokens
-    documents_bytes: int
+    documents_bytes: Count
     documents_digest: str
     reused: bool = False  # an earlier run made it
 
@@ -84,8 +86,8 @@ class Part:
 
     @classmethod
     def from_note(cls, values: dict[str, Any]) -> "Part":
-        """As an earlier run noted it by `asdict`."""
-        return cls(**values | {"counts": Counts(**values["counts"]), "reused": True})
+        """As an earlier run noted it by `asdict`. ValueError where it did not."""
+        return typed(cls, values | {"reused": True}, "part")
 
 
 def tokens_path(directory: str | Path, name: str) -> Path:
@@ -124,24 +126,38 @@ def tokenize_unit(job: PartJob, report: Report) -> Part:
     """
     part = _find_part(job) or _make_part(job, report)
     if not part.reused:
-        write_json(job.note_path, {"source": job.source(), "part": asdict(part)}, durable=False)
+        write_note(job.note_path, {"source": job.source(), "part": asdict(part)}, durable=False)
     return part
 
 
-def _find_part(job: PartJob) -> Part | None:
-    try:
-        note = read_json(job.note_path)
-    except ValueError:
-        return None  # damaged: the part is made again
-    if not note or note["source"] != job.source():
+def noted_part(path: Path) -> tuple[Part, dict[str, Any]] | None:
+    """The part that a note speaks of, and its source; None where the note is absent or damaged."""
+    note = read_note(path)
+    if note is None:
         return None
-    part = Part.from_note(note["part"])
+    try:
+        return Part.from_note(note["part"]), note["source"]
+    except (KeyError, TypeError, ValueError):
+        return None  # another version's
+
+
+def _find_part(job: PartJob) -> Part | None:
+    noted = noted_part(job.note_path)
+    if noted is None or noted[1] != job.source():
+        return None
+    part = noted[0]
+    if part.name != job.unit.name:
+        return None
     token_bytes = token_dtype(_tokenizer(job.tokenizer).vocab_size).itemsize
     files = [
         (tokens_path(job.directory, part.name), token_bytes * part.num_tokens, part.digest),
         (documents_path(job.directory, part.name), part.documents_bytes, part.documents_digest),
     ]
-    return None if any(file_problem(*file) for file in files) else part
+    if any(file_problem(*file) for file in files):
+        return None
+    table = read_documents(job.directory, part.name, ["text_bytes"])
+    found = table.num_rows, int(table["text_bytes"].to_numpy().sum())
+    return part if found == (part.counts.num_documents, part.counts.num_text_bytes) else None
 
 
 def _make_part(job: PartJob, report: Report) -> Part:
@@ -192,7 +208,7 @@ def _make_part(job: PartJob, report: Report) -> Part:
 
 @lru_cache(maxsize=1)
 def _tokenizer(name: str) -> Tokenizer:
-    return get_tokenizer(name)
+    return user_tokenizer(name)
 
 
 @lru_cache(maxsize=1)
@@ -223,7 +239,7 @@ def _batch_documents(unit: Unit, batch: Batch, texts: pa.LargeStringArray, lengt
         lengths_D,
         text_bytes(texts)[filled],
         *(batch.provenance[name].cast(pa.string()).filter(mask) for name in PROVENANCE),
-        pa.repeat(pa.scalar(unit.path, pa.string()), len(lengths_D)),
+        pa.repeat(pa.scalar(without_surrogates(unit.path), pa.string()), len(lengths_D)),
         batch.rows[filled],
     ]
     return pa.table(columns, schema=DOCUMENT_COLUMNS)

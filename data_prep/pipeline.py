@@ -16,13 +16,12 @@ from data_prep.inputs.paths import expand
 from data_prep.inputs.units import Inspection
 from data_prep.options import Options
 from data_prep.outcome import Outcome
-from data_prep.parts import PARTS, Part
-from data_prep.store.files import read_json
+from data_prep.parts import PARTS, Part, noted_part
 from data_prep.store.locations import InputError, is_remote
 from data_prep.store.manifest import MANIFEST_NAME, WORK_DIR, Manifest, Source, save
 from data_prep.store.spec import Spec
-from data_prep.store.tokenizers import get_tokenizer
-from data_prep.tokenizing import inspect_all, part_jobs, tokenize
+from data_prep.store.tokenizers import user_tokenizer
+from data_prep.tokenizing import inspect_all, part_jobs, tokenize, warnings_about
 from data_prep.writing import write_dataset
 
 
@@ -50,13 +49,15 @@ def prepare(
       ValueError: a user's mistake, before any work, or PreparationError, after keeping the work.
       engines.local.WorkerDied: a worker process was killed.
     """
-    tokenizer = get_tokenizer(options.tokenizer)
+    tokenizer = user_tokenizer(options.tokenizer)
     engine = choose_engine(tokenizer, engine)
     output, work = Path(output_dir), Path(output_dir, WORK_DIR)
     if (output / MANIFEST_NAME).exists():
         return _already_complete(options, patterns, output)
     found = inspect_all(expand(patterns), options.text_column)
     spec = options.spec(tokenizer, [inspection.identity for inspection in found])
+    for line in warnings_about(found):
+        print(f"warning: {line}", file=sys.stderr)
     print(_engine_in_words(tokenizer.name, engine, verify), file=sys.stderr)
     refuse_strays(output)
     with (
@@ -97,7 +98,7 @@ def _already_complete(options: Options, patterns: str, output: Path) -> Outcome:
         with contextlib.suppress(InputError):
             found = inspect_all(expand(patterns), options.text_column)
     entries: list[Mapping[str, Any]] = [inspection.identity for inspection in found or ()]
-    asked = options.spec(get_tokenizer(options.tokenizer), entries)
+    asked = options.spec(user_tokenizer(options.tokenizer), entries)
     return confirm_complete(output, asked, None if found is None else ())
 
 
@@ -110,7 +111,8 @@ def _engine_in_words(tokenizer: str, engine: str, verify: str) -> str:
 
 def _num_tokens_ahead(spec: Spec, work: Path) -> int:
     """A rough estimate of how many tokens the stream will have."""
-    done = [Part.from_note(read_json(path)["part"]).num_tokens for path in (work / PARTS).glob("*.json")]
+    noted = [noted_part(path) for path in (work / PARTS).glob("*.json")]
+    done = [each[0].num_tokens for each in noted if each]
     # A token is four bytes of text, roughly; parquet is packed 2:1.
     num_tokens = sum(entry["size"] or 0 for entry in spec.inputs) // 2
     return max(min(num_tokens, spec.max_tokens or num_tokens), sum(done))

@@ -1,6 +1,7 @@
 """A prepared dataset -> what convert needs of it, after looking at every byte."""
 
 import os
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ class PreparedDataset:
 
     def _advice(self) -> str:
         return (
-            f"Restore what is damaged (`python -m data_prep.check {self._directory}` looks at all "
+            f"Restore what is damaged (`python -m data_prep.check {shlex.quote(self._directory)}` looks at all "
             "of it), then run the same command again."
         )
 

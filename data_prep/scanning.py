@@ -13,6 +13,7 @@ from data_prep.store.files import digest_of
 from data_prep.store.locations import InputError
 from data_prep.store.manifest import DOCUMENTS
 from data_prep.store.streams import FileRange, read_ranges
+from data_prep.store.text import without_surrogates
 from data_prep.store.token_bin import read_header
 
 
@@ -25,6 +26,7 @@ class ScanJob:
     vocab_size: int
     end_of_text: int
     table: str  # what to write
+    layouts: tuple[str, ...]  # of the files: see token_bin.LAYOUTS
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,13 @@ def scan(job: ScanJob, report: Report) -> Scan:
     """
     digest, num_tokens = digest_of(job.files[0]), 0
     starts = [np.empty(0, np.int64)]
-    for chunk in _chunks(job.files[0]):
-        if chunk.max() >= job.vocab_size:
-            place = int(np.argmax(chunk >= job.vocab_size))
+    for chunk in _chunks(job.files[0], job.layouts[0]):
+        if chunk.max() >= job.vocab_size or chunk.min() < 0:
+            place = int(np.argmax((chunk >= job.vocab_size) | (chunk < 0)))
             raise InputError(
                 f"{job.path}: token {num_tokens + place} is {chunk[place]}, but tokenizer "
                 f"{job.tokenizer} has ids below {job.vocab_size}. Name the one that made the file "
-                "by --tokenizer, or copy the file again."
+                f"by --tokenizer, or copy the file again.{_about_kind(job)}"
             )
         starts.append(np.flatnonzero(chunk == job.end_of_text) + num_tokens)
         num_tokens += len(chunk)
@@ -58,7 +60,7 @@ def scan(job: ScanJob, report: Report) -> Scan:
         starts_D = np.insert(starts_D, 0, 0)  # begun in a file that nobody gave us
     write_documents(job.table, _table_of(job, starts_D, num_tokens))
     return Scan(
-        FileRange(job.files[0], "bin", digest, 0, num_tokens),
+        FileRange(job.files[0], job.layouts[0], digest, 0, num_tokens),
         FileRange(job.table, DOCUMENTS, digest_of(job.table), 0, num_tokens),
     )
 
@@ -70,7 +72,7 @@ def _table_of(job: ScanJob, starts_D: np.ndarray, num_tokens: int) -> pa.Table:
     known = {
         "start": starts_D,
         "length": np.diff(starts_D, append=end),
-        "source_file": pa.repeat(pa.scalar(job.path, pa.string()), num_documents),
+        "source_file": pa.repeat(pa.scalar(without_surrogates(job.path), pa.string()), num_documents),
         "row": np.arange(num_documents),
     }
     columns = [known.get(c.name, pa.nulls(num_documents, c.type)) for c in DOCUMENT_COLUMNS]
@@ -80,8 +82,8 @@ def _table_of(job: ScanJob, starts_D: np.ndarray, num_tokens: int) -> pa.Table:
 def _tail(job: ScanJob) -> int:
     """How many tokens of the files that follow belong to this one's last document."""
     num_tokens = 0
-    for path in job.files[1:]:
-        for chunk in _chunks(path):
+    for path, layout in zip(job.files[1:], job.layouts[1:], strict=True):
+        for chunk in _chunks(path, layout):
             ends = np.flatnonzero(chunk == job.end_of_text)
             if len(ends):
                 return num_tokens + int(ends[0])
@@ -89,6 +91,11 @@ def _tail(job: ScanJob) -> int:
     return num_tokens
 
 
-def _chunks(path: str) -> Iterator[np.ndarray]:
-    header = read_header(path)
-    return read_ranges([FileRange(path, "bin", "", 0, header.num_tokens)], header.dtype)
+def _chunks(path: str, layout: str) -> Iterator[np.ndarray]:
+    header = read_header(path, layout)
+    return read_ranges([FileRange(path, layout, "", 0, header.num_tokens)], header.dtype)
+
+
+def _about_kind(job: ScanJob) -> str:
+    is_guess = job.layouts[0] in ("uint16", "uint32")
+    return " Or its ids are of another kind than --headerless says." if is_guess else ""

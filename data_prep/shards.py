@@ -11,18 +11,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from data_prep.engines.local import Report
 from data_prep.pages.progress import Done
 from data_prep.parts import name_of, read_documents
 from data_prep.store.document_index import index_table, write_index
 from data_prep.store.documents import DOCUMENT_COLUMNS, read_starting_in, write_documents
-from data_prep.store.files import digest_of, file_problem, read_json, write_json
+from data_prep.store.files import digest_of, read_note, write_note
 from data_prep.store.fingerprints import BLOCK_TOKENS, block_digests
 from data_prep.store.manifest import DOCUMENTS, INDEX, Shard
 from data_prep.store.streams import FileRange, read_ranges
-from data_prep.store.token_bin import token_dtype, write_tokens
-from data_prep.store.token_records import write_records
+from data_prep.store.token_bin import read_header, token_dtype, write_tokens
+from data_prep.store.token_records import num_records, write_records
 
 
 @dataclass(frozen=True)
@@ -90,29 +91,38 @@ def write_shard(job: ShardJob, report: Report) -> Shard:
     if shard := _find_shard(job):
         report(_work_of(job.num_tokens))
         return shard
-    num_rows = _write_documents(job, report) if job.format in (DOCUMENTS, INDEX) else _write_stream(job, report)
-    shard = Shard(
-        name=job.name,
-        format=job.format,
-        split=job.split,
-        num_tokens=job.num_tokens,
-        num_rows=num_rows,
-        num_bytes=job.path.stat().st_size,
-        digest=digest_of(job.path),
-    )
-    write_json(job.note_path, {"source": job.source(), "shard": asdict(shard)})
-    return shard
+    if job.format in (DOCUMENTS, INDEX):
+        _write_documents(job, report)
+    else:
+        _write_stream(job, report)
+    digest = digest_of(job.path)
+    write_note(job.note_path, {"source": job.source(), "digest_of_file": digest})
+    return _shard_of(job, digest)
 
 
 def _find_shard(job: ShardJob) -> Shard | None:
-    try:
-        note = read_json(job.note_path)
-    except ValueError:
-        return None  # damaged: the shard is written again
-    if not note or note["source"] != job.source():
+    note = read_note(job.note_path)
+    if note is None or note.get("source") != job.source():
         return None
-    shard = Shard(**note["shard"])
-    return None if file_problem(job.path, shard.num_bytes, shard.digest) else shard
+    if not job.path.is_file() or job.path.is_symlink() or digest_of(job.path) != note.get("digest_of_file"):
+        return None
+    return _shard_of(job, note["digest_of_file"])
+
+
+def _shard_of(job: ShardJob, digest: str) -> Shard:
+    """What the manifest says of a whole file: all of it is what the file is, nothing what a note remembers."""
+    num_bytes = job.path.stat().st_size
+    match job.format:
+        case "bin":
+            num_rows = read_header(job.path).num_tokens
+        case "array_record":
+            num_rows = num_records(job.path)
+        case "documents":
+            with pq.ParquetFile(job.path) as file:
+                num_rows = file.metadata.num_rows
+        case _:
+            num_rows = num_bytes // 8
+    return Shard(job.name, job.format, job.split, job.num_tokens, num_rows, num_bytes, digest)
 
 
 def _work_of(num_tokens: int) -> Done:
@@ -120,13 +130,13 @@ def _work_of(num_tokens: int) -> Done:
     return Done(tokens=num_tokens, work=2 * num_tokens)
 
 
-def _write_stream(job: ShardJob, report: Report) -> int:
-    """Writes tokens; gives the number of rows: tokens of a .bin, records of an ArrayRecord file."""
+def _write_stream(job: ShardJob, report: Report) -> None:
+    """Writes tokens."""
     dtype = token_dtype(job.vocab_size)
     chunks = _reported(read_ranges(job.ranges, dtype), report)
     if job.format == "bin":
         write_tokens(job.path, chunks, job.num_tokens, dtype=dtype, header=job.bin_header)
-        return job.num_tokens
+        return
     write_records(
         job.path,
         chunks,
@@ -136,7 +146,6 @@ def _write_stream(job: ShardJob, report: Report) -> int:
         dtype=dtype,
         compression=job.record_compression,
     )
-    return -(-job.num_tokens // job.record_tokens)
 
 
 def _reported(chunks: Iterator[np.ndarray], report: Report) -> Iterator[np.ndarray]:
@@ -145,16 +154,14 @@ def _reported(chunks: Iterator[np.ndarray], report: Report) -> Iterator[np.ndarr
         report(Done(tokens=len(chunk), text_bytes=2 * len(chunk), work=2 * len(chunk)))
 
 
-def _write_documents(job: ShardJob, report: Report) -> int:
-    """Writes a table of documents or its index; gives the number of rows."""
+def _write_documents(job: ShardJob, report: Report) -> None:
+    """Writes a table of documents or its index."""
     table = _documents(job)
     if job.format == INDEX:
-        num_rows = write_index(job.path, index_table(table))
+        write_index(job.path, index_table(table))
     else:
-        num_rows = table.num_rows
         write_documents(job.path, table)
     report(_work_of(job.num_tokens))
-    return num_rows
 
 
 def _documents(job: ShardJob) -> pa.Table:

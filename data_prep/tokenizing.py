@@ -6,13 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.agreement import note_failed
+from data_prep.agreement import forget_spec, note_failed
 from data_prep.engines.local import Workers
 from data_prep.inputs.units import Inspection, inspect
 from data_prep.outcome import PreparationError
 from data_prep.pages.progress import Progress
 from data_prep.parts import Part, PartJob, tokenize_unit
-from data_prep.store.locations import InputError
+from data_prep.store.locations import DamagedInput, InputError
 from data_prep.store.spec import Spec
 
 INSPECTION_THREADS = 16  # it is mostly waiting for the network
@@ -24,13 +24,47 @@ class Unreadable:
 
     path: str
     message: str
+    is_damaged: bool  # a good copy of the file would mend it
+
+    @classmethod
+    def of(cls, path: str, error: InputError) -> "Unreadable":
+        return cls(path, str(error), isinstance(error, DamagedInput))
 
 
 def inspect_all(paths: Sequence[str], text_column: str) -> list[Inspection]:
-    """What can be known of the input files before reading them, in their order."""
+    """What can be known of the input files before reading them, in their order.
+
+    Raises InputError: as `inspect`, or the same split of a TFDS dataset is named in two ways.
+    """
     with ThreadPoolExecutor(INSPECTION_THREADS) as threads:
         columns = [text_column] * len(paths)
-        return list(threads.map(inspect, paths, range(len(paths)), columns))
+        found = list(threads.map(inspect, paths, range(len(paths)), columns))
+    named: dict[str, str] = {}  # by what the inspected file is called
+    for path, inspection in zip(paths, found, strict=True):
+        same = named.setdefault(inspection.identity["path"], path)
+        if same != path:
+            raise InputError(f"{path}: is the same input as {same}, which is named before. Name it once.")
+    return found
+
+
+def warnings_about(found: Sequence[Inspection]) -> list[str]:
+    """What a user wants to know of the inputs before they are read: which are empty, and which equal another.
+
+    Raises InputError where all of them are empty.
+    """
+    empty = [inspection.identity["path"] for inspection in found if inspection.is_empty]
+    if found and len(empty) == len(found):
+        others = f", like the other {len(empty) - 1}" if len(empty) > 1 else ""
+        raise InputError(f"{empty[0]}: is empty{others}; there is no text to prepare. Copy or download it again.")
+    lines = [f"{path}: is empty; nothing comes of it" for path in empty]
+    first: dict[tuple[int, str], str] = {}
+    for each in found:
+        size, tail = each.identity.get("size"), each.identity.get("tail_sha256")
+        if size and tail and not each.is_empty:
+            same = first.setdefault((size, tail), each.identity["path"])
+            if same != each.identity["path"]:
+                lines.append(f"{each.identity['path']}: has the size and the end of {same}; is it a copy?")
+    return lines
 
 
 def part_jobs(
@@ -41,7 +75,7 @@ def part_jobs(
     work: list[PartJob | Unreadable] = []
     for inspection in found:
         if inspection.error:
-            work.append(Unreadable(inspection.identity["path"], inspection.error))
+            work.append(Unreadable.of(inspection.identity["path"], inspection.error))
         work += [
             PartJob(
                 unit=unit,
@@ -102,7 +136,7 @@ def tokenize(
     with contextlib.closing(answers), contextlib.closing(progress):
         for job, result in answers:
             if isinstance(result, InputError):
-                result = Unreadable(job.unit.path, str(result))
+                result = Unreadable.of(job.unit.path, result)
             if isinstance(result, Exception):
                 raise result
             known[jobs[job]] = result
@@ -118,9 +152,14 @@ def tokenize(
 
 
 def _give_up(unreadable: Sequence[Unreadable], directory: Path) -> None:
-    note_failed(directory, sorted({each.path for each in unreadable}))
     messages = sorted({each.message for each in unreadable})
-    raise PreparationError(
-        "\n".join(messages) + "\nEverything else is tokenized and kept. Replace the damaged "
-        "input by a good copy under the same name and run the same command again: it continues."
-    )
+    if all(each.is_damaged for each in unreadable):
+        note_failed(directory, sorted({each.path for each in unreadable}))
+        advice = (
+            "Replace the damaged input by a good copy under the same name and run the same command again: it continues."
+        )
+    else:
+        # What helps may be other options or other files, which are welcome to what was done.
+        forget_spec(directory)
+        advice = "Mend what is named, or run with other options or inputs: what is done already is not done again."
+    raise PreparationError("\n".join([*messages, f"Everything else is tokenized and kept. {advice}"]))

@@ -8,7 +8,10 @@ import sys
 
 import numpy as np
 
-from data_prep.store.tokenizers import get_tokenizer
+from data_prep.pages.terminal import print_anything
+from data_prep.pages.text import printable
+from data_prep.store.tokenizers import recorded_tokenizer
+from gpt_pretrain import checks
 from gpt_pretrain.model.sampling import sample
 from gpt_pretrain.train.pretrained import load
 
@@ -32,12 +35,16 @@ def make_parser() -> argparse.ArgumentParser:
         help="nucleus: only among the likeliest that hold this much probability (default 1.0)",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tokenizer", help="for checkpoints trained on .bin files without a manifest (default gpt2)")
+    parser.add_argument(
+        "--tokenizer",
+        help="the one that made the data, if it is your own (a file or module:Class), or nobody recorded it (gpt2)",
+    )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status 1 for a user's mistake."""
+    print_anything()
     args = make_parser().parse_args(argv)
     try:
         if not args.temperature >= 0.0 or not 0.0 < args.top_p <= 1.0 or args.top_k < 0:
@@ -45,8 +52,8 @@ def main(argv: list[str] | None = None) -> int:
                 f"found temperature {args.temperature}, top_p {args.top_p}, top_k {args.top_k}; expected "
                 "temperature >= 0, 0 < top_p <= 1, top_k >= 0"
             )
-        params, metadata = load(args.checkpoint)
-        tokenizer = get_tokenizer(args.tokenizer or metadata.tokenizer or "gpt2")
+        params, metadata = load(checks.path("--checkpoint", args.checkpoint))
+        tokenizer = recorded_tokenizer(metadata.tokenizer or "gpt2", metadata.tokenizer_digest, users=args.tokenizer)
         prompt = np.concatenate([[tokenizer.end_of_text], tokenizer.encode(args.prompt)])
         for index in range(args.num_samples):
             new = sample(
@@ -61,11 +68,11 @@ def main(argv: list[str] | None = None) -> int:
                 top_p=args.top_p,
                 stop=tokenizer.end_of_text,
             )
-            print(args.prompt + tokenizer.decode(new), flush=True)
+            print(printable(args.prompt + tokenizer.decode(new)), flush=True)
             if index + 1 < args.num_samples:
                 print("-" * 40)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     return 0
 

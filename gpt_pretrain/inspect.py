@@ -6,11 +6,12 @@ which updates was that document seen, and in which is it planned?
 """
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 
+from data_prep.pages.terminal import print_anything
+from data_prep.pages.text import json_line, printable
 from data_prep.store.files import whole_file
 from gpt_pretrain.history.occurrences import occurrences_of
 from gpt_pretrain.history.occurrences_text import describe, notes
@@ -24,9 +25,10 @@ from gpt_pretrain.history.spans import find_spans
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status 1 for a document that is not there and for a user's mistake."""
+    print_anything()
     args = make_parser().parse_args(argv)
     try:
-        run = OpenedRun(args.run, args.data_dir)
+        run = OpenedRun(args.run, args.data_dir, args.tokenizer)
         if args.step is not None:
             if args.stream is not None:
                 raise ValueError("--stream belongs to --document, --url or --token; --step shows all streams")
@@ -38,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     return 0
 
@@ -68,6 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="also the loss of every token, by this checkpoint or the newest of this run (loads JAX)",
     )
+    parser.add_argument("--tokenizer", help="the one that made the datasets, if it is your own: a file or module:Class")
     add_data_dir(parser)
     return parser
 
@@ -77,13 +80,13 @@ def _show_occurrences(run: OpenedRun, args: argparse.Namespace) -> None:
     for number, span in enumerate(spans):
         found = occurrences_of(run, span)
         if not args.jsonl:
-            print("\n" * (number > 0) + describe(run, span, found, full=args.full))
+            print("\n" * (number > 0) + printable(describe(run, span, found, full=args.full)))
             continue
         where = {"stream": span.stream.name, "split": span.split, "document": span.document and span.document.id}
         for each in found:
-            print(json.dumps(where | each.to_json(len(run.ledger)), ensure_ascii=False))
+            print(json_line(where | each.to_json(len(run.ledger))))
         for line in notes(run, span):
-            print(line, file=sys.stderr)
+            print(printable(line), file=sys.stderr)
 
 
 def _show_batch(run: OpenedRun, args: argparse.Namespace) -> None:
@@ -100,7 +103,7 @@ def _show_batch(run: OpenedRun, args: argparse.Namespace) -> None:
     if args.jsonl:
         for index, row in enumerate(rows):
             found = {} if losses is None else {"mean_loss": losses.mean(index), "losses": losses.nll[index].tolist()}
-            print(json.dumps(row.to_json(step_index) | found, ensure_ascii=False))
+            print(json_line(row.to_json(step_index) | found))
     if args.html:
         page = BatchPage(
             run=args.run,
@@ -124,7 +127,7 @@ def _show_batch(run: OpenedRun, args: argparse.Namespace) -> None:
         )
         for index, row in enumerate(rows):
             mean_loss = None if losses is None else losses.mean(index)
-            print("\n" + row_as_text(row, mean_loss=mean_loss, full=args.full))
+            print("\n" + printable(row_as_text(row, mean_loss=mean_loss, full=args.full)))
 
 
 def _rows(text: str | None, batch_size: int) -> slice:

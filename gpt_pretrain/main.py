@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from data_prep.pages.numbers import parse_count
+from data_prep.pages.text import printable
 
 
 class Shorthand(NamedTuple):
@@ -30,7 +31,13 @@ SHORTHANDS = [
     Shorthand("model.vocab_size", "model.vocab_size", int, "INT", "embedding columns, padding included (50304)"),
     Shorthand("model.dropout", "model.dropout", float, "FLOAT", "dropout rate (0.0)"),
     Shorthand("batch_size", "train.batch_size", int, "INT", "windows an update, over all devices (512)"),
-    Shorthand("per_device_batch_size", "train.per_device_batch_size", int, "INT", "windows a device has at once (16)"),
+    Shorthand(
+        "per_device_batch_size",
+        "train.per_device_batch_size",
+        int,
+        "INT",
+        "windows a device has at once (16, or what fits)",
+    ),
     Shorthand("seq_len", "data.seq_len", int, "INT", "tokens a window (1024)"),
     Shorthand("num_tokens", "train.num_tokens", parse_count, "COUNT", "tokens to train on; 1e9 is understood (10e9)"),
     Shorthand("optimizer.lr", "optimizer.lr", float, "FLOAT", "peak learning rate (6e-4)"),
@@ -124,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
         has_words = isinstance(error, ValueError | OSError | RunFailed)
         in_words = has_words and not os.environ.get("GPT_PRETRAIN_TRACEBACK")
         if in_words:
-            print(f"error: {runtime.in_words(error) or settings.message_of(error)}", file=sys.stderr)
+            print(f"error: {printable(runtime.in_words(error) or settings.message_of(error))}", file=sys.stderr)
         runtime.leave(show_traceback=not in_words)
         if not in_words:
             raise

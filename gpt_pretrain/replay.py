@@ -6,13 +6,14 @@ finds where two runs part, from their ledgers alone, and says which parameter it
 """
 
 import argparse
-import json
 import os
 import sys
 import time
 
 from data_prep.pages.numbers import duration, short
 from data_prep.pages.progress import Done, Progress
+from data_prep.pages.terminal import print_anything
+from data_prep.pages.text import json_line, printable
 from gpt_pretrain.history.differences import compare_runs
 from gpt_pretrain.history.opened_run import NUMBERING, OpenedRun, add_data_dir
 from gpt_pretrain.history.replayed import ReplayedBatch, describe_mismatch, is_as_the_ledger_says, replay
@@ -20,14 +21,15 @@ from gpt_pretrain.history.replayed import ReplayedBatch, describe_mismatch, is_a
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status 0 where all is as it should be, 1 for a difference or a user's mistake."""
+    print_anything()
     args = make_parser().parse_args(argv)
     try:
-        run = OpenedRun(args.run, args.data_dir)
+        run = OpenedRun(args.run, args.data_dir, verify="size")
         if args.against:
             return _compare(run, OpenedRun(args.against), args)
         return _replay(run, args)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
 
 
@@ -70,7 +72,7 @@ def _compare(run: OpenedRun, other: OpenedRun, args: argparse.Namespace) -> int:
     if args.verify or args.list or args.jsonl or args.from_step or args.to_step:
         raise ValueError("--against compares two ledgers from their beginning; give no other option but --data_dir")
     comparison = compare_runs(run, other)
-    print("\n".join(comparison.lines))
+    print(printable("\n".join(comparison.lines)))
     return 0 if comparison.agree else 1
 
 
@@ -85,7 +87,7 @@ def _replay(run: OpenedRun, args: argparse.Namespace) -> int:
             if args.list:
                 print(f"{batch.step_index + 1} {batch.position} {batch.digest:016x}")
             elif args.jsonl:
-                print(json.dumps(batch.to_json(), ensure_ascii=False))
+                print(json_line(batch.to_json()))
             if args.verify and not is_as_the_ledger_says(run, batch):
                 unequal.append(batch)
         done = batches[-1].step_index + 1
@@ -98,7 +100,7 @@ def _replay(run: OpenedRun, args: argparse.Namespace) -> int:
     # The summary must not become a part of the list.
     stream = sys.stderr if args.list or args.jsonl else sys.stdout
     if unequal:
-        print(describe_mismatch(run, unequal, len(steps)), file=stream)
+        print(printable(describe_mismatch(run, unequal, len(steps))), file=stream)
         return 1
     if args.verify:
         print(f"{run.save_dir}: {updates} are as the ledger says ({speed})", file=stream)

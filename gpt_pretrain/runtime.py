@@ -15,6 +15,7 @@ import time
 import traceback
 from typing import Any
 
+from data_prep.pages.terminal import print_anything
 from data_prep.store.open_files import no_file_left, raise_max_open_files
 from gpt_pretrain import peers
 
@@ -23,6 +24,7 @@ _ACCELERATOR_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plu
 
 def configure() -> None:
     """Call before JAX is imported."""
+    print_anything()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     logging.getLogger("gpt_pretrain").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and CLU narrate every step at INFO

@@ -11,16 +11,25 @@ Defaults are those of the Python signatures. To put something of your own in a p
 `@gin.register` in a module that the .gin file imports, and bind it: `train.optimizer = @my_module.lion`.
 """
 
+import contextlib
+import io
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
+from unittest import mock
 
 import gin
+from gin import config as gin_config
+from gin import config_parser
 
+from gpt_pretrain import checks
 from gpt_pretrain.data.config import DataConfig
 from gpt_pretrain.model import perturbations
 from gpt_pretrain.model.spec import GPTConfig
 from gpt_pretrain.optim.adamw import adamw
 from gpt_pretrain.parallel.mesh import make_mesh
+from gpt_pretrain.text_files import read_text
 from gpt_pretrain.train.config import TrainConfig
 from gpt_pretrain.train.train import train
 
@@ -31,7 +40,7 @@ train.optimizer = @optimizer
 train.mesh = @mesh
 """
 
-_NOT_SETTINGS = ["describe_config", "command"]
+_NOT_SETTINGS = ["describe_config", "bound_config", "parse_config", "command"]
 _train_config = gin.external_configurable(TrainConfig, "train", denylist=_NOT_SETTINGS)
 for _name, _configurable in (
     ("model", GPTConfig),
@@ -53,24 +62,101 @@ def parse(gin_files: Sequence[str], bindings: Sequence[str]) -> None:
     Raises:
       ValueError: a file that is not there, a syntax error, an unknown name or parameter. Nothing was run.
     """
+    files = [checks.path("--gin_file", each) for each in gin_files]
     gin.clear_config()
     try:
-        for gin_file in gin_files:  # `include "other.gin"` finds its neighbours from any working directory
-            gin.add_config_file_search_path(os.path.dirname(os.path.abspath(gin_file)))
         gin.parse_config(_WIRING)
-        gin.parse_config_files_and_bindings(list(gin_files), list(bindings))
+        with _our_reader([os.path.dirname(os.path.abspath(each)) for each in files]):
+            gin.parse_config_files_and_bindings(files, list(bindings))
     except (OSError, SyntaxError, ValueError, AttributeError, ImportError, TypeError, RuntimeError) as error:
         raise ValueError(f"gin: {message_of(error)}") from error
 
 
 def train_config(command: str = "python -m gpt_pretrain.main") -> TrainConfig:
     """What was parsed, as a run's configuration. ValueError for settings that cannot be."""
-    return _train_config(describe_config=gin.operative_config_str, command=command)  # pyright: ignore
+    texts = {"describe_config": gin.operative_config_str, "bound_config": gin.config_str, "parse_config": values_of}
+    with gin.unlock_config():  # a module that is imported only now may register something of its own
+        return _train_config(**texts, command=command)  # pyright: ignore
 
 
 def run(command: str) -> int:
     """Trains as configured; returns the exit status."""
-    return train(train_config(command))
+    with gin.unlock_config():
+        return train(train_config(command))
+
+
+def values_of(config_text: str) -> dict[str, Any]:
+    """Gin's text of a configuration -> its values by name, with macros replaced by what they stand for.
+
+    >>> values_of("rate = 1e-3\\noptimizer.lr = %rate\\ntrain.optimizer = @optimizer\\nnoise/perturb.layers = [3]")
+    {'optimizer.lr': 0.001, 'train.optimizer': '@optimizer', 'noise/perturb.layers': [3]}
+
+    Raises ValueError for what gin cannot read.
+    """
+    macros, values = {}, {}
+    try:
+        for statement in config_parser.ConfigParser(config_text, _AsText()):
+            if isinstance(statement, config_parser.BindingStatement):
+                owner = f"{statement.scope}/{statement.selector}" if statement.scope else statement.selector
+                if statement.arg_name:
+                    values[f"{owner}.{statement.arg_name}"] = statement.value
+                else:
+                    macros[owner] = statement.value
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"a recorded configuration cannot be read: {message_of(error)}") from None
+    return {name: _without_macros(value, macros) for name, value in values.items()}
+
+
+class _Macro(str):
+    """The name of a macro in the place of its value."""
+
+
+class _AsText(config_parser.ParserDelegate):
+    """References to configurables as they are written."""
+
+    def configurable_reference(self, scoped_configurable_name, evaluate) -> Any:
+        return f"@{scoped_configurable_name}{'()' * evaluate}"
+
+    def macro(self, macro_name) -> Any:
+        return _Macro(macro_name)
+
+
+def _without_macros(value: Any, macros: dict[str, Any], seen: tuple[str, ...] = ()) -> Any:
+    if isinstance(value, _Macro):
+        if value not in macros or value in seen:
+            return f"%{value}"
+        return _without_macros(macros[value], macros, (*seen, value))
+    if isinstance(value, list | tuple):
+        return type(value)(_without_macros(each, macros, seen) for each in value)
+    if isinstance(value, dict):
+        return {key: _without_macros(each, macros, seen) for key, each in value.items()}
+    return value
+
+
+@contextlib.contextmanager
+def _our_reader(directories: Sequence[str]) -> Iterator[None]:
+    """In the block, gin reads files by `read_text`, as it takes a byte-order mark for a syntax error.
+
+    It looks for them in the working directory, then in `directories`, so that `include "other.gin"` finds a file's
+    neighbours from anywhere. And its reader of files in packages is silent: it logs "Path not found" for each file on a
+    later search path.
+    """
+
+    def open_text(path: str) -> io.StringIO:
+        file = io.StringIO(read_text(path))
+        file.name = path  # pyright: ignore[reportAttributeAccessIssue]  # for gin's errors
+        return file
+
+    def is_of_others(record: logging.LogRecord) -> bool:
+        return record.module != "resource_reader"
+
+    root, readers = logging.getLogger(), [(open_text, os.path.isfile), *gin_config._FILE_READERS[1:]]
+    root.addFilter(is_of_others)
+    try:
+        with mock.patch.multiple(gin_config, _FILE_READERS=readers, _LOCATION_PREFIXES=["", *directories]):
+            yield
+    finally:
+        root.removeFilter(is_of_others)
 
 
 def message_of(error: BaseException) -> str:

@@ -314,6 +314,7 @@ def test_what_is_off_is_not_among_the_actions(tiny_dataset):
         )
         return [type(each).__name__ for each in made]
 
-    assert names() == ["LogMetrics", "SaveCheckpoints", "Evaluate"]
+    assert names(statistics_interval=0) == ["LogMetrics", "SaveCheckpoints", "Evaluate"]
+    assert names() == ["LogMetrics", "WriteStatistics", "SaveCheckpoints", "Evaluate"]
     everything = names(statistics_interval=1, profile_step=2, sample_prompt="a")
     assert everything == ["LogMetrics", "WriteStatistics", "Profile", "SaveCheckpoints", "Evaluate", "PrintSample"]

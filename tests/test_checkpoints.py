@@ -12,6 +12,7 @@ from support.training_runs import assert_bitwise_equal, final_state, flags, trai
 from gpt_pretrain.train import checkpoints
 from gpt_pretrain.train.checkpoints import Checkpoints
 from gpt_pretrain.train.exclusive import exclusive
+from gpt_pretrain.train.seals import problem_of
 
 STATE = {"step": jnp.int32(3), "params": {"layers": {0: jnp.arange(6.0).reshape(2, 3)}}}
 ABSTRACT = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), STATE)
@@ -70,7 +71,7 @@ def test_a_damaged_newest_checkpoint_is_moved_aside_and_the_one_before_is_used(s
     if damage == "metadata":
         (newest / "run" / "metadata").write_text(json.dumps({"step": 21}))
     assert same_metadata(checkpoints.choose(saved), make_metadata(10))
-    assert "is damaged" in caplog.text and str(newest) in caplog.text
+    assert "cannot be trusted" in caplog.text and str(newest) in caplog.text
     assert (saved / "damaged_checkpoints" / "20" / "state").is_dir()  # nothing is lost
     manager = Checkpoints(saved)
     manager.save(STATE, make_metadata(20))  # the way is free for it to be saved again
@@ -103,9 +104,9 @@ def test_every_file_that_matters_is_covered_by_a_digest(saved):
         copy = saved / "copy"
         shutil.copytree(checkpoint, copy)
         flip_byte(copy / path.relative_to(checkpoint))
-        assert checkpoints.find_damage(copy), path
+        assert problem_of(copy), path
         shutil.rmtree(copy)
-    assert checkpoints.find_damage(checkpoint) is None
+    assert problem_of(checkpoint) is None
 
 
 def test_locate_finds_a_run_or_one_of_its_checkpoints_and_changes_nothing(saved):
@@ -114,7 +115,7 @@ def test_locate_finds_a_run_or_one_of_its_checkpoints_and_changes_nothing(saved)
     flip_byte(data_files(saved / "checkpoints" / "20")[-1])
     assert checkpoints.locate(saved).name == "10"
     assert (saved / "checkpoints" / "20").is_dir()
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match="cannot be trusted"):
         checkpoints.locate(saved / "checkpoints" / "20")
     with pytest.raises(ValueError, match="no good checkpoint"):
         checkpoints.locate(saved / "nothing")
@@ -133,6 +134,6 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_to
     step, expected = final_state(tmp_path / "run")
     flip_byte(data_files(tmp_path / "run" / "checkpoints" / "8")[-1])
     output = train_here(arguments)
-    assert "is damaged" in output and "from step 5 of 8" in output
+    assert "cannot be trusted" in output and "from step 5 of 8" in output
     assert step == 8 == final_state(tmp_path / "run")[0]
     assert_bitwise_equal(final_state(tmp_path / "run")[1], expected)

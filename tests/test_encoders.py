@@ -24,7 +24,7 @@ from data_prep.store.locations import ASSETS
 from data_prep.store.ranks import format_ranks
 from data_prep.store.token_bin import open_tokens, read_header
 from data_prep.store.token_records import open_records
-from data_prep.store.tokenizers import get_tokenizer
+from data_prep.store.tokenizers import user_tokenizer
 
 
 def column(texts: list[str]) -> pa.LargeStringArray:
@@ -42,7 +42,7 @@ def large_file(tmp_path_factory) -> str:
 def test_gigatoken_gives_the_ids_of_the_tokenizer(name, large_file, tmp_path):
     if name == "tokenizer.json":
         name = train_tokenizer_json(tmp_path / "tokenizer.json")
-    tokenizer = get_tokenizer(name.replace("large", large_file))
+    tokenizer = user_tokenizer(name.replace("large", large_file))
     sample = pq.read_table(ASSETS / "sample.parquet")["text"].to_pylist()
     nasty = [text for kind, text in NASTY.items() if "surrogate" not in kind]
     special = ["<|endoftext|>", "a<pad>b <|endofprompt|><|fim_prefix|>", ""]
@@ -60,7 +60,7 @@ def test_gigatoken_gives_the_ids_of_the_tokenizer(name, large_file, tmp_path):
 
 def test_an_engine_that_is_opened_anew_gives_the_same_ids(monkeypatch):
     texts = column(random_texts(500, seed=7))
-    encoder = Gigatoken(get_tokenizer("gpt2"))
+    encoder = Gigatoken(user_tokenizer("gpt2"))
     before = encoder.encode_batch(texts)[0]
     engine = encoder._engine
     monkeypatch.setattr(encoders, "RENEW_BYTES", 1)
@@ -70,7 +70,7 @@ def test_an_engine_that_is_opened_anew_gives_the_same_ids(monkeypatch):
 
 @pytest.mark.parametrize("piece", ["a", "ab", "7", " "])
 def test_texts_without_a_place_to_cut_take_linear_time(piece):
-    tokenizer = get_tokenizer("gpt2")
+    tokenizer = user_tokenizer("gpt2")
     ids = []
     for encoder in (Gigatoken(tokenizer), TextByText(tokenizer)):
         seconds = {}
@@ -93,7 +93,7 @@ class Liar:
         self.lies = lies
 
     def __call__(self, _, texts: pa.LargeStringArray):
-        ids, lengths = TextByText(get_tokenizer("byte")).encode_batch(texts)
+        ids, lengths = TextByText(user_tokenizer("byte")).encode_batch(texts)
         starts = np.cumsum(lengths) - lengths
         ids[[starts[texts.to_pylist().index(lie)] for lie in self.lies]] += 1
         return ids, lengths
@@ -101,7 +101,7 @@ class Liar:
 
 def verify(which: str, texts: list[str], lie: str, first_row: int = 0) -> Verifier:
     """A verifier after the texts, in batches of 2 of one unit."""
-    verifier = Verifier(get_tokenizer("byte"), which)
+    verifier = Verifier(user_tokenizer("byte"), which)
     for start in range(0, len(texts), 2):
         part = column(texts[start : start + 2])
         ids, lengths = Liar(*[lie] if lie in texts[start : start + 2] else [])(None, part)
@@ -139,7 +139,7 @@ def test_the_first_text_is_verified_beside_one_that_the_sample_chose():
 def test_the_sample_is_one_text_in_1024():
     texts = column(["x"] * 100_000)
     ids, lengths = Liar()(None, texts)
-    verifier = Verifier(get_tokenizer("byte"), "sample")
+    verifier = Verifier(user_tokenizer("byte"), "sample")
     verifier.check(texts, ids, lengths, np.arange(100_000), "", pa.nulls(100_000))
     assert 70 <= verifier.num_verified <= 130
 
@@ -148,7 +148,7 @@ def test_ids_that_are_too_few_or_too_many_are_caught():
     texts, rows, names = column(["ab"]), np.arange(1), pa.array(["<0>"])
     for found in ([97], [97, 98, 98]):
         with pytest.raises(TokenizerMismatch, match=f"from token {min(len(found), 2)} on"):
-            verifier = Verifier(get_tokenizer("byte"), "all")
+            verifier = Verifier(user_tokenizer("byte"), "all")
             verifier.check(texts, np.array(found), np.array([len(found)]), rows, "", names)
 
 
@@ -158,7 +158,7 @@ def test_a_preparation_stops_at_a_lie_and_keeps_none_of_it(tmp_path, monkeypatch
     pq.write_table(table, tmp_path / "a.parquet")
 
     def encode_batch(self, texts):
-        ids, lengths = TextByText(get_tokenizer("gpt2")).encode_batch(texts)
+        ids, lengths = TextByText(user_tokenizer("gpt2")).encode_batch(texts)
         ids[np.cumsum(lengths)[20] - 1] += 1  # the last one of text 20
         return ids, lengths
 
@@ -178,7 +178,7 @@ def test_a_preparation_stops_at_a_lie_and_keeps_none_of_it(tmp_path, monkeypatch
 
 
 def test_the_engine_is_chosen_by_what_can_run_the_tokenizer(tmp_path, capfd):
-    gpt2, byte = get_tokenizer("gpt2"), get_tokenizer("byte")
+    gpt2, byte = user_tokenizer("gpt2"), user_tokenizer("byte")
     assert choose_engine(gpt2) == "gigatoken"
     assert choose_engine(gpt2, "tiktoken") == "tiktoken"
     assert choose_engine(byte) == choose_engine(byte, "tiktoken") == "tiktoken"
@@ -186,7 +186,7 @@ def test_the_engine_is_chosen_by_what_can_run_the_tokenizer(tmp_path, capfd):
         choose_engine(gpt2, "fast")
     # gigatoken panics where a rank is not made of two earlier ones; tiktoken does not mind.
     (tmp_path / "odd.tiktoken").write_bytes(format_ranks(BYTES | {b"abc": 256}))
-    odd = get_tokenizer(f"{tmp_path}/odd.tiktoken@gpt2")
+    odd = user_tokenizer(f"{tmp_path}/odd.tiktoken@gpt2")
     assert choose_engine(odd) == "tiktoken" and odd.encode("abc").tolist() == [256]
     with pytest.raises(ValueError, match=r"cannot run the tokenizer .*odd.*gigatoken broke down"):
         choose_engine(odd, "gigatoken")
@@ -220,7 +220,7 @@ def test_ids_above_65535_are_stored_as_uint32_in_both_formats(large_file, tmp_pa
     sizes = ["--val_tokens=0", "--shard_tokens=2000", "--record_tokens=64"]
     name = f"{large_file}@cl100k_base"
     assert fineweb.main([*command, *sizes, f"--tokenizer={name}", f"--bin_header={header}"]) == 0
-    tokenizer, loaded = get_tokenizer(name), manifest.load(output)
+    tokenizer, loaded = user_tokenizer(name), manifest.load(output)
     expected = np.concatenate([[70_256, *tokenizer.encode(text)] for text in texts])
     files = [output / shard.name for shard in loaded.shards_of("train", "bin")]
     assert len(files) > 1 and expected.max() > 65_535

@@ -5,6 +5,7 @@ import json
 import pytest
 from support.runs import make_metadata
 
+from data_prep.store.files import digest_json
 from gpt_pretrain.data.run import RunData, open_run
 from gpt_pretrain.train.metadata import CheckpointMetadata
 
@@ -58,13 +59,19 @@ def test_a_runs_data_survives_its_file_and_errors_name_it(tmp_path):
     for wrong, message in (
         (fields | {"version": 2}, "version 2, expected 1: written by another version"),
         ([], "version None, expected 1"),
-        (without(fields, "num_steps"), "damaged .*num_steps"),
-        (without(fields, "plan"), "damaged .*plan"),
+        (without(fields, "num_steps"), "num_steps is None"),
+        (without(fields, "plan"), "data plan of version None, expected 1"),
         (fields | {"plan": fields["plan"] | {"version": 7}}, "data plan of version 7, expected 1"),
     ):
+        if isinstance(wrong, dict):  # as if this version had written it
+            wrong = {name: value for name, value in wrong.items() if name != "digest"}
+            wrong |= {"digest": digest_json(wrong)}
         path.write_text(json.dumps(wrong))
         with pytest.raises(ValueError, match=message):
             open_run(tmp_path)
+    path.write_text(json.dumps(fields | {"num_steps": 41}))
+    with pytest.raises(ValueError, match=r"data\.json: was altered: its content has the digest"):
+        open_run(tmp_path)
     path.write_text("{")
     with pytest.raises(ValueError, match=r"data\.json: not valid JSON"):
         open_run(tmp_path)

@@ -3,6 +3,7 @@
 import html
 import importlib
 import re
+from types import SimpleNamespace
 
 import pytest
 from support.inspected_run import prepare
@@ -21,8 +22,8 @@ from support.printed_commands import (
     texts_of,
 )
 
-from data_prep import convert, fineweb
-from data_prep.pipeline import Outcome
+from data_prep import convert
+from data_prep.outcome import Outcome, summary
 from data_prep.store.manifest import load
 from gpt_pretrain.train.report import say_where_things_are
 
@@ -95,14 +96,17 @@ def test_cards(datasets, formats):
 @pytest.mark.parametrize("was_complete", [False, True])
 def test_the_line_that_preparing_ends_with(datasets, source, was_complete):
     outcome = Outcome(load(datasets["bin"]), was_complete)
-    assert not wrong(commands_in(fineweb.summary(outcome, source, datasets["bin"], 1.0)))
+    assert not wrong(commands_in(summary(outcome, source, datasets["bin"], 1.0)))
 
 
 @pytest.mark.parametrize("step", [7, 10])
 def test_the_lines_that_a_run_ends_with(capsys, tmp_path, step):
     command = "python -m gpt_pretrain.main --gin_file=configs/quickstart.gin --gin_param='optimizer.warmup_steps=3'"
     writers = ["console", "tensorboard"]
-    say_where_things_are(str(tmp_path / "a run"), writers, step=step, total_steps=10, position=80, command=command)
+    config = SimpleNamespace(save_dir=str(tmp_path / "a run"), writers=writers, command=command)
+    config.data, config.num_tokens = SimpleNamespace(check_epochs=lambda plan, num_steps: None), 1000
+    plan = SimpleNamespace(position=lambda step_index: 8 * step_index, num_steps=lambda num_tokens: 20)
+    say_where_things_are(SimpleNamespace(config=config, total_steps=10), SimpleNamespace(plan=plan), step)
     commands = commands_in(capsys.readouterr().out)
     assert len(commands) == 3
     assert not wrong(commands)

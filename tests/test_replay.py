@@ -40,9 +40,9 @@ def test_replay_gives_the_batches_of_the_run_in_the_users_numbering(run, dataset
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     plan = OpenedRun(run).plan
     for update, line, expected in zip(range(20, 31), lines, batches_of({"": dataset}, plan, 30)[19:], strict=True):
-        assert line["update"] == update == expected["step"] + 1  # update 1 is step 0 of the plan
-        assert line["position"] == expected["position"] and line["windows"] == expected["windows"][0].tolist()
-        assert int(line["digest"], 16) == expected["digest"]
+        assert line["update"] == update == expected.step_index + 1  # update 1 is step 0 of the plan
+        assert line["position"] == expected.position and line["windows"] == expected.windows[0].tolist()
+        assert int(line["digest"], 16) == expected.digest
 
 
 def test_any_number_of_threads_gives_the_same_batches_in_order(run, capsys):
@@ -66,8 +66,8 @@ def test_a_stream_that_came_later_is_read_from_there_on(dataset, tmp_path, capsy
     capsys.readouterr()
     assert replay.main([there, "--verify", "--jsonl"]) == 0
     for line, expected in zip(capsys.readouterr().out.splitlines(), batches_of(directories, plan, 40), strict=True):
-        names = ("dogs", "cats") if expected["step"] >= 25 else ("cats",)
-        assert json.loads(line)["streams"] == [names[i] for i in expected["streams"][0]]
+        names = ("dogs", "cats") if expected.step_index >= 25 else ("cats",)
+        assert json.loads(line)["streams"] == [names[i] for i in expected.streams[0]]
 
 
 def test_verify_agrees_with_the_ledger(run, capsys):

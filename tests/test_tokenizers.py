@@ -22,7 +22,7 @@ from support.texts import (
 from data_prep.store import byte_pairs
 from data_prep.store.byte_pairs import RANKS
 from data_prep.store.ranks import parse_ranks
-from data_prep.store.tokenizers import get_tokenizer
+from data_prep.store.tokenizers import user_tokenizer
 
 OPENAI_PATTERNS = {  # as tiktoken_ext.openai_public spells them
     "cl100k_base": r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+"""
@@ -37,7 +37,7 @@ OPENAI_PATTERNS = {  # as tiktoken_ext.openai_public spells them
 
 @pytest.mark.parametrize("kind", NASTY)
 def test_gpt2_equals_encode_ordinary(kind):
-    tokenizer = get_tokenizer("gpt2")
+    tokenizer = user_tokenizer("gpt2")
     ids = tokenizer.encode(NASTY[kind])
     assert ids.dtype == np.uint32
     assert ids.tolist() == encode_ordinary(NASTY[kind])
@@ -47,7 +47,7 @@ def test_gpt2_equals_encode_ordinary(kind):
 def test_gpt2_equals_encode_ordinary_on_random_text():
     rng = random.Random(5)
     pool = [chr(c) for c in range(1, 0x3000) if unicodedata.category(chr(c)) != "Cn"] + [" "] * 999
-    tokenizer = get_tokenizer("gpt2")
+    tokenizer = user_tokenizer("gpt2")
     for _ in range(300):
         text = "".join(rng.choices(pool, k=rng.randrange(60)))
         ids = tokenizer.encode(text)
@@ -57,9 +57,9 @@ def test_gpt2_equals_encode_ordinary_on_random_text():
 
 @pytest.mark.parametrize("name, vocab_size, end", [("gpt2", 50257, 50256), ("byte", 257, 256)])
 def test_members_and_round_trip(name, vocab_size, end):
-    tokenizer = get_tokenizer(name)
+    tokenizer = user_tokenizer(name)
     assert (tokenizer.name, tokenizer.vocab_size, tokenizer.end_of_text) == (name, vocab_size, end)
-    assert tokenizer.digest == get_tokenizer(name).digest and len(tokenizer.digest) == 64
+    assert tokenizer.digest == user_tokenizer(name).digest and len(tokenizer.digest) == 64
     for kind, text in NASTY.items():
         if "surrogate" not in kind:
             assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -68,7 +68,7 @@ def test_members_and_round_trip(name, vocab_size, end):
 
 
 def test_byte_ids_are_utf8_bytes():
-    assert get_tokenizer("byte").encode("aé").tolist() == [97, 0xC3, 0xA9]
+    assert user_tokenizer("byte").encode("aé").tolist() == [97, 0xC3, 0xA9]
 
 
 def test_damaged_ranks_are_refused(tmp_path, monkeypatch):
@@ -77,7 +77,7 @@ def test_damaged_ranks_are_refused(tmp_path, monkeypatch):
     (tmp_path / "gpt2.tiktoken").write_bytes(content)
     monkeypatch.setattr(byte_pairs, "RANKS", tmp_path / "gpt2.tiktoken")
     with pytest.raises(ValueError, match=r"gpt2\.tiktoken: sha256 is .* damaged"):
-        get_tokenizer("gpt2")
+        user_tokenizer("gpt2")
 
 
 @pytest.mark.parametrize("scheme", OPENAI_PATTERNS)
@@ -85,7 +85,7 @@ def test_a_tiktoken_file_of_a_scheme_is_cut_as_openai_cuts(tmp_path, scheme):
     import tiktoken
 
     (tmp_path / "mine.tiktoken").write_bytes(large_ranks())
-    tokenizer = get_tokenizer(f"{tmp_path}/mine.tiktoken@{scheme}")
+    tokenizer = user_tokenizer(f"{tmp_path}/mine.tiktoken@{scheme}")
     assert (tokenizer.vocab_size, tokenizer.end_of_text) == (70_257, 70_256)
     reference = tiktoken.Encoding(
         "reference",
@@ -104,7 +104,7 @@ def test_a_tiktoken_file_of_a_scheme_is_cut_as_openai_cuts(tmp_path, scheme):
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_runs_of_white_space_too_long_for_tiktoken_are_cut_by_hand(tmp_path, scheme, monkeypatch):
     (tmp_path / "mine.tiktoken").write_bytes(large_ranks())
-    tokenizer = get_tokenizer(f"{tmp_path}/mine.tiktoken@{scheme}")
+    tokenizer = user_tokenizer(f"{tmp_path}/mine.tiktoken@{scheme}")
     text = "x" + " " * 1_500_000 + "x"
     with pytest.raises(ValueError, match="Max stack size exceeded"):
         tokenizer._encoding.encode_to_numpy(text)
@@ -121,10 +121,10 @@ def test_the_published_number_of_ranks_tells_scheme_and_end_of_text(tmp_path):
     (tmp_path / "r50k_base.tiktoken").write_bytes(RANKS.read_bytes())
     (tmp_path / "a@b").mkdir()
     (tmp_path / "a@b" / "mine.tiktoken").write_bytes(RANKS.read_bytes())
-    gpt2 = get_tokenizer("gpt2")
+    gpt2 = user_tokenizer("gpt2")
     for name in ("r50k_base.tiktoken", "r50k_base.tiktoken@gpt2", "a@b/mine.tiktoken"):
-        assert get_tokenizer(f"{tmp_path}/{name}").digest == gpt2.digest
-    other = get_tokenizer(f"{tmp_path}/r50k_base.tiktoken@o200k_base")
+        assert user_tokenizer(f"{tmp_path}/{name}").digest == gpt2.digest
+    other = user_tokenizer(f"{tmp_path}/r50k_base.tiktoken@o200k_base")
     assert other.end_of_text == 50_256 and other.digest != gpt2.digest
 
 
@@ -151,12 +151,12 @@ def test_a_bad_tiktoken_file_is_named(tmp_path, content, choice, message):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ValueError, match=message) as error:
-        get_tokenizer(f"{path}{choice}")
+        user_tokenizer(f"{path}{choice}")
     assert str(error.value).startswith(str(path))
 
 
 def test_special_tokens_in_a_text_are_ordinary_text_for_tokenizer_json(tmp_path):
-    tokenizer = get_tokenizer(train_tokenizer_json(tmp_path / "tokenizer.json"))
+    tokenizer = user_tokenizer(train_tokenizer_json(tmp_path / "tokenizer.json"))
     assert (tokenizer.end_of_text, tokenizer.vocab_size) == (0, tokenizer._decoder.get_vocab_size())
     text = "the <|endoftext|> and <pad>"
     ids = tokenizer.encode(text)
@@ -171,14 +171,14 @@ def test_special_tokens_in_a_text_are_ordinary_text_for_tokenizer_json(tmp_path)
 def test_the_end_of_text_of_tokenizer_json_can_be_chosen(tmp_path):
     path = train_tokenizer_json(tmp_path / "tokenizer.json", ["<unk>", "[SEP]", "[CLS]"])
     with pytest.raises(ValueError, match=r"which token ends a text\? .*@TOKEN with one of <unk>, \["):
-        get_tokenizer(path)
+        user_tokenizer(path)
     with pytest.raises(ValueError, match=r"one of <unk>, \[SEP\], \[CLS\]"):
-        get_tokenizer(f"{path}@[PAD]")
-    chosen = [get_tokenizer(f"{path}@{token}") for token in ("[SEP]", "[CLS]")]
+        user_tokenizer(f"{path}@[PAD]")
+    chosen = [user_tokenizer(f"{path}@{token}") for token in ("[SEP]", "[CLS]")]
     assert [tokenizer.end_of_text for tokenizer in chosen] == [1, 2]
     assert chosen[0].digest != chosen[1].digest
     with pytest.raises(ValueError, match="of which it has none"):
-        get_tokenizer(train_tokenizer_json(tmp_path / "none.json", []))
+        user_tokenizer(train_tokenizer_json(tmp_path / "none.json", []))
 
 
 def test_a_bad_tokenizer_json_is_named(tmp_path):
@@ -189,7 +189,7 @@ def test_a_bad_tokenizer_json_is_named(tmp_path):
         if content is not None:
             path.write_text(content)
         with pytest.raises(ValueError, match=rf"^{path}: not a tokenizer\.json: "):
-            get_tokenizer(str(path))
+            user_tokenizer(str(path))
 
 
 def test_published_ranks_without_a_network_are_refused_soon_with_the_way_around(tmp_path, monkeypatch):
@@ -200,12 +200,12 @@ def test_published_ranks_without_a_network_are_refused_soon_with_the_way_around(
     monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
     start = time.monotonic()
     with pytest.raises(ValueError, match=r"cl100k_base: tiktoken could not .*TIKTOKEN_CACHE_DIR"):
-        get_tokenizer("cl100k_base")
+        user_tokenizer("cl100k_base")
     assert time.monotonic() - start < 10
 
 
 def test_what_cannot_be_used_is_refused_in_words():
     with pytest.raises(ValueError, match=r"'gtp2': expected one of gpt2, byte, cl100k_base, o200k"):
-        get_tokenizer("gtp2")
+        user_tokenizer("gtp2")
     with pytest.raises(ValueError, match="cannot be loaded: No module named 'no_such_module'"):
-        get_tokenizer("no_such_module:Tokenizer")
+        user_tokenizer("no_such_module:Tokenizer")

@@ -128,5 +128,5 @@ def test_the_documented_defaults_are_the_signatures_own():
     rates = {name: parameter.default for name, parameter in inspect.signature(adamw).parameters.items()}
     model = GPTConfig()
     assert (model.n_layer, model.n_head, model.n_embd, model.vocab_size, model.dropout) == (12, 12, 768, 50304, 0.0)
-    assert (train["batch_size"], train["per_device_batch_size"], DataConfig().seq_len) == (512, 16, 1024)
+    assert (train["batch_size"], train["per_device_batch_size"], DataConfig().seq_len) == (512, None, 1024)
     assert (train["num_tokens"], rates["lr"], rates["weight_decay"]) == (10_000_000_000, 6e-4, 0.1)

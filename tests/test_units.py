@@ -117,7 +117,7 @@ def test_a_file_cut_short_is_an_error_and_never_fewer_documents(tmp_path, kind):
     path.write_bytes(content[: len(content) * 2 // 3])
     found = inspect(str(path), 0, "text")
     if kind == "parquet":
-        assert re.match(rf"{path}: not parquet, or cut short", found.error) and not found.units
+        assert re.match(rf"{path}: not parquet, or cut short", str(found.error)) and not found.units
         return
     with pytest.raises(InputError, match=rf"^{path}: (line \d+: not JSON|cannot be read to the end)"):
         list(read_unit(found.units[0], "text"))
@@ -216,7 +216,6 @@ def test_patterns_give_files_in_a_fixed_order(tmp_path, monkeypatch):
         ("a.txt,", "empty name"),
         ("nothing.txt", r"nothing\.txt: no such file"),
         ("*.parquet", r"no file matches"),
-        (".", r"is a directory; write \./\*\.parquet"),
         ("sample-10bt", "presets are sample, sample-10BT"),
     ]:
         with pytest.raises(InputError, match=message):

@@ -19,23 +19,24 @@ from data_prep.store.manifest import load
 README_NAME, HTML_NAME = "README.md", "card.html"
 
 
-def write_card(directory: str | os.PathLike, num_workers: int = 1) -> None:
+def write_card(directory: str | os.PathLike, num_workers: int = 1, tokenizer: str | None = None) -> None:
     """Writes the card of a prepared dataset into its directory, in place of an older one.
 
     Args:
       num_workers: processes; decides nothing but the time it takes.
+      tokenizer: as the user typed it, where the dataset was made by one that is not ours.
 
     Raises ValueError: no dataset there, it is damaged, or it has a README.md that is not a card.
     """
     directory = Path(directory)
     manifest = load(directory)
     readme = directory / README_NAME
-    if readme.exists() and KIND not in readme.read_text(encoding="utf-8", errors="replace"):
+    if readme.is_file() and KIND not in readme.read_text(encoding="utf-8", errors="replace"):
         raise ValueError(
             f"{readme}: is not a card by data_prep.card, which would replace it. Move it away, or do without a card."
         )
     summaries = summarize_splits(directory, manifest, num_workers)
-    page = make_page(manifest, summaries, list(read_excerpts(directory, manifest)))
+    page = make_page(manifest, summaries, list(read_excerpts(directory, manifest, tokenizer)))
     matter = front_matter(manifest, sum(summaries.values(), NOTHING))
     texts = {
         HTML_NAME: render_html(page),

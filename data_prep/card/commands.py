@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Sequence
 
 from data_prep.card.samples import Excerpt
+from data_prep.outcome import training_flags
 from data_prep.pages.blocks import Block, Code
 from data_prep.store.manifest import Manifest
 from data_prep.store.spec import FORMATS
@@ -16,12 +17,13 @@ _PLAIN_ID = re.compile(r"[<\w][\w:./<>-]{0,99}", re.ASCII)
 def command_blocks(manifest: Manifest, excerpts: Sequence[Excerpt]) -> tuple[Block, ...]:
     """Commands for a shell; the first excerpt is the document that they look up."""
     spec = manifest.spec
-    config = "quickstart" if spec.source == "sample" else "gpt2_124m"
+    flags = " ".join(training_flags(manifest))
+    run = "" if spec.source == "sample" else " --save_dir=runs/mine"
     lines = [
         "DATA=path/to/this/directory",
         "",
         "# train on it",
-        f'python -m gpt_pretrain.main --gin_file=configs/{config}.gin --data_dir="$DATA"',
+        f'python -m gpt_pretrain.main {flags} --data_dir="$DATA"{run}',
         "",
         "# verify every file",
         'python -m data_prep.check "$DATA"',

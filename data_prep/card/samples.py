@@ -1,6 +1,7 @@
 """A few documents of a dataset, as text again: the same ones each time, spread over the split."""
 
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ import pyarrow.parquet as pq
 
 from data_prep.card.words import shown_path
 from data_prep.pages.blocks import Sample
+from data_prep.store.files import require_whole
 from data_prep.store.manifest import DOCUMENTS, Manifest
 from data_prep.store.streams import read_tokens
-from data_prep.store.tokenizers import Tokenizer, open_tokenizer
+from data_prep.store.tokenizers import Tokenizer, dataset_tokenizer
 
 _EXCERPTS_OF_SPLIT, _EXCERPTS_OF_OTHERS = {"train": 4}, 2
 _EXCERPT_CHARS = 400
@@ -33,9 +35,13 @@ class Excerpt:
     is_whole: bool  # no text is left out
 
 
-def read_excerpts(directory: Path, manifest: Manifest) -> Iterator[Excerpt]:
-    """From each split the documents in the middle of equal parts; fewer where it has fewer."""
-    tokenizer = open_tokenizer(manifest.spec)
+def read_excerpts(directory: Path, manifest: Manifest, tokenizer_name: str | None = None) -> Iterator[Excerpt]:
+    """From each split the documents in the middle of equal parts; fewer where it has fewer.
+
+    Args:
+      tokenizer_name: as the user typed it, where the dataset was made by one that is not ours.
+    """
+    tokenizer = dataset_tokenizer(manifest.spec, directory, tokenizer_name)
     for split in sorted(manifest.splits):
         num_documents = manifest.splits[split].num_documents
         num_parts = min(num_documents, _EXCERPTS_OF_SPLIT.get(split, _EXCERPTS_OF_OTHERS))
@@ -82,6 +88,7 @@ def _read_row(directory: Path, manifest: Manifest, split: str, place: int) -> di
         if place >= shard.num_rows:
             place -= shard.num_rows
             continue
+        require_whole(directory / shard.name, shard.num_bytes, shard.digest)
         try:
             with pq.ParquetFile(directory / shard.name) as file:
                 group = 0
@@ -92,6 +99,6 @@ def _read_row(directory: Path, manifest: Manifest, split: str, place: int) -> di
         except pa.ArrowException as error:
             raise ValueError(
                 f"{directory / shard.name}: cannot be read as parquet ({str(error).strip()}). Run "
-                f"`python -m data_prep.check {directory}`."
+                f"`python -m data_prep.check {shlex.quote(str(directory))}`."
             ) from error
     raise AssertionError("the tables hold as many documents as the split")

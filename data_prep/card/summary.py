@@ -6,6 +6,7 @@ are kept, and `Counts.slack` says by how much that may make a count too low.
 """
 
 import contextlib
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from data_prep.card.length_bins import bin_starts, length_bins, quantile
 from data_prep.engines.local import Report, Workers
 from data_prep.pages.progress import Done, Progress
+from data_prep.store.files import require_whole
 from data_prep.store.manifest import DOCUMENTS, Manifest
 
 pc: Any = pyarrow.compute  # it makes its functions when imported: no type checker knows them
@@ -150,13 +152,14 @@ NOTHING = Summary(
 @dataclass(frozen=True)
 class SummaryJob:
     path: str  # of a documents table
+    num_bytes: int
+    digest: str
 
 
 def summarize(job: SummaryJob, report: Report) -> Summary:
     """The summary of one documents table. ValueError, with its path, where it cannot be read."""
     summary = NOTHING
-    if not Path(job.path).is_file():
-        raise ValueError(f"{job.path}: missing. Copy it again, or prepare the dataset again.")
+    require_whole(job.path, job.num_bytes, job.digest)
     try:
         with pq.ParquetFile(job.path) as file:
             for batch in file.iter_batches(BATCH_ROWS, columns=list(COLUMNS), use_threads=False):
@@ -172,7 +175,7 @@ def summarize(job: SummaryJob, report: Report) -> Summary:
     except (pa.ArrowException, OSError) as error:
         raise ValueError(
             f"{job.path}: cannot be read as parquet ({str(error).strip()}). Run "
-            f"`python -m data_prep.check {Path(job.path).parent}`."
+            f"`python -m data_prep.check {shlex.quote(str(Path(job.path).parent))}`."
         ) from error
     return summary
 
@@ -235,7 +238,7 @@ def summarize_splits(directory: Path, manifest: Manifest, num_workers: int = 1) 
     Raises ValueError where a table cannot be read, or disagrees with the manifest.
     """
     tables = [shard for shard in manifest.shards if shard.format == DOCUMENTS]
-    jobs = {SummaryJob(str(directory / shard.name)): shard.split for shard in tables}
+    jobs = {SummaryJob(str(directory / shard.name), shard.num_bytes, shard.digest): shard.split for shard in tables}
     waiting = list(jobs)  # summaries are added in this order: who is kept depends on it
     done: dict[SummaryJob, Summary] = {}
     totals = dict.fromkeys(manifest.splits, NOTHING)
@@ -254,6 +257,6 @@ def summarize_splits(directory: Path, manifest: Manifest, num_workers: int = 1) 
             raise ValueError(
                 f"{directory / DOCUMENTS}_{name}_*: {found[0]} documents of {found[1]} tokens, the "
                 f"manifest says {split.num_documents} of {split.num_tokens}. Run `python -m "
-                f"data_prep.check {directory}`."
+                f"data_prep.check {shlex.quote(str(directory))}`."
             )
     return totals

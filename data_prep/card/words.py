@@ -6,6 +6,7 @@ import re
 from data_prep.card.summary import Summary
 from data_prep.pages.numbers import size_text
 from data_prep.store.locations import EMBEDDED, is_remote
+from data_prep.store.text import without_surrogates
 
 
 def shown_path(path: str) -> str:
@@ -16,6 +17,7 @@ def shown_path(path: str) -> str:
     >>> shown_path("https://me:secret@host/a.jsonl?key=1")
     'https://host/a.jsonl'
     """
+    path = without_surrogates(path)
     if path.startswith(EMBEDDED):
         return path
     if is_remote(path):

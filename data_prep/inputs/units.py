@@ -6,9 +6,7 @@ depends on its file only.
 """
 
 import hashlib
-import io
 import itertools
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +17,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_prep.inputs.columns import as_provenance, as_text, find_column, first_not_utf8, take_column
+from data_prep.inputs.contents import HEAD_BYTES, misnamed
+from data_prep.inputs.kinds import PARQUET, TEXT, kind_of
+from data_prep.inputs.lines import Line, looks_empty, read_lines, read_text
 from data_prep.inputs.paths import TFDS
 from data_prep.inputs.tfds import TFDSSplit
 from data_prep.store.documents import PROVENANCE
-from data_prep.store.locations import InputError, describe, file_info, file_name, open_file
+from data_prep.store.locations import (
+    DamagedInput,
+    InputError,
+    describe,
+    file_info,
+    is_remote,
+    open_file,
+    readable_error,
+)
 from data_prep.store.text import without_surrogates
 
 UNIT_BYTES = 32 << 20  # uncompressed text in one unit of a parquet file or TFDS split, roughly
@@ -61,7 +71,8 @@ class Inspection:
 
     identity: dict[str, Any]  # path, size, and what changes with its content, as far as is known
     units: tuple[Unit, ...] = ()
-    error: str = ""  # why it cannot be read at all: the other files still can
+    error: InputError | None = None  # why it cannot be read at all: the other files still can
+    is_empty: bool = False  # as far as its beginning says
 
 
 class Batch(NamedTuple):
@@ -81,7 +92,8 @@ def text_bytes(texts: pa.LargeStringArray) -> np.ndarray:
 def inspect(path: str, index: int, text_column: str) -> Inspection:
     """Identity and units of one input file.
 
-    Raises InputError where no work should start: the file is absent, or has no text column.
+    Raises InputError where no work should start: the file is absent or may not be read, is something else than
+    its name says, or has no text column.
     """
     if path.startswith(TFDS):
         split = TFDSSplit(path, text_column, PROVENANCE)
@@ -97,27 +109,36 @@ def inspect(path: str, index: int, text_column: str) -> Inspection:
             file.seek(max(0, size - TAIL_BYTES))
             tail = hashlib.sha256(file.read()).hexdigest()
             identity |= {"size": size, "tail_sha256": tail}
-            if not file_name(path).endswith(".parquet"):
-                return Inspection(identity, (Unit(path, index, num_bytes=size),))
-            file.seek(0)
-            parquet = pq.ParquetFile(file)
-            schema, metadata = parquet.schema_arrow, parquet.metadata
-    except (pa.ArrowInvalid, OSError) as error:
-        return Inspection(identity, error=f"{path}: not parquet, or cut short: {str(error).strip()}")
+            kind = kind_of(path)
+            if kind == PARQUET:
+                return Inspection(identity, _inspect_parquet(path, index, file, size, text_column))
+            is_empty = kind is not None and looks_empty(path, file)
+            return Inspection(identity, (Unit(path, index, num_bytes=size),), is_empty=is_empty)
+    except DamagedInput as error:
+        return Inspection(identity, error=error)
+    except InputError:
+        raise
     except Exception as error:  # each file system raises its own types
-        return Inspection(identity, error=f"{path}: cannot be read: {describe(error)}")
-    if text_column not in schema.names:
-        raise InputError(
-            f"{path}: no column {text_column!r}; the columns are {', '.join(schema.names)}. "
-            "Choose one with --text_column."
-        )
-    kind = schema.field(text_column).type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view()):
-        raise InputError(
-            f"{path}: column {text_column!r} holds {kind}, not text; the columns are "
-            + ", ".join(f"{f.name} ({f.type})" for f in schema)
-        )
-    return Inspection(identity, tuple(_parquet_units(path, index, metadata, text_column)))
+        if not is_remote(path):
+            raise readable_error(path, error) from None
+        return Inspection(identity, error=readable_error(path, error))
+
+
+def _inspect_parquet(path: str, index: int, file: BinaryIO, size: int, text_column: str) -> tuple[Unit, ...]:
+    if not size:
+        raise DamagedInput(f"{path}: not parquet: is empty (0 bytes)")
+    file.seek(0)
+    try:
+        parquet = pq.ParquetFile(file)
+        schema, metadata = parquet.schema_arrow, parquet.metadata
+    except (pa.ArrowInvalid, OSError) as error:
+        file.seek(0)
+        head = file.read(HEAD_BYTES)
+        if problem := misnamed(path, head, head):
+            raise InputError(problem) from None
+        raise DamagedInput(f"{path}: not parquet, or cut short: {str(error).strip()}") from None
+    names = find_column(path, schema, text_column)
+    return tuple(_parquet_units(path, index, metadata, ".".join(names)))
 
 
 def _parquet_units(path: str, index: int, metadata: Any, text_column: str) -> Iterator[Unit]:
@@ -149,24 +170,24 @@ def read_unit(unit: Unit, text_column: str) -> Iterator[Batch]:
 
     Raises InputError: the file cannot be read to the end, or a row has no text column.
     """
-    name = file_name(unit.path)
     try:
         if unit.path.startswith(TFDS):
             yield from _read_tfds(unit, text_column)
             return
         with open_file(unit.path) as file:
-            if name.endswith(".parquet"):
+            kind = kind_of(unit.path)
+            if kind == PARQUET:
                 yield from _read_parquet(file, unit, text_column)
-            elif name.endswith(".txt"):
-                yield make_batch([file.read().decode("utf-8")], {}, [0], unit.num_bytes)
+            elif kind == TEXT:
+                yield make_batch([read_text(unit.path, file)], {}, [0], unit.num_bytes)
             else:
-                yield from _read_jsonl(file, unit, text_column)
+                yield from _read_json_lines(file, unit, text_column)
     except InputError:
         raise
-    except UnicodeDecodeError as error:
-        raise InputError(f"{unit.path}: not UTF-8 text: {error}") from error
+    except (FileNotFoundError, PermissionError) as error:
+        raise readable_error(unit.path, error) from error
     except Exception as error:  # each file system and codec raises its own types
-        raise InputError(
+        raise DamagedInput(
             f"{unit.path}: cannot be read to the end: {describe(error)}. It may be damaged or cut short."
         ) from error
 
@@ -193,25 +214,40 @@ def _read_parquet(file: BinaryIO, unit: Unit, text_column: str) -> Iterator[Batc
         buffer_size=1 << 20,  # with a buffer, columns are streamed
         page_checksum_verification=True,  # where the writer made them
     )
+    found = find_column(unit.path, parquet.schema_arrow, text_column)
     present = [c for c in PROVENANCE if c in parquet.schema_arrow.names and c != text_column]
     groups = list(range(unit.first_group, unit.first_group + unit.num_groups))
     row = unit.first_row
     rows_left = sum(parquet.metadata.row_group(g).num_rows for g in groups)
     bytes_left = unit.num_bytes
     batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES * rows_left // max(1, bytes_left)))
-    for table in parquet.iter_batches(batch_rows, groups, [text_column, *present], use_threads=False):
+    for table in parquet.iter_batches(batch_rows, groups, [".".join(found), *present], use_threads=False):
         num_rows = table.num_rows
-        texts = table.column(text_column).cast(pa.large_string())
-        # Parquet promises UTF-8 and nothing checks it; "\xff" would become other tokens.
-        texts.validate(full=True)
+        column = take_column(table, found)
+        try:
+            texts = as_text(column)
+        except pa.ArrowInvalid:
+            raise _not_utf8(unit.path, text_column, column, row) from None
         share = bytes_left * num_rows // max(1, rows_left)
         yield Batch(
             texts,
-            {name: _strings(table.column(name)) if name in present else pa.nulls(num_rows) for name in PROVENANCE},
+            {
+                name: as_provenance(take_column(table, [name])) if name in present else pa.nulls(num_rows)
+                for name in PROVENANCE
+            },
             np.arange(row, row + num_rows),
             share,
         )
         row, rows_left, bytes_left = row + num_rows, rows_left - num_rows, bytes_left - share
+
+
+def _not_utf8(path: str, text_column: str, column: pa.Array, first_row: int) -> InputError:
+    place, value, error = first_not_utf8(column) or (0, b"?", UnicodeDecodeError("utf-8", b"?", 0, 1, "invalid"))
+    return InputError(
+        f"{path}: row {first_row + place}: column {text_column!r} holds bytes that are invalid UTF-8 "
+        f"(0x{value[error.start]:02x} at byte {error.start}), so it is not text or in another encoding. Choose "
+        "another by --text_column, or write the file anew with its text in UTF-8."
+    )
 
 
 def _read_tfds(unit: Unit, text_column: str) -> Iterator[Batch]:
@@ -225,64 +261,19 @@ def _read_tfds(unit: Unit, text_column: str) -> Iterator[Batch]:
         bytes_left -= share
 
 
-def _strings(column: pa.Array) -> pa.Array:
-    """A provenance column as text, whatever its type."""
-    try:
-        return column.cast(pa.string())
-    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
-        values = column.to_pylist()
-        return pa.array([None if value is None else str(value) for value in values], pa.string())
-
-
-def _read_jsonl(file: BinaryIO, unit: Unit, text_column: str) -> Iterator[Batch]:
-    name = file_name(unit.path)
-    compression = {"gz": "gzip", "zst": "zstd"}.get(name.rpartition(".")[2])
-    # Arrow's codecs join concatenated streams and, unlike others, refuse one that was cut short.
-    lines: Any = file
-    if compression:
-        lines = io.BufferedReader(pa.CompressedInputStream(file, compression), 1 << 20)  # type: ignore
-    texts: list[str | None] = []
-    provenance: dict[str, list[str | None]] = {name: [] for name in PROVENANCE}
-    rows: list[int] = []
-    num_chars = position = 0
-    for row, line in enumerate(lines):
-        if not line.strip():
-            continue
-        text, values = _parse_line(unit.path, row, line, text_column)
-        texts.append(text)
-        for column, value in zip(provenance.values(), values, strict=True):
-            column.append(value)
-        rows.append(row)
-        num_chars += len(line)
-        if len(rows) == BATCH_ROWS or num_chars >= BATCH_BYTES:
+def _read_json_lines(file: BinaryIO, unit: Unit, text_column: str) -> Iterator[Batch]:
+    lines: list[Line] = []
+    size = position = 0
+    for line in read_lines(unit.path, file, text_column):
+        lines.append(line)
+        size += line.size
+        if len(lines) == BATCH_ROWS or size >= BATCH_BYTES:
             moved = file.tell() - position
-            yield make_batch(texts, provenance, rows, moved)
-            texts, provenance, rows = [], {name: [] for name in PROVENANCE}, []
-            num_chars, position = 0, position + moved
-    yield make_batch(texts, provenance, rows, max(0, unit.num_bytes - position))
+            yield _batch_of(lines, moved)
+            lines, size, position = [], 0, position + moved
+    yield _batch_of(lines, max(0, unit.num_bytes - position))
 
 
-def _parse_line(path: str, row: int, line: bytes, text_column: str) -> tuple[str | None, list[str | None]]:
-    where = f"{path}: line {row + 1}"
-    try:
-        fields = json.loads(line)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: not UTF-8: {error}") from None
-    except ValueError as error:
-        raise InputError(f"{where}: not JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise InputError(f"{where}: expected an object, found {type(fields).__name__}")
-    if text_column not in fields:
-        raise InputError(
-            f"{where}: no column {text_column!r}; the columns are {', '.join(fields)}. Choose one with --text_column."
-        )
-    text = fields[text_column]
-    if text is not None and not isinstance(text, str):
-        raise InputError(f"{where}: {text_column!r} holds {type(text).__name__}, not text")
-    values = (fields.get(name) if name != text_column else None for name in PROVENANCE)
-    return text, [None if value is None else _encodable(str(value)) for value in values]
-
-
-def _encodable(text: str) -> str:
-    """JSON can spell lone surrogates, which a parquet table cannot hold."""
-    return text.encode("utf-8", "replace").decode()
+def _batch_of(lines: Sequence[Line], num_bytes: int) -> Batch:
+    columns = {name: [line.provenance[i] for line in lines] for i, name in enumerate(PROVENANCE)}
+    return make_batch([line.text for line in lines], columns, [line.row for line in lines], num_bytes)

@@ -1,14 +1,23 @@
-"""Text from anywhere -> text that a page may hold. Every page escapes with the functions of this file."""
+"""Text from anywhere -> text that a page or a terminal may hold.
+
+Every page escapes with the functions of this file, and every command line prints by them what it read.
+"""
 
 import html
+import json
 import re
+from typing import Any
 
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+# Control characters, C1 ones too (a terminal obeys them), half characters, and those that change the direction of
+# what follows, in which a text can show as another than it is.
+_BIDIRECTIONAL = r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\u206a-\u206f"
+_NO_CHARACTERS = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff"
+_UNPRINTABLE = re.compile(f"[{_NO_CHARACTERS}{_BIDIRECTIONAL}]")
 _MARKDOWN_SYNTAX = re.compile(r"([\\`*_\[\]|~#$@])")
 
 
 def printable(text: str) -> str:
-    r"""Characters that no page may hold become U+FFFD; all ends of line become line feeds.
+    r"""Characters that nothing may be sent become U+FFFD; all ends of line become line feeds.
 
     >>> printable("a\r\nb\x00")
     'a\nb�'
@@ -31,7 +40,7 @@ def markdown_line(text: str) -> str:
     >>> markdown_line("a_b | <i>\nc")
     'a\\_b \\| &lt;i&gt; c'
     """
-    return _MARKDOWN_SYNTAX.sub(r"\\\1", html.escape(_one_line(text), quote=False))
+    return _MARKDOWN_SYNTAX.sub(r"\\\1", html.escape(one_line(text), quote=False))
 
 
 def markdown_code(text: str) -> str:
@@ -40,7 +49,7 @@ def markdown_code(text: str) -> str:
     >>> markdown_code("a b"), markdown_code("a|b")
     ('`a b`', 'a\\\\|b')
     """
-    line = _one_line(text)
+    line = one_line(text)
     return f"`{line}`" if line.strip() and not re.search(r"[`|]", line) else markdown_line(text)
 
 
@@ -51,5 +60,20 @@ def markdown_fence(text: str, language: str) -> str:
     return f"{fence}{language}\n{printable(text)}\n{fence}\n"
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    r"""The same without a line's end.
+
+    >>> one_line("a\nb\x1b[2J")
+    'a b�[2J'
+    """
     return re.sub(r"\s+", " ", printable(text))
+
+
+def json_line(value: Any) -> str:
+    r"""A line of JSON; of text only what nothing may be sent is escaped.
+
+    >>> print(json_line({"é": "\x9b\u202e"}))
+    {"é": "\u009b\u202e"}
+    """
+    text = json.dumps(value, ensure_ascii=False)
+    return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

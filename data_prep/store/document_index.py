@@ -13,7 +13,7 @@ import zlib
 import numpy as np
 import pyarrow as pa
 
-from data_prep.store.files import whole_file
+from data_prep.store.files import open_regular, whole_file
 
 KEYS = ("id", "url")
 
@@ -37,16 +37,24 @@ def write_index(path: str | os.PathLike, entries: np.ndarray) -> int:
 
 
 def find_rows(path: str | os.PathLike, value: str) -> list[int]:
-    """Rows that may have the value as id or url; the caller compares the values themselves."""
-    checksum = zlib.crc32(value.encode())
-    with open(path, "rb", buffering=0) as file:
+    """Rows that may have the value as id or url; the caller compares the values themselves.
+
+    The caller has compared the file with its digest, too.
+    """
+    checksum = zlib.crc32(value.encode("utf-8", "surrogatepass"))
+    with open_regular(path) as file:
         num_entries = os.fstat(file.fileno()).st_size // 8
+        if not num_entries:
+            return []
         # Five standard deviations of the place of a checksum among num_entries even ones, and more.
         reach = 64 + 3 * math.isqrt(num_entries)
         middle = checksum * num_entries >> 32
         while True:
             first, last = max(0, middle - reach), min(num_entries, middle + reach)
-            entries = np.frombuffer(os.pread(file.fileno(), 8 * (last - first), 8 * first), "<u8")
+            content = os.pread(file.fileno(), 8 * (last - first), 8 * first)
+            if len(content) != 8 * (last - first):
+                raise ValueError(f"{path}: was cut short while it was read")
+            entries = np.frombuffer(content, "<u8")
             found = entries >> np.uint64(32)
             starts_before = first == 0 or found[0] < checksum
             if starts_before and (last == num_entries or found[-1] > checksum):

@@ -2,15 +2,18 @@
 
 import json
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from blake3 import blake3
 
 READ_BYTES = 1 << 20
+MAX_JSON_BYTES = 1 << 28  # of what is parsed: a file that somebody made large must not fill the memory
 
 
 @contextmanager
@@ -26,6 +29,7 @@ def whole_file(path: str | os.PathLike, *, durable: bool = True) -> Iterator[Pat
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)  # in a directory from elsewhere it may be a link to anything
     try:
         yield partial
         if durable:
@@ -54,16 +58,67 @@ def write_json(path: str | os.PathLike, value: Any, *, durable: bool = True) -> 
         partial.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def read_json(path: str | os.PathLike) -> Any:
-    """The parsed file, or None where it is absent. ValueError where it is not JSON."""
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Opens a file for reading, without a buffer. Never waits: ValueError for a FIFO, a device, a directory."""
+    _refuse_special(path, os.stat(path).st_mode)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    file = os.fdopen(descriptor, "rb", buffering=0)
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        _refuse_special(path, os.fstat(descriptor).st_mode)  # what is there now
+    except ValueError:
+        file.close()
+        raise
+    return file  # pyright: ignore[reportReturnType]
+
+
+def _refuse_special(path: str | os.PathLike, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path}: is {_kind_in_words(mode)}, expected a file")
+
+
+def _kind_in_words(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def read_bytes(path: str | os.PathLike, max_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """All of a small file. ValueError for what is no file, or holds more than `max_bytes`."""
+    with open_regular(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > max_bytes:
+            raise ValueError(f"{path}: holds {size} bytes, expected at most {max_bytes}; it is something else")
+        pieces = []
+        while piece := file.read(max_bytes):
+            pieces.append(piece)
+    return b"".join(pieces)
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """The parsed file, or None where it is absent. ValueError, with the path, where it is not JSON or no file."""
+    try:
+        content = read_bytes(path)
     except FileNotFoundError:
         return None
     try:
-        return json.loads(text)
-    except ValueError as error:
+        return json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); the file was damaged") from None
+
+
+def write_note(path: str | os.PathLike, fields: Mapping[str, Any], *, durable: bool = True) -> None:
+    """Writes what unfinished work has to know later, with a digest of itself."""
+    write_json(path, {**fields, "digest": digest_json(fields)}, durable=durable)
+
+
+def read_note(path: str | os.PathLike) -> dict[str, Any] | None:
+    """What `write_note` wrote. None where that is absent or was changed: the work is then done again."""
+    try:
+        fields = read_json(path)
+    except (ValueError, OSError):
+        return None
+    if not isinstance(fields, dict):
+        return None
+    digest = fields.pop("digest", None)
+    return fields if digest_json(fields) == digest else None
 
 
 def digest_json(value: Any) -> str:
@@ -84,7 +139,7 @@ def digest_of(path: str | os.PathLike) -> str:
     faster xxh3 could not promise.
     """
     digest = blake3()
-    with open(path, "rb", buffering=0) as file:
+    with open_regular(path) as file:
         while piece := file.read(READ_BYTES):
             digest.update(piece)
     return digest.hexdigest()
@@ -99,8 +154,8 @@ class FileProblem:
     """
 
     path: str
-    kind: Literal["missing", "size", "digest"]
-    found: int | str | None  # bytes or digest
+    kind: Literal["missing", "no file", "elsewhere", "unreadable", "size", "digest"]
+    found: int | str | None  # bytes or digest; of the three that are neither there nor missing, in words
     expected: int | str
 
     def __str__(self) -> str:
@@ -109,27 +164,65 @@ class FileProblem:
     @property
     def reason(self) -> str:
         """What was found and expected, without the path."""
-        if self.kind == "missing":
-            return f"missing, expected {self.expected} bytes"
-        if self.kind == "size":
-            return f"holds {self.found} bytes, expected {self.expected}; it was cut short or written to"
-        return f"digest is {self.found}, expected {self.expected}; its content was changed"
+        match self.kind:
+            case "missing":
+                return f"missing, expected {self.expected} bytes"
+            case "no file":
+                return f"is {self.found}, expected a file"
+            case "elsewhere":
+                return f"is a link that leaves its directory (to {self.found}), expected the file itself"
+            case "unreadable":
+                return f"cannot be read ({self.found})"
+            case "size":
+                return f"holds {self.found} bytes, expected {self.expected}; it was cut short or written to"
+            case "digest":
+                return f"digest is {self.found}, expected {self.expected}; its content was changed"
 
 
 def file_problem(path: str | os.PathLike, num_bytes: int, digest: str, *, read: bool = True) -> FileProblem | None:
     """What is wrong with a file of which size and digest are known; None if nothing is.
+
+    A link is followed only to a file in the same directory, or below it.
 
     Args:
       read: also compare the digest, for which the whole file is read; the size comes first, as it is free.
     """
     where = os.fspath(path)
     try:
-        if not os.path.isfile(path):
-            return FileProblem(where, "missing", None, num_bytes)
-        if (size := os.path.getsize(path)) != num_bytes:
-            return FileProblem(where, "size", size, num_bytes)
+        if os.path.islink(where):
+            target = os.path.realpath(where)
+            if not target.startswith(os.path.join(os.path.realpath(os.path.dirname(where) or "."), "")):
+                return FileProblem(where, "elsewhere", target, num_bytes)
+        there = os.stat(where)
+        if not stat.S_ISREG(there.st_mode):
+            return FileProblem(where, "no file", _kind_in_words(there.st_mode), num_bytes)
+        if there.st_size != num_bytes:
+            return FileProblem(where, "size", there.st_size, num_bytes)
         if read and (found := digest_of(path)) != digest:
             return FileProblem(where, "digest", found, digest)
-    except FileNotFoundError:  # removed meanwhile
+    except FileNotFoundError:  # perhaps removed meanwhile
         return FileProblem(where, "missing", None, num_bytes)
+    except OSError as error:
+        return FileProblem(where, "unreadable", error.strerror or type(error).__name__, num_bytes)
     return None
+
+
+def require_whole(path: str | os.PathLike, num_bytes: int, digest: str) -> None:
+    """ValueError unless the file is what its manifest says. It is read once a process, and again where it was changed.
+
+    A GB takes about 0.2 s from memory.
+    """
+    try:
+        there = os.stat(path)
+        state = there.st_dev, there.st_ino, there.st_size, there.st_mtime_ns, there.st_ctime_ns
+    except OSError:
+        state = ()
+    if problem := _known_problem(os.fspath(path), num_bytes, digest, state):
+        directory = os.path.dirname(os.fspath(path))
+        raise ValueError(f"{problem}. `python -m data_prep.check {directory} --repair` makes it again, if it can.")
+
+
+@lru_cache(maxsize=1 << 14)
+def _known_problem(path: str, num_bytes: int, digest: str, state: tuple[int, ...]) -> FileProblem | None:
+    """`file_problem` of a file in this state: a path may stand for another file a moment later."""
+    return file_problem(path, num_bytes, digest)

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from data_prep.store.secrets import hide_secrets, whole_url
+
 ASSETS = Path(__file__).parent.parent / "assets"
 EMBEDDED = "embedded://"
 NETWORK_TIMEOUT_SECS = 10
@@ -21,6 +23,10 @@ SILENCE_SECS = 60  # of a server, after which it is given up
 
 class InputError(ValueError):
     """An input file that cannot be used; the message starts with its path."""
+
+
+class DamagedInput(InputError):
+    """An input file that a good copy would mend: cut short, or with bytes changed."""
 
 
 def check_reachable(path: str) -> None:
@@ -63,6 +69,19 @@ def file_name(path: str) -> str:
     return os.path.basename(urllib.parse.urlsplit(path).path if is_remote(path) else path)
 
 
+def readable_error(path: str, error: BaseException) -> InputError:
+    """The error for a file that cannot be opened, or fails while it is read, which nothing says is damaged."""
+    if isinstance(error, FileNotFoundError):
+        return InputError(f"{path}: no such file")
+    if isinstance(error, PermissionError) and not is_remote(path):
+        return InputError(
+            f"{path}: cannot be read: permission denied. Let this user read it (`chmod u+r` by its owner)"
+        )
+    if isinstance(error, OSError) and error.strerror and not is_remote(path):
+        return InputError(f"{path}: cannot be read: {error.strerror}")
+    return InputError(f"{path}: cannot be read: {describe(error)}")
+
+
 def file_info(path: str) -> dict[str, Any]:
     """What the file system says of a file: `size` (None if unknown) and its own keys.
 
@@ -71,10 +90,8 @@ def file_info(path: str) -> dict[str, Any]:
     try:
         file_system, inner = file_system_of(path)
         return cast(dict[str, Any], file_system.info(inner))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except Exception as error:
-        raise InputError(f"{path}: cannot be read: {describe(error)}") from error
+    except Exception as error:  # each file system raises its own types
+        raise readable_error(path, error) from None
 
 
 def open_file(path: str) -> BinaryIO:
@@ -128,6 +145,7 @@ def download(path: str, target: str | os.PathLike, received: Callable[[int], Non
 def file_system_of(path: str) -> tuple[Any, str]:
     import fsspec.core
 
+    path = whole_url(path)
     if path.startswith(EMBEDDED):
         path = str(ASSETS / path.removeprefix(EMBEDDED))
     if not path.startswith(("http://", "https://")):
@@ -141,5 +159,5 @@ def file_system_of(path: str) -> tuple[Any, str]:
 
 def describe(error: BaseException) -> str:
     """An exception of a foreign library in one line."""
-    text = " ".join(str(error).split())
+    text = hide_secrets(" ".join(str(error).split()))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

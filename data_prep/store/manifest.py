@@ -8,18 +8,23 @@ import dataclasses
 import json
 import math
 import os
+import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data_prep.store.files import digest_json, read_json, write_json
-from data_prep.store.spec import Spec
+from data_prep.store.spec import FORMATS, Spec
+from data_prep.store.typed import Count, typed
 
 MANIFEST_NAME = "manifest.json"
 WORK_DIR = ".work"  # state of an unfinished preparation, inside the dataset's directory
 FORMAT_VERSION = 2
+SPLITS = ("train", "val")
 DOCUMENTS = "documents"  # the third kind of shard: tables, always written
 INDEX = "documents_index"  # the fourth: where each document of a table is, by its id and url
 
@@ -31,16 +36,27 @@ class Shard:
     name: str
     format: str  # "bin", "array_record", "documents" or "documents_index"
     split: str  # "train" or "val"
-    num_tokens: int  # of the stream, without padding; of a table: the length of its range
-    num_rows: int  # tokens of a .bin, records of an ArrayRecord file, rows of a table or index
-    num_bytes: int
+    num_tokens: Count  # of the stream, without padding; of a table: the length of its range
+    num_rows: Count  # tokens of a .bin, records of an ArrayRecord file, rows of a table or index
+    num_bytes: Count
     digest: str  # of the file
+
+    def __post_init__(self):
+        # A name from a file must not lead out of the dataset's directory, nor to what is no shard.
+        name = self.name
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.=-]{0,199}", name) or name == MANIFEST_NAME:
+            raise ValueError(f"name is {name!r:.80}, expected the name of a file in this directory")
+        if not self.digest.isprintable() or len(self.digest) > 200:
+            raise ValueError(f"digest is {self.digest!r:.80}, expected a BLAKE3 digest")
+        known = (*FORMATS, DOCUMENTS, INDEX)
+        if self.format not in known:
+            raise ValueError(f"format is {self.format!r:.80}, expected one of {', '.join(known)}")
 
 
 @dataclass(frozen=True)
 class Split:
-    num_tokens: int
-    num_documents: int
+    num_tokens: Count
+    num_documents: Count
     fingerprint: str  # of the token stream alone: see fingerprints.py
     unigram_entropy: float  # nats a token: the loss of a model that knows frequencies only
 
@@ -53,13 +69,13 @@ class Source:
     """
 
     unit: str  # name of the unit, as units.py names those of the spec's inputs
-    num_tokens: int
+    num_tokens: Count
     digest: str  # of the tokens
 
 
 @dataclass(frozen=True)
 class Manifest:
-    format_version: int
+    format_version: Count
     name: str
     spec: Spec
     splits: dict[str, Split]
@@ -112,32 +128,42 @@ def load(directory: str | os.PathLike) -> Manifest:
             )
         what = "no such directory" if not Path(directory).is_dir() else f"no {MANIFEST_NAME} in it"
         raise ValueError(
-            f"{directory}: not a prepared dataset ({what}). Prepare one with "
-            f"`python -m data_prep.fineweb --output_dir={directory}`."
+            f"{directory}: not a prepared dataset ({what}). `python -m data_prep.fineweb --input=sample "
+            f"--output_dir={shlex.quote(os.fspath(directory))}` makes a small one of the embedded sample; "
+            "--input takes your own files."
         )
     version = fields.get("format_version") if isinstance(fields, dict) else None
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise ValueError(
-            f"{path}: format_version {version}, expected {FORMAT_VERSION}. Prepare the dataset "
+            f"{path}: format_version {version!r:.80}, expected {FORMAT_VERSION}. Prepare the dataset "
             "again with this version of data_prep."
         )
     digest = fields.pop("digest", None)
-    if digest_json(fields) != digest:
+    if (found := digest_json(fields)) != digest:
         raise ValueError(
-            f"{path}: was altered: its content has digest {digest_json(fields)}, but it says "
-            f"{digest}. Restore it from a copy, or prepare the dataset again."
+            f"{path}: was altered: its content has digest {found}, but it says "
+            f"{digest!r:.80}. Restore it from a copy, or prepare the dataset again."
         )
     try:
-        return Manifest(
-            format_version=version,
-            name=fields["name"],
-            spec=Spec.from_json(fields["spec"]),
-            splits={name: Split(**split) for name, split in fields["splits"].items()},
-            shards=tuple(Shard(**shard) for shard in fields["shards"]),
-            fingerprint=fields["fingerprint"],
-            sources=tuple(Source(**source) for source in fields["sources"]),
-        )
+        return _manifest_of(fields)
     except ValueError as error:
         raise ValueError(f"{path}: {error}. Prepare the dataset again.") from None
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: damaged ({type(error).__name__}: {error}). Prepare the dataset again.") from None
+
+
+def _manifest_of(fields: dict[str, Any]) -> Manifest:
+    """ValueError that names the field of a value that cannot be."""
+    spec = Spec.from_json(fields.get("spec"))
+    manifest = typed(Manifest, fields | {"spec": spec}, "")
+    for split in manifest.splits:
+        if split not in SPLITS:
+            raise ValueError(f"splits has {split!r:.80}, expected {' and '.join(SPLITS)} only")
+    if "train" not in manifest.splits:
+        raise ValueError("splits has no train")
+    names: set[str] = set()
+    for number, shard in enumerate(manifest.shards):
+        if shard.split not in manifest.splits:
+            raise ValueError(f"shards[{number}].split is {shard.split!r:.80}, which is not among the splits")
+        if shard.name in names:
+            raise ValueError(f"shards[{number}].name is {shard.name}, which another shard has")
+        names.add(shard.name)
+    return manifest

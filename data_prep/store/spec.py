@@ -4,7 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from data_prep.store.typed import Count, typed
+
 FORMATS = ("bin", "array_record")
+MAX_VOCAB_SIZE = 1 << 24  # every id has a counter; the largest vocabularies in use have a quarter of a million
 
 
 @dataclass(frozen=True)
@@ -19,17 +22,17 @@ class Spec:
     inputs: tuple[Mapping[str, Any], ...]  # of each file its path, and what changes with its content
     tokenizer: str
     tokenizer_digest: str
-    vocab_size: int  # ids are below it
-    end_of_text: int  # the id that begins each document
+    vocab_size: Count  # ids are below it
+    end_of_text: Count  # the id that begins each document
     text_column: str | None
     formats: tuple[str, ...]  # that the stream is stored in, in the order of FORMATS
     bin_header: str  # "short" or "llmc"
-    shard_tokens: int  # in one output file
-    record_tokens: int  # in one ArrayRecord record
+    shard_tokens: Count  # in one output file
+    record_tokens: Count  # in one ArrayRecord record
     record_compression: str  # "none" or "zstd"
-    val_tokens: int | None
-    max_tokens: int | None = None  # where the stream was stopped; None is nowhere
-    num_shards: int | None = None  # of shards without a manifest, how many were taken; None is all
+    val_tokens: Count | None
+    max_tokens: Count | None = None  # where the stream was stopped; None is nowhere
+    num_shards: Count | None = None  # of shards without a manifest, how many were taken; None is all
 
     def __post_init__(self):
         object.__setattr__(self, "inputs", tuple(self.inputs))
@@ -37,12 +40,19 @@ class Spec:
         for field in ("vocab_size", "shard_tokens", "record_tokens"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} is {getattr(self, field)}, expected at least 1")
+        if self.vocab_size > MAX_VOCAB_SIZE:
+            raise ValueError(f"vocab_size is {self.vocab_size}, expected at most {MAX_VOCAB_SIZE}")
+        for field, known in (("bin_header", ("short", "llmc")), ("record_compression", ("none", "zstd"))):
+            if getattr(self, field) not in known:
+                raise ValueError(f"{field} is {getattr(self, field)!r:.80}, expected {' or '.join(known)}")
         if not 0 <= self.end_of_text < self.vocab_size:
             raise ValueError(f"end_of_text is {self.end_of_text}, expected an id below vocab_size {self.vocab_size}")
         if not self.formats or set(self.formats) - set(FORMATS):
             raise ValueError(f"formats is {list(self.formats)}, expected one or more of {list(FORMATS)}")
-        if missing := [entry for entry in self.inputs if "path" not in entry]:
-            raise ValueError(f"inputs has an entry without a path: {missing[0]}")
+        for number, entry in enumerate(self.inputs):
+            if not isinstance(entry.get("path"), str):
+                raise ValueError(f"inputs has an entry without a path, number {number}")
+            typed(Count | None, entry.get("size"), f"inputs[{number}].size")
         if (self.text_column is None) != (self.val_tokens is None) or (self.is_from_text and self.num_shards):
             raise ValueError(
                 f"text_column {self.text_column!r}, val_tokens {self.val_tokens} and num_shards {self.num_shards} "
@@ -74,17 +84,15 @@ class Spec:
             raise ValueError(f"the spec is {type(values).__name__}, expected an object")
         known = [field.name for field in fields(cls)]
         if unknown := [name for name in values if name not in known]:
+            shown = unknown[0] if unknown[0].isprintable() else repr(unknown[0])
             raise ValueError(
-                f"the spec has the unknown field {unknown[0]}; known are {', '.join(known)}. "
+                f"the spec has the unknown field {shown}; known are {', '.join(known)}. "
                 "Another version of data_prep wrote it."
             )
         needed = [name for name in known if name != "num_shards" or values.get("text_column", "") is None]
         if missing := [name for name in needed if name not in values]:
             raise ValueError(f"the spec has no field {few(missing)}")
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ValueError(f"the spec has a value of another type than expected: {error}") from None
+        return typed(cls, values, "spec")
 
 
 def few(names: Sequence[str]) -> str:

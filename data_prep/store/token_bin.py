@@ -9,6 +9,7 @@ file tells them apart.
 
 import mmap
 import os
+import shlex
 import struct
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from data_prep.store.files import whole_file
 
 MAGIC = {20240520: (1, np.dtype("<u2")), 20240801: (7, np.dtype("<u4"))}  # version, ids
 HEADER_BYTES = {"short": 12, "llmc": 1024}
+LAYOUTS = ("bin", "npy", "uint16", "uint32")  # of files of ids: as above, NumPy's, or ids of that kind without a header
 MAX_TOKENS = 2**32 - 1  # the count is one uint32
 
 
@@ -33,20 +35,26 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 class Header(NamedTuple):
     num_tokens: int
-    num_bytes: int  # of the header itself: 12 or 1024
+    num_bytes: int  # of the header itself: 12 or 1024 of a .bin file
     dtype: np.dtype  # of the ids
 
 
-def read_header(path: str | os.PathLike, *, called: str = "") -> Header:
-    """The header of a .bin file, checked against the file's size.
+def read_header(path: str | os.PathLike, layout: str = "bin", *, called: str = "") -> Header:
+    """The header of a file of ids, checked against the file's size.
 
     Args:
+      layout: one of LAYOUTS; all but "bin" are other people's.
       called: its name in errors, where that is not `path`.
 
     Raises:
-      ValueError: wrong magic or version, or a size that fits neither header. Names the file.
+      ValueError: wrong magic or version, or a size that does not fit the header. Names the file.
       FileNotFoundError: no such file.
     """
+    assert layout in LAYOUTS, layout
+    if layout == "npy":
+        return _numpy_header(path, called or os.fspath(path))
+    if layout != "bin":
+        return _no_header(path, called or os.fspath(path), np.dtype(layout).newbyteorder("<"))
     with open(path, "rb") as file:
         words = file.read(HEADER_BYTES["short"])
         found_bytes = os.fstat(file.fileno()).st_size
@@ -58,11 +66,7 @@ def read_header(path: str | os.PathLike, *, called: str = "") -> Header:
         )
     magic, version, num_tokens = struct.unpack("<3I", words)
     if magic not in MAGIC:
-        raise ValueError(
-            f"{path}: starts with {magic}, expected a magic number of .bin token files, "
-            f"{' or '.join(map(str, MAGIC))}. Token files without a header (nanoGPT's train.bin) "
-            "must be written anew."
-        )
+        raise ValueError(_another_file(path, words, magic))
     known, dtype = MAGIC[magic]
     if version != known:
         raise ValueError(f"{path}: format version {version}, expected {known} after the magic number {magic}.")
@@ -76,6 +80,72 @@ def read_header(path: str | os.PathLike, *, called: str = "") -> Header:
         f"bytes (12-byte header) or {expected['llmc']} bytes (1024-byte header), but it holds "
         f"{found_bytes}; it {problem}. Copy it again, or write it anew with data_prep.fineweb."
     )
+
+
+def _another_file(path: str | os.PathLike, words: bytes, magic: int) -> str:
+    name = shlex.quote(os.fspath(path))
+    if words.startswith(b"version http"):
+        return (
+            f"{path}: is a pointer of Git LFS, not the file itself. Run `git lfs pull` where it was cloned, or "
+            "download the file anew."
+        )
+    if words.startswith(b"\x93NUMPY"):
+        return (
+            f"{path}: is a NumPy array, expected a .bin token file. Under a name that ends in .npy, "
+            f"`python -m data_prep.convert {name} OUT` makes a prepared dataset of it."
+        )
+    if words.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return f"{path}: is a page of HTML or XML, perhaps an error page, not a .bin token file. Download it anew."
+    return (
+        f"{path}: starts with {magic}, expected a magic number of .bin token files, "
+        f"{' or '.join(map(str, MAGIC))}. If it is ids without a header (nanoGPT's train.bin), "
+        f"`python -m data_prep.convert {name} OUT --headerless=uint16` makes a prepared dataset of it."
+    )
+
+
+def _numpy_header(path: str | os.PathLike, called: str) -> Header:
+    with open(path, "rb") as file:
+        found_bytes = os.fstat(file.fileno()).st_size
+        try:
+            major, _ = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file)
+        except (ValueError, EOFError) as error:
+            raise ValueError(
+                f"{called}: not a NumPy array, or cut short ({' '.join(str(error).split())}). Copy it again."
+            ) from None
+        num_bytes = file.tell()
+    if len(shape) != 1 or dtype.kind not in "iu":
+        raise ValueError(
+            f"{called}: a NumPy array of {dtype} and shape {shape}, expected token ids: whole numbers, one dimension. "
+            "Save them as such: numpy.save(path, ids.reshape(-1).astype(numpy.uint16))."
+        )
+    if found_bytes != num_bytes + dtype.itemsize * shape[0]:
+        raise ValueError(
+            f"{called}: header says {shape[0]} tokens, so the file should hold "
+            f"{num_bytes + dtype.itemsize * shape[0]} bytes, but it holds {found_bytes}; it "
+            f"{'was cut short' if found_bytes < num_bytes + dtype.itemsize * shape[0] else 'has the wrong length'}. "
+            "Copy it again."
+        )
+    return Header(shape[0], num_bytes, dtype)
+
+
+def _no_header(path: str | os.PathLike, called: str, dtype: np.dtype) -> Header:
+    with open(path, "rb") as file:
+        words = file.read(HEADER_BYTES["short"])
+        found_bytes = os.fstat(file.fileno()).st_size
+    if len(words) == HEADER_BYTES["short"]:
+        magic, version, _ = struct.unpack("<3I", words)
+        if MAGIC.get(magic, (0,))[0] == version:
+            raise ValueError(f"{called}: has the header of a .bin token file. Leave out --headerless.")
+        if words.startswith((b"\x93NUMPY", b"version http", b"<!DOCTYPE", b"<html")):
+            raise ValueError(_another_file(called, words, magic))
+    if found_bytes % dtype.itemsize:
+        raise ValueError(
+            f"{called}: holds {found_bytes} bytes, which is no whole number of {dtype.name} ids; it was cut short, or "
+            "its ids are of another kind. Copy it again, or name the kind by --headerless."
+        )
+    return Header(found_bytes // dtype.itemsize, 0, dtype)
 
 
 def write_tokens(
@@ -134,10 +204,10 @@ def map_tokens(path: str | os.PathLike) -> MappedTokens:
     )
 
 
-def open_tokens(path: str | os.PathLike) -> np.memmap:
-    """The ids of a .bin file as a read-only array (num_tokens,), mapped, not loaded.
+def open_tokens(path: str | os.PathLike, layout: str = "bin") -> np.memmap:
+    """The ids of a file as a read-only array (num_tokens,), mapped, not loaded.
 
-    uint16 or uint32, as the file says. Raises ValueError like `read_header`.
+    uint16 or uint32, as the file says; of another layout as `read_header` does. Raises ValueError likewise.
     """
-    header = read_header(path)
+    header = read_header(path, layout)
     return np.memmap(path, header.dtype, "r", offset=header.num_bytes, shape=(header.num_tokens,))

@@ -1,11 +1,16 @@
-"""Text -> token ids. `get_tokenizer("gpt2")` needs no network: the ranks ship in the package.
+"""Text -> token ids. `user_tokenizer("gpt2")` needs no network: the ranks ship in the package.
 
 Add your own: a class with the members of `Tokenizer` and a line in `TOKENIZERS`, or no line at
 all and `--tokenizer=my_module:MyTokenizer`. What is here defines the ids; `data_prep.encoders` makes
 the same ids faster.
+
+A name that a user typed may be anything, a class to import included. A name that stands in a file, a
+manifest or a checkpoint's metadata, is data: it means a tokenizer of this package or a file in the dataset's
+own directory, and nothing else.
 """
 
 import importlib
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -63,8 +68,11 @@ TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
 }
 
 
-def get_tokenizer(name: str) -> Tokenizer:
-    """A tokenizer by registry name, file, or `module:Class`.
+_FILE = re.compile(r"(.+?\.(tiktoken|json))(?:@(.*))?", re.DOTALL)
+
+
+def user_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer that a user typed: a name of ours, a file, or `module:Class`, which is imported and called.
 
     Files: `PATH.tiktoken[@SCHEME]`, with the scheme (gpt2, cl100k_base, o200k_base) needed where
     the number of ranks does not tell it; `PATH/tokenizer.json[@TOKEN]`, with the end-of-text token
@@ -72,10 +80,10 @@ def get_tokenizer(name: str) -> Tokenizer:
 
     Raises ValueError for what is not there or cannot be used.
     """
-    if match := re.fullmatch(r"(.+?\.(tiktoken|json))(?:@(.*))?", name):
+    if match := _FILE.fullmatch(name):
         path, suffix, choice = match.groups("")
         load = load_tiktoken_file if suffix == "tiktoken" else HuggingFaceTokenizer
-        return load(Path(path), choice, name)
+        return load(Path(path).expanduser(), choice, name)
     if name in TOKENIZERS:
         return TOKENIZERS[name]()
     module, colon, attribute = name.partition(":")
@@ -86,17 +94,55 @@ def get_tokenizer(name: str) -> Tokenizer:
         )
     try:
         return getattr(importlib.import_module(module), attribute)()
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ValueError(f"tokenizer {name!r} cannot be loaded: {error}") from None
 
 
-def open_tokenizer(spec: Spec) -> Tokenizer:
-    """The tokenizer that made the dataset. ValueError where it is not to be had."""
-    tokenizer = get_tokenizer(spec.tokenizer)
-    if tokenizer.digest != spec.tokenizer_digest:
+def safe_name(recorded: str, directory: str | os.PathLike | None = None) -> str:
+    """A name that stands in a file -> one that `user_tokenizer` may have: never a class, nor a file from elsewhere.
+
+    Args:
+      directory: of the dataset, whose own files may be meant: by the last part of their recorded path.
+
+    Raises ValueError for any other name, with what to do.
+    """
+    if recorded in TOKENIZERS:
+        return recorded
+    if directory is not None and (match := _FILE.fullmatch(recorded)):
+        path, _, choice = match.groups("")
+        here = Path(directory, os.path.basename(path))
+        is_here = os.path.realpath(here) == os.path.join(os.path.realpath(directory), here.name)
+        if is_here and here.is_file():  # no link, and nothing that a reader would wait for
+            return f"{here}@{choice}" if choice else str(here)
+    raise ValueError(
+        f"tokenizer {recorded!r:.200} is named in a file, and neither one of ours ({', '.join(TOKENIZERS)}) nor a file "
+        f"in {directory or 'a dataset'}: nothing is imported or opened because a file says so. Name it yourself: "
+        "--tokenizer=... (data.tokenizer in a .gin file), or copy its file into the dataset's directory."
+    )
+
+
+def recorded_tokenizer(
+    recorded: str, digest: str | None, directory: str | os.PathLike | None = None, *, users: str | None = None
+) -> Tokenizer:
+    """The tokenizer that a file speaks of.
+
+    Args:
+      recorded, digest: as they stand in the file; a digest of None is not known.
+      directory: as for `safe_name`.
+      users: what the user typed, if anything: it is loaded instead of the recorded name.
+
+    Raises ValueError where it is not to be had, or is another one than the digest says.
+    """
+    name = users or safe_name(recorded, directory)
+    tokenizer = user_tokenizer(name)
+    if digest not in (None, tokenizer.digest):
         raise ValueError(
-            f"tokenizer {spec.tokenizer}: digest {tokenizer.digest}, the dataset was made with "
-            f"{spec.tokenizer_digest}; it would read other text out of the tokens. "
-            "Bring back the tokenizer of that time."
+            f"tokenizer {name}: digest {tokenizer.digest}, expected {digest}, that of {recorded!r:.200}; it would read "
+            "other text out of the tokens. Bring back the tokenizer of that time, or name it: --tokenizer=..."
         )
     return tokenizer
+
+
+def dataset_tokenizer(spec: Spec, directory: str | os.PathLike, users: str | None = None) -> Tokenizer:
+    """The tokenizer that made a prepared dataset; see `recorded_tokenizer`."""
+    return recorded_tokenizer(spec.tokenizer, spec.tokenizer_digest, directory, users=users)

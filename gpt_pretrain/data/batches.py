@@ -136,7 +136,8 @@ class Batches:
         return ValueError(
             f"{name + ': ' if name else ''}window {window} (tokens {first} to {first + stage.seq_len} of the stream) "
             f"holds token id {tokens[row].max()}, expected ids below {self._vocab_size}. The shard is damaged or was "
-            "made with another tokenizer; run `python -m data_prep.check` on it."
+            "made with another tokenizer. `python -m data_prep.check DIR` looks at all of a prepared dataset; of bare "
+            ".bin shards, `python -m data_prep.convert DIR OUT --tokenizer=...` makes one."
         )
 
 

@@ -3,13 +3,15 @@
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import get_args
 
 from data_prep.store.datasets import Format, TokenDataset, Verify, open_dataset
+from gpt_pretrain import checks
 from gpt_pretrain.data.mixture import counts_of
 from gpt_pretrain.data.order import SHUFFLES, Shuffle
 from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.data.stages import Stage, Stream
+from gpt_pretrain.text_files import read_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,8 @@ class DataConfig:
       exclude: ids of documents whose windows are left out, or a text file of ids, one a line.
       max_epochs: refuse a run that would meet a stream more often than this; None for no limit.
       document_mask: attention stays within a document, positions restart at end-of-text.
+      tokenizer: the one that made the data, where it is your own: a file or "module:Class". What a dataset says itself
+        is never imported; yours is compared with the digest that the dataset has. Only text needs it: samples.
     """
 
     dir: str = "data/fineweb-10BT"
@@ -46,16 +50,22 @@ class DataConfig:
     exclude: str | Sequence[str] = ()
     max_epochs: float | None = None
     document_mask: bool = False
+    tokenizer: str | None = None
 
     def __post_init__(self):
         for name in ("seq_len", "mixture_block", "shuffle_block_windows", "shuffle_group_blocks"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"data.{name}: found {value!r}, expected a whole number, at least 1")
-        if not isinstance(self.seed, int):
-            raise ValueError(f"data.seed: found {self.seed!r}, expected a whole number")
-        if self.shuffle not in SHUFFLES:
-            raise ValueError(f"data.shuffle: found {self.shuffle!r}, expected one of {', '.join(SHUFFLES)}")
+            value = checks.whole_number(f"data.{name}", getattr(self, name), least=1, most=checks.MOST_ROWS)
+            object.__setattr__(self, name, value)
+        checks.seed("data.seed", self.seed)
+        for name, known in (("format", get_args(Format)), ("verify", get_args(Verify)), ("shuffle", SHUFFLES)):
+            checks.choice(f"data.{name}", getattr(self, name), known)
+        checks.flag("data.document_mask", self.document_mask)
+        if self.max_epochs is not None:
+            checks.number("data.max_epochs", self.max_epochs, least=0, most=1e9)
+        if self.tokenizer is not None:
+            checks.text("data.tokenizer", self.tokenizer)
+        object.__setattr__(self, "dir", checks.path("data.dir", self.dir))
+        self._check_exclude()
         if self.mixture is not None and not (isinstance(self.mixture, Mapping) and self.mixture):
             raise ValueError(
                 f'data.mixture: found {self.mixture!r}, expected {{"name": ("directory", weight), ...}}, or None for '
@@ -67,11 +77,20 @@ class DataConfig:
                     f"data.mixture: found {name!r}: {entry!r}, expected a name without '/' and "
                     '("directory", weight) or ("directory", weight, max_epochs)'
                 )
-        for directory in self.directories.values():
-            if "://" in directory:
-                raise ValueError(
-                    f"data.dir: {directory} is a URL; copy or mount the dataset, it is read by random access"
-                )
+        if self.mixture is not None:
+            expanded = {
+                name: (checks.path("data.mixture", entry[0]), *entry[1:]) for name, entry in self.mixture.items()
+            }
+            object.__setattr__(self, "mixture", expanded)
+
+    def _check_exclude(self) -> None:
+        if isinstance(self.exclude, str):
+            if self.exclude:
+                object.__setattr__(self, "exclude", checks.path("data.exclude", self.exclude))
+        elif not isinstance(self.exclude, Sequence) or not all(isinstance(each, str) for each in self.exclude):
+            raise ValueError(
+                f"data.exclude: found {self.exclude!r}, expected a list of document ids, or a text file of them"
+            )
 
     @property
     def directories(self) -> dict[str, str]:
@@ -118,15 +137,21 @@ class DataConfig:
 
     def check_epochs(self, plan: Plan, num_steps: int) -> None:
         """ValueError where a run of that many steps would meet a stream more often than it may."""
-        limits = {name: self.max_epochs for name in self.directories}
-        limits |= {name: entry[2] for name, entry in (self.mixture or {}).items() if len(entry) > 2}
         for name, epochs in plan.epochs(num_steps).items():
-            limit = limits.get(name)
+            limit = self._most_epochs(name)
             if limit is not None and epochs > limit:
                 raise ValueError(
                     f"{name or self.dir}: would be met {epochs:.2f} times in {num_steps} steps, expected at most "
                     f"{limit} (data.max_epochs, data.mixture). Lower train.num_tokens or its weight, or raise it."
                 )
+
+    def limits_epochs(self, name: str) -> bool:
+        """Whether the user said how often a stream may be seen."""
+        return self._most_epochs(name) is not None
+
+    def _most_epochs(self, name: str) -> float | None:
+        entry = (self.mixture or {}).get(name, ())
+        return entry[2] if len(entry) > 2 else self.max_epochs
 
     def _excluded(self, datasets: Mapping[str, TokenDataset]) -> dict[str, tuple[int, ...]]:
         """Windows of each stream that meet an excluded document."""
@@ -134,7 +159,7 @@ class DataConfig:
         if isinstance(ids, str):
             if not os.path.isfile(ids):
                 raise ValueError(f"data.exclude: {ids}: no such file; expected a text file of document ids, one a line")
-            ids = Path(ids).read_text(encoding="utf-8").split("\n")
+            ids = read_text(ids).split("\n")
         ids = [each.strip() for each in ids if each.strip()]
         if not ids:
             return {}
@@ -162,8 +187,14 @@ def _is_entry(entry) -> bool:
     """("directory", weight) or ("directory", weight, max_epochs)"""
     if isinstance(entry, str) or not isinstance(entry, Sequence) or not 2 <= len(entry) <= 3:
         return False
-    numbers = all(isinstance(each, int | float) for each in entry[1:2])
-    return isinstance(entry[0], str) and numbers and all(isinstance(each, int | float | None) for each in entry[2:])
+    try:
+        checks.number("weight", entry[1], least=0, most=1e15)
+        for each in entry[2:]:
+            if each is not None:
+                checks.number("max_epochs", each, least=0, most=1e9)
+    except ValueError:
+        return False
+    return isinstance(entry[0], str | os.PathLike) and entry[1] > 0
 
 
 def windows_meeting(start: int, length: int, seq_len: int, num_windows: int) -> range:

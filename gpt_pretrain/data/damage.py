@@ -1,5 +1,6 @@
 """What is wrong with the data of a batch whose digest is not what the ledger says."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -41,6 +42,6 @@ def damaged_files(plan: Plan, datasets: Mapping[str, TokenDataset], step_index: 
             if problem := file_problem(path, shard.num_bytes, shard.digest):
                 problems.append(
                     f"{path}: is not what its manifest says ({problem.reason}). "
-                    f"`python -m data_prep.check {dataset.directory} --repair` makes it again."
+                    f"`python -m data_prep.check {shlex.quote(dataset.directory)} --repair` makes it again."
                 )
     return problems

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.store.files import whole_file
+from data_prep.store.files import read_bytes, whole_file
 
 FILE_NAME = "ledger.bin"
 MAGIC = b"GPTLEDG1"
 DIGEST = np.dtype("<u8")
+MAX_BYTES = 1 << 30  # 134 million steps
 
 
 class Ledger:
@@ -68,7 +69,7 @@ class Ledger:
         """The run's file. ValueError if it is missing or is no ledger."""
         path = Path(save_dir, FILE_NAME)
         try:
-            content = path.read_bytes()
+            content = read_bytes(path, MAX_BYTES)
         except FileNotFoundError:
             raise ValueError(f"{path}: no such file; expected the save_dir of a run of gpt_pretrain.main") from None
         if content[:8] != MAGIC or len(content) % 8:

@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.store.typed import typed
 from gpt_pretrain.data.stages import BatchIndex, Occurrence, Stage, Stream, label_of, sizes_from, sizes_in_words
 
 VERSION = 1
+MAX_BATCH_TOKENS = 1 << 28
+MAX_BATCH_SIZE = 1 << 24  # of a plan that is read: the windows of a batch are computed at once
 
 
 class PlanError(ValueError):
@@ -84,6 +87,14 @@ class Plan:
         position = stage.position(step_index)
         return {stream.name: stage.epochs(i, position) for i, stream in enumerate(stage.streams)}
 
+    def check_epochs(self, num_steps: int, most: int) -> None:
+        """ValueError where a stage of so many steps would see a stream more often than any run does."""
+        for i, (stage, stop) in enumerate(zip(self.stages, self._stops(), strict=True)):
+            examples = stage.position(max(stage.from_step, min(stop, num_steps))) - stage.from_position
+            fewest = min(stage.num_windows(j) - len(each.excluded) for j, each in enumerate(stage.streams))
+            if examples > most * fewest:
+                raise ValueError(f"stages[{i}] sees {examples} examples, more than {most} epochs of a stream")
+
     def _stops(self) -> list[int]:
         """The index of the step after the last of each stage."""
         return [*(stage.from_step for stage in self.stages[1:]), 1 << 62]
@@ -137,19 +148,32 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """JSON values only."""
-        return {"version": VERSION, "stages": [dataclasses.asdict(stage) for stage in self.stages]}
+        return {"version": VERSION, "segments": [dataclasses.asdict(stage) for stage in self.stages]}
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> "Plan":
-        """The inverse of `to_json`. ValueError for another version."""
-        if fields.get("version") != VERSION:
-            raise ValueError(f"data plan of version {fields.get('version')}, expected {VERSION}")
-        stages = []
-        for each in fields["stages"]:
-            streams = tuple(Stream(**s | {"excluded": tuple(s["excluded"])}) for s in each["streams"])
-            sizes = tuple((int(first), int(size)) for first, size in each["batch_sizes"])
-            stages.append(Stage(**each | {"streams": streams, "batch_sizes": sizes}))
-        return cls(tuple(stages))
+    def from_json(cls, fields: Any) -> "Plan":
+        """The inverse of `to_json`. ValueError for another version, or a value that cannot be; names it."""
+        version = fields.get("version") if isinstance(fields, dict) else None
+        if version != VERSION:
+            raise ValueError(f"data plan of version {version!r:.80}, expected {VERSION}")
+        stages = typed(tuple[Stage, ...], fields.get("segments"), "stages")
+        for i, stage in enumerate(stages):
+            before = stages[i - 1].from_step if i else -1
+            if stage.from_step <= before or (i == 0 and stage.from_step):
+                raise ValueError(
+                    f"stages[{i}].from_step is {stage.from_step}, expected more than that of the one before"
+                )
+            if (size := max(size for _, size in stage.batch_sizes)) > MAX_BATCH_SIZE:
+                raise ValueError(f"stages[{i}].batch_sizes has {size}, expected at most {MAX_BATCH_SIZE}")
+            if size * stage.seq_len > MAX_BATCH_TOKENS:
+                raise ValueError(
+                    f"stages[{i}] has batches of {size} x {stage.seq_len} tokens, expected at most {MAX_BATCH_TOKENS}"
+                )
+            if (counts := sum(stream.count for stream in stage.streams)) > MAX_BATCH_SIZE:
+                raise ValueError(f"stages[{i}].streams have counts of {counts}, expected at most {MAX_BATCH_SIZE}")
+        if not stages:
+            raise ValueError("stages is empty, expected at least one")
+        return cls(stages)
 
 
 def _order_of(stage: Stage) -> dict[str, Any]:

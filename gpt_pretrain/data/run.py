@@ -11,12 +11,14 @@ from typing import Any
 
 from blake3 import blake3
 
-from data_prep.store.files import digest_json, read_json, write_json
+from data_prep.store.files import digest_json, read_json, write_note
+from data_prep.store.typed import Count, typed
 from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.data.plan import Plan
 
 FILE_NAME = "data.json"
 VERSION = 1
+MAX_EPOCHS = 100_000  # of a run that is read: where a document was seen is listed epoch by epoch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +29,7 @@ class LedgerMark:
       digest: BLAKE3 of the digests of the first `num_steps` steps, as `ledger.bin` has them.
     """
 
-    num_steps: int
+    num_steps: Count
     digest: str
 
     @classmethod
@@ -66,7 +68,7 @@ class RunData:
             "num_steps": self.num_steps,
             "ledger": None if self.mark is None else dataclasses.asdict(self.mark),
         }
-        write_json(Path(self.save_dir, FILE_NAME), fields | {"digest": digest_json(fields)})
+        write_note(Path(self.save_dir, FILE_NAME), fields)
 
     def check_ledger(self, ledger: Ledger) -> None:
         """ValueError unless the ledger is this run's, as far as this file knows it."""
@@ -95,19 +97,23 @@ def open_run(save_dir: str | os.PathLike) -> RunData:
     expected = fields.pop("digest", None)
     if (found := digest_json(fields)) != expected:
         raise ValueError(
-            f"{path}: its content has the digest {found}, but it says {expected}; it was altered. {advice}"
+            f"{path}: was altered: its content has the digest {found}, but it says {expected!r:.80}. Restore it from a "
+            "copy, or start the run again, and it is written anew."
         )
     try:
         return _typed(os.fspath(save_dir), fields)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path}: damaged ({type(error).__name__}: {error}). {advice}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}. {advice}") from None
 
 
 def _typed(save_dir: str, fields: dict[str, Any]) -> RunData:
-    directories, num_steps, run_id = fields["directories"], fields["num_steps"], fields["run_id"]
-    if not all(isinstance(each, str) for pair in directories.items() for each in pair):
-        raise ValueError("directories: expected texts")
-    if not isinstance(num_steps, int) or num_steps < 0 or not isinstance(run_id, str):
-        raise ValueError(f"num_steps={num_steps!r}, run_id={run_id!r}: expected a count and a text")
-    mark = None if fields["ledger"] is None else LedgerMark(**fields["ledger"])
-    return RunData(save_dir, Plan.from_json(fields["plan"]), directories, num_steps, run_id, mark)
+    plan, num_steps = Plan.from_json(fields.get("plan")), typed(Count, fields.get("num_steps"), "num_steps")
+    plan.check_epochs(num_steps, MAX_EPOCHS)
+    return RunData(
+        save_dir,
+        plan,
+        typed(dict[str, str], fields.get("directories"), "directories"),
+        num_steps,
+        typed(str, fields.get("run_id"), "run_id"),
+        typed(LedgerMark | None, fields.get("ledger"), "ledger"),
+    )

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_prep.store.typed import Count
 from gpt_pretrain.data.mixture import Mixture
 from gpt_pretrain.data.order import Shuffle, WindowOrder
 
@@ -30,10 +31,10 @@ class Stream:
 
     name: str
     fingerprint: str
-    num_tokens: int
-    count: int = 1
-    start: int = 0
-    excluded: tuple[int, ...] = ()
+    num_tokens: Count
+    count: Count = 1
+    start: Count = 0
+    excluded: tuple[Count, ...] = ()
 
 
 class BatchIndex(NamedTuple):
@@ -68,23 +69,28 @@ class Stage:
     """
 
     seed: int
-    seq_len: int
-    batch_sizes: tuple[tuple[int, int], ...]
+    seq_len: Count
+    batch_sizes: tuple[tuple[Count, Count], ...]
     streams: tuple[Stream, ...]
     shuffle: Shuffle = "global"
-    block_windows: int = 1024
-    group_blocks: int = 32
-    from_step: int = 0
-    from_position: int = 0
+    block_windows: Count = 1024
+    group_blocks: Count = 32
+    from_step: Count = 0
+    from_position: Count = 0
     change: str = "start"
 
     def __post_init__(self):
-        firsts, sizes = zip(*self.batch_sizes, strict=True)
+        firsts, sizes = zip(*self.batch_sizes or [(-1, 0)], strict=True)
         if firsts[0] != 0 or list(firsts) != sorted(set(firsts)) or min(sizes) < 1:
             raise ValueError(
                 f"train.batch_size: found {sizes_in_words([*self.batch_sizes])}; expected sizes of at least 1, the "
                 "first from step 1, each from a later step than the one before"
             )
+        for name in ("seq_len", "block_windows", "group_blocks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if not self.streams or min(stream.count for stream in self.streams) < 0:
+            raise ValueError("streams: expected at least one, with counts of at least 0")
         for i in range(len(self.streams)):
             self._check_stream(i)
 
@@ -96,7 +102,8 @@ class Stage:
                 f"{label}: data.seq_len={self.seq_len} needs {self.seq_len + 1} tokens for one window; "
                 f"the stream holds {stream.num_tokens}"
             )
-        assert list(excluded) == sorted(set(excluded)), "excluded windows are not ascending"
+        if list(excluded) != sorted(set(excluded)):
+            raise ValueError(f"{label}: the excluded windows are not ascending")
         if excluded and not (excluded[0] >= 0 and excluded[-1] < num_windows):
             raise ValueError(
                 f"{label}: found excluded windows from {excluded[0]} to {excluded[-1]}, expected [0, {num_windows})"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from data_prep.pages.text import one_line
 from gpt_pretrain.history.occurrences import DocumentOccurrence
 from gpt_pretrain.history.opened_run import OpenedRun
 from gpt_pretrain.history.spans import Span, index_of, windows_of
@@ -67,9 +68,9 @@ def _heading(span: Span) -> list[str]:
     if span.document is None:
         return [f"{place} (the dataset has no table of documents)"]
     each = span.document
-    names = "  ".join(str(name) for name in (each.id, each.url) if name)
+    names = "  ".join(one_line(name) for name in (each.id, each.url) if name)
     lines = [names] if names else []
-    return [*lines, f"{each.source_file} row {each.row}, {each.length} tokens: {place}"]
+    return [*lines, f"{one_line(each.source_file)} row {each.row}, {each.length} tokens: {place}"]
 
 
 def _epochs(found: Sequence[DocumentOccurrence], num_consumed: int) -> list[str]:

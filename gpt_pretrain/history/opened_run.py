@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.store import manifest as manifest_lib
-from data_prep.store.datasets import TokenDataset, open_dataset
+from data_prep.store.datasets import TokenDataset, Verify, open_dataset
 from data_prep.store.documents import DocumentTables
 from data_prep.store.streams import TokenSource
-from data_prep.store.tokenizers import Tokenizer, get_tokenizer, open_tokenizer
+from data_prep.store.tokenizers import Tokenizer, dataset_tokenizer, user_tokenizer
 from gpt_pretrain.data import ledger as ledger_lib
 from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.data.run import open_run
@@ -46,12 +46,16 @@ class OpenedRun:
     Args:
       save_dir: of the run.
       data_dirs: "DIR", or "NAME=DIR" of one stream: datasets that are not where the run had them.
+      tokenizer_name: as the user typed it, where the datasets were made by one that is not ours.
+      verify: of the datasets, see `open_dataset`; "size" where what is read is compared with the ledger anyway.
 
     Raises ValueError: no run there, or a name that no stream has.
     """
 
     save_dir: str
     data_dirs: Sequence[str] = ()
+    tokenizer_name: str | None = None
+    verify: Verify = "auto"
 
     def __post_init__(self):
         if not os.path.isdir(self.save_dir):
@@ -104,7 +108,12 @@ class OpenedRun:
 
     def dataset(self, stream: Stream) -> TokenDataset:
         """A stream's dataset. ValueError if it is not the one that the run was trained on."""
-        return self._cached("dataset", stream, lambda directory: open_dataset(directory, verify="size"))
+        dataset = self._cached("dataset", stream, lambda directory: open_dataset(directory, verify=self.verify))
+        if (found := dataset.splits["train"].num_tokens) != stream.num_tokens:
+            raise ValueError(
+                f"{dataset.directory}: has {found} training tokens, the plan of {self.save_dir} {stream.num_tokens}"
+            )
+        return dataset
 
     def sources(self, stage: Stage) -> dict[str, TokenSource]:
         """The training streams of a stage by name."""
@@ -124,9 +133,14 @@ class OpenedRun:
         return self._cached(split, stream, lambda directory: DocumentTables(directory, split, manifest))
 
     def tokenizer(self, stream: Stream) -> Tokenizer:
-        """What turns a stream's ids into text: GPT-2's for bare shards."""
-        manifest = self.manifest(stream)
-        make = (lambda _: get_tokenizer("gpt2")) if manifest is None else (lambda _: open_tokenizer(manifest.spec))
+        """What turns a stream's ids into text; where nobody recorded it, the user's, or GPT-2's."""
+        manifest, name = self.manifest(stream), self.tokenizer_name
+
+        def make(directory: str) -> Tokenizer:
+            if manifest is None:
+                return user_tokenizer(name or "gpt2")
+            return dataset_tokenizer(manifest.spec, directory, name)
+
         return self._cached("tokenizer", stream, make)
 
     @functools.cached_property

@@ -1,5 +1,6 @@
 """A row of a batch as plain text."""
 
+from data_prep.pages.text import one_line
 from gpt_pretrain.history.rows import DocumentSlice, Row
 
 _EXCERPT_CHARS = 160  # of a document
@@ -23,7 +24,8 @@ def _names(piece: DocumentSlice) -> list[str]:
     document = piece.document
     if document is None:
         return ["(no table of documents)"]
-    return [*(name for name in (document.id, document.url) if name), f"{document.source_file} row {document.row}"]
+    names = [name for name in (document.id, document.url) if name]
+    return [one_line(name) for name in (*names, f"{document.source_file} row {document.row}")]
 
 
 def _shortened(text: str) -> str:

@@ -45,18 +45,20 @@ class TokenLosses:
 def losses_of_rows(run: OpenedRun, step_index: int, rows: Sequence[Row], checkpoint: str) -> TokenLosses:
     """`losses_of` rows of a batch."""
     manifest = run.manifest(run.plan.stage_at(step_index).streams[0])
-    tokenizer = None if manifest is None else manifest.spec.tokenizer
+    digest = None if manifest is None else manifest.spec.tokenizer_digest
     tokens_NT = np.stack([row.tokens for row in rows])
-    return losses_of(checkpoint, tokens_NT, end_of_text=rows[0].tokenizer.end_of_text, tokenizer=tokenizer)
+    return losses_of(checkpoint, tokens_NT, end_of_text=rows[0].tokenizer.end_of_text, tokenizer_digest=digest)
 
 
-def losses_of(checkpoint: str, tokens_NT: np.ndarray, *, end_of_text: int, tokenizer: str | None = None) -> TokenLosses:
+def losses_of(
+    checkpoint: str, tokens_NT: np.ndarray, *, end_of_text: int, tokenizer_digest: str | None = None
+) -> TokenLosses:
     """Losses of windows (rows, seq_len + 1) without dropout and perturbations.
 
     Args:
       checkpoint: a run's save_dir, or one checkpoint in it; its document mask, if it has one, is kept.
       end_of_text: the id that begins each document.
-      tokenizer: name of the one that made the ids, if known.
+      tokenizer_digest: of the one that made the ids, if known.
 
     Raises ValueError: no good checkpoint, windows too long for it, or ids of another vocabulary.
     """
@@ -66,8 +68,12 @@ def losses_of(checkpoint: str, tokens_NT: np.ndarray, *, end_of_text: int, token
     num_rows, seq_len = tokens_NT.shape[0], tokens_NT.shape[1] - 1
     if seq_len > spec.num_positions:
         raise ValueError(f"{directory}: has {spec.num_positions} positions, the windows have {seq_len} inputs")
-    if tokenizer and metadata.tokenizer and tokenizer != metadata.tokenizer:
-        raise ValueError(f"{directory}: trained on ids of tokenizer {metadata.tokenizer}, these are of {tokenizer}")
+    theirs = metadata.tokenizer_digest
+    if tokenizer_digest and theirs and tokenizer_digest != theirs:
+        raise ValueError(
+            f"{directory}: trained on ids of tokenizer {metadata.tokenizer!r:.200} (digest {theirs}), these are of the "
+            f"digest {tokenizer_digest}"
+        )
     if tokens_NT.max(initial=0) >= spec.vocab_size:
         raise ValueError(f"{directory}: knows the ids below {spec.vocab_size}, found {tokens_NT.max()} in the windows")
     num_at_once = max(1, min(num_rows, _TOKENS_AT_ONCE // seq_len))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer
 
+from gpt_pretrain.checks import key_seed
 from gpt_pretrain.model.gpt import GPT, cache_shape, model_of
 from gpt_pretrain.model.spec import ModelSpec
 
@@ -95,7 +96,7 @@ def make_sampler(spec: ModelSpec, seq_len: int, **how) -> tuple[Callable, Callab
 def sample(
     params: dict,
     spec: ModelSpec,
-    prompt: Integer[np.ndarray, " T"],
+    prompt: Integer[np.ndarray, " prompt"],
     *,
     seq_len: int,
     num_tokens: int,
@@ -104,7 +105,7 @@ def sample(
     top_k: int = 50,
     top_p: float = 1.0,
     stop: int | None = None,
-) -> Int[np.ndarray, " T"]:
+) -> Int[np.ndarray, " new"]:
     """Continues `prompt` (ids, at least one) by up to `num_tokens` ids, or until `stop`; returns the new ids.
 
     Args:
@@ -120,7 +121,7 @@ def sample(
     if not 0 < len(prompt) <= seq_len:
         raise ValueError(f"the prompt has {len(prompt)} tokens; the model has room for 1 to {seq_len}")
     prefill, decode = make_sampler(spec.plain(), seq_len, temperature=temperature, top_k=top_k, top_p=top_p)
-    rng = jax.random.key(seed)
+    rng = jax.random.key(key_seed(seed))
     padded = np.zeros((1, seq_len), np.int32)  # one shape for every prompt: compiled once
     padded[0, : len(prompt)] = prompt
     token, cache = prefill(params, padded, len(prompt), jax.random.fold_in(rng, 0))

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from gpt_pretrain import checks
 from gpt_pretrain.model.perturbations import Perturbation
 
 AttentionKernel = Literal["xla", "cudnn"]
@@ -41,22 +42,23 @@ class GPTConfig:
     perturbations: Sequence[Perturbation] = ()
 
     def __post_init__(self):
-        for name in ("n_layer", "n_head", "n_embd", "vocab_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name}: found {getattr(self, name)}, expected at least 1")
-        if self.block_size is not None and self.block_size < 1:
-            raise ValueError(f"model.block_size: found {self.block_size}, expected None or at least 1")
+        for name in ("n_layer", "n_head", "n_embd", "vocab_size", "block_size"):
+            if (value := getattr(self, name)) is not None or name != "block_size":
+                value = checks.whole_number(f"model.{name}", value, least=1, most=checks.MOST_ROWS)
+                object.__setattr__(self, name, value)
         if self.n_embd % self.n_head:
             raise ValueError(
                 f"model.n_embd={self.n_embd} is not divisible by model.n_head={self.n_head}: "
                 f"{self.n_embd} / {self.n_head} = {self.n_embd / self.n_head:.2f}. Change one of them."
             )
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"model.dropout: found {self.dropout}, expected a rate in [0, 1)")
+        checks.fraction("model.dropout", self.dropout, with_one=False)
         for name, known in (("dtype", ("auto", "bfloat16", "float32")), ("attention", ("auto", "xla", "cudnn"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"model.{name}: found {getattr(self, name)!r}, expected one of {known}")
-        for perturbation in self.perturbations:
+            checks.choice(f"model.{name}", getattr(self, name), known)
+        checks.flag("model.remat", self.remat)
+        given = self.perturbations
+        if not isinstance(given, Sequence) or not all(isinstance(each, Perturbation) for each in given):
+            raise ValueError(f"model.perturbations: found {given!r}, expected a list such as [@perturb()]")
+        for perturbation in given:
             perturbation.check_layers(self.n_layer)
 
     def num_positions(self, seq_len: int) -> int:
@@ -206,6 +208,8 @@ class ModelSpec(Architecture):
         """The inverse of `to_json`. ValueError for another version, or fields that are missing or not known."""
         if fields.get("version") != VERSION:
             raise ValueError(f"model spec of version {fields.get('version')!r}, expected {VERSION}")
+        if "perturbations" in fields:
+            raise ValueError("model spec: has perturbations, which are code and never come from a file")
         try:
             return cls(**{name: value for name, value in fields.items() if name != "version"})
         except TypeError as error:

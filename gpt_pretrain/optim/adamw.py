@@ -1,11 +1,11 @@
 """AdamW with decay on matrices only."""
 
 import logging
-import math
 from typing import Literal
 
 import optax
 
+from gpt_pretrain import checks
 from gpt_pretrain.optim.optimizer import Optimizer, is_matrix
 from gpt_pretrain.optim.schedules import SHAPES, Schedule, warmup_then
 
@@ -45,25 +45,16 @@ def adamw(
         "lr" follows the learning rate's.
     """
     warmup_steps = _warmup(warmup_steps, total_steps)
-    for name, value, least in (("lr", lr, 0.0), ("weight_decay", weight_decay, 0.0), ("epsilon", epsilon, 0.0)):
-        if not (math.isfinite(value) and value >= least):
-            raise ValueError(f"optimizer.{name}: found {value}, expected a finite number, at least {least:g}")
-    for name, value in (("beta1", beta1), ("beta2", beta2)):
-        if not 0.0 <= value < 1.0:
-            raise ValueError(f"optimizer.{name}: found {value}, expected a number in [0, 1)")
-    if not 0.0 <= final_lr_ratio <= 1.0:
-        raise ValueError(f"optimizer.final_lr_ratio: found {final_lr_ratio}, expected a fraction in [0, 1]")
-    if not 0.0 < decay_fraction <= 1.0:
-        raise ValueError(f"optimizer.decay_fraction: found {decay_fraction}, expected a fraction in (0, 1]")
-    if clip_norm is not None and not clip_norm >= 0.0:
-        raise ValueError(f"optimizer.clip_norm: found {clip_norm}, expected a number above 0, or None for no clipping")
-    if schedule not in SHAPES:
-        raise ValueError(f"optimizer.schedule: found {schedule!r}, expected one of {sorted(SHAPES)}")
-    if weight_decay_schedule not in ("lr", *SHAPES):
-        raise ValueError(
-            f"optimizer.weight_decay_schedule: found {weight_decay_schedule!r}, expected one of "
-            f"{sorted(('lr', *SHAPES))}"
-        )
+    for name, value, most in (("lr", lr, 1000), ("weight_decay", weight_decay, 1000), ("epsilon", epsilon, 1)):
+        checks.number(f"optimizer.{name}", value, least=0, most=most)
+    checks.fraction("optimizer.beta1", beta1, with_one=False)
+    checks.fraction("optimizer.beta2", beta2, with_one=False)
+    checks.fraction("optimizer.final_lr_ratio", final_lr_ratio)
+    checks.fraction("optimizer.decay_fraction", decay_fraction, with_zero=False)
+    if clip_norm is not None:  # 0, as in other trainers, is no clipping too
+        checks.number("optimizer.clip_norm", clip_norm, least=0, most=1e9)
+    checks.choice("optimizer.schedule", schedule, sorted(SHAPES))
+    checks.choice("optimizer.weight_decay_schedule", weight_decay_schedule, sorted(("lr", *SHAPES)))
     shape_args = (total_steps, warmup_steps, final_lr_ratio, decay_fraction)
     learning_rate = warmup_then(schedule, lr, *shape_args)
     decay: float | Schedule = weight_decay
@@ -87,9 +78,10 @@ def _warmup(asked: int | None, total_steps: int) -> int:
         if fitting < LONG_WARMUP_STEPS:
             log.info("Warm-up: %d steps, a tenth of this short run (optimizer.warmup_steps)", fitting)
         return fitting
-    if not isinstance(asked, int) or asked < 0 or asked >= total_steps > 1:
+    asked = checks.whole_number("optimizer.warmup_steps", asked, least=0)
+    if asked >= total_steps > 1:
         raise ValueError(
-            f"optimizer.warmup_steps: found {asked}, expected a whole number below the {total_steps} steps of this "
+            f"optimizer.warmup_steps: found {asked}, expected fewer than the {total_steps} steps of this "
             "run. Lower it, or raise train.num_tokens."
         )
     return asked

@@ -8,16 +8,21 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
+from gpt_pretrain import checks
+
 MESH_AXES = ("data", "fsdp")
 
 
 def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
     """A (data, fsdp) mesh over all devices of all processes; -1 for one of them means "the rest"."""
-    num_devices = jax.device_count()
-    sizes = {"data": data, "fsdp": fsdp}
+    sizes = {}
+    for name, size in (("data", data), ("fsdp", fsdp)):
+        is_rest = size == -1 and not isinstance(size, bool)
+        sizes[name] = -1 if is_rest else checks.whole_number(f"mesh.{name}", size, least=1, most=checks.MOST_ROWS)
     rest = [name for name, size in sizes.items() if size == -1]
-    if len(rest) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise ValueError(f"mesh: found data={data}, fsdp={fsdp}; expected counts, at most one of them -1")
+    if len(rest) > 1:
+        raise ValueError("mesh: found mesh.data=-1 and mesh.fsdp=-1, expected at most one of them -1")
+    num_devices = jax.device_count()
     known = int(np.prod([size for size in sizes.values() if size != -1]))
     if rest:
         sizes[rest[0]] = num_devices // known

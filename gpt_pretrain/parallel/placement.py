@@ -1,6 +1,7 @@
 """Where the rows of a batch lie: on which device, in which microbatch."""
 
 import dataclasses
+from collections.abc import Sequence
 from functools import lru_cache
 
 import jax
@@ -51,6 +52,20 @@ def batch_layout(batch_size: int, per_device_batch_size: int, num_devices: int) 
             "per_device_batch_size."
         )
     return BatchLayout(batch_size // at_once, at_once, num_devices)
+
+
+def fitting_per_device(batch_sizes: Sequence[int], num_devices: int, most: int = 16) -> int:
+    """The most rows that a device may hold at once, so that batches of these sizes can be cut into microbatches.
+
+    >>> fitting_per_device([512], 8), fitting_per_device([24], 1), fitting_per_device([4], 1)
+    (16, 12, 16)
+    """
+
+    def fits(size: int, per_device: int) -> bool:
+        return size % num_devices == 0 and (size <= per_device * num_devices or size % (per_device * num_devices) == 0)
+
+    fitting = [each for each in range(1, most + 1) if all(fits(size, each) for size in batch_sizes)]
+    return max(fitting, default=most)
 
 
 class Placement:

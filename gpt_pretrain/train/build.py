@@ -5,13 +5,14 @@ import dataclasses
 import jax
 from jax.sharding import Mesh
 
+from gpt_pretrain import checks
 from gpt_pretrain.model.gpt import flops_per_token, num_params
 from gpt_pretrain.model.losses import num_loss_chunks
 from gpt_pretrain.model.spec import ModelSpec
 from gpt_pretrain.optim.optimizer import Optimizer
 from gpt_pretrain.parallel.devices import peak_flops, platform_of
 from gpt_pretrain.parallel.partition import batch_sharding
-from gpt_pretrain.parallel.placement import BatchLayout, Placement
+from gpt_pretrain.parallel.placement import BatchLayout, Placement, fitting_per_device
 from gpt_pretrain.train import state as state_lib
 from gpt_pretrain.train import step as step_lib
 from gpt_pretrain.train.config import TrainConfig
@@ -50,7 +51,7 @@ class Built:
 
     def fresh_state(self) -> TrainState:
         """The state of a run that begins."""
-        return state_lib.fresh_state(self.spec, self.optimizer.transform, self.mesh, self.config.seed)
+        return state_lib.fresh_state(self.spec, self.optimizer.transform, self.mesh, self.config.key_seed)
 
     @property
     def num_params(self) -> int:
@@ -76,10 +77,17 @@ def build(config: TrainConfig, data: OpenedData, start: Start) -> Built:
     """
     mesh = config.mesh()
     spec = model_spec(config, data)
-    placement = Placement(batch_sharding(mesh), config.per_device_batch_size)
     # Sizes that are past need not fit the devices that there are now.
-    layouts = tuple(placement.layout(size) for size in start.plan.stages[-1].batch_sizes_from(start.step))
+    batch_sizes = start.plan.stages[-1].batch_sizes_from(start.step)
+    per_device = config.per_device_batch_size or fitting_per_device(batch_sizes, mesh.size)
+    placement = Placement(batch_sharding(mesh), per_device)
+    layouts = tuple(placement.layout(size) for size in batch_sizes)
     total_steps = max(start.step, start.plan.num_steps(config.num_tokens))
+    if total_steps > checks.MOST_ROWS:
+        raise ValueError(
+            f"train.num_tokens: found {config.num_tokens}, which makes {total_steps} steps; expected at most "
+            f"{checks.MOST_ROWS}. Lower it, or raise train.batch_size."
+        )
     config.data.check_epochs(start.plan, total_steps)
     optimizer = config.optimizer(total_steps)
     abstract_state = state_lib.abstract_state(spec, optimizer.transform, mesh)
@@ -89,7 +97,7 @@ def build(config: TrainConfig, data: OpenedData, start: Start) -> Built:
     options = step_lib.StepOptions(
         spec=spec,
         num_chunks=num_loss_chunks(rows_at_once, config.data.seq_len, spec.padded_vocab_size, platform),
-        seed=config.seed,
+        seed=config.key_seed,
         mesh=mesh,
     )
     return Built(

@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from jax.sharding import Mesh
 
+from gpt_pretrain import checks
 from gpt_pretrain.data.config import DataConfig
 from gpt_pretrain.model.spec import GPTConfig
 from gpt_pretrain.optim.optimizer import Optimizer
@@ -26,12 +28,13 @@ class TrainConfig:
       batch_size: windows an update, over all devices; or a schedule of (updates made, size):
         ((0, 64), (1000, 512)) is 64 at first and 512 once 1,000 updates are made, that is from step 1,001 on.
       per_device_batch_size: windows that a device holds at once; more than that times the devices is
-        accumulated.
+        accumulated. None: 16, or the most below that by which the batch can be cut.
       num_tokens: to train on; the run has as many whole steps as fit.
       seed: of the initial weights, dropout and perturbations (the order has `data.seed`).
       from_pretrained: a save_dir or checkpoint of another run whose weights alone are taken at the start.
       log_interval, eval_interval, save_interval, statistics_interval: in steps; 0 means never (the last
-        step is always logged, evaluated and saved).
+        step is always logged, evaluated and saved). Statistics cost about a step more each time, so 0.5 % of the
+        time at an interval of 250, and once the compilation of a function of their own.
       eval_tokens: of the validation split, at most, from its front.
       num_checkpoints_kept: the newest ones, at least 2: one may be damaged.
       verify_steps: on resume, read the batches of this many last steps again and compare them with the ledger.
@@ -43,7 +46,9 @@ class TrainConfig:
       peak_flops_per_device: for MFU, where the device's datasheet number is not known here.
       sample_prompt: continue this text at the end and print it; None for no sample.
       sample_tokens: how long that sample is.
-      describe_config: () -> the configuration as text, kept with curves and checkpoints.
+      describe_config: () -> the configuration as text, as far as it was used; kept with curves and checkpoints.
+      bound_config: () -> what the user set, as text, used or not.
+      parse_config: such a text -> values by name, such as {"optimizer.lr": 0.001}.
       command: what the user typed, for the last lines.
 
     Raises ValueError for a value that cannot be.
@@ -55,7 +60,7 @@ class TrainConfig:
     mesh: Callable[[], Mesh]
     save_dir: str = "runs/gpt2"
     batch_size: int | Sequence[tuple[int, int]] = 512
-    per_device_batch_size: int = 16
+    per_device_batch_size: int | None = None
     num_tokens: int = 10_000_000_000
     seed: int = 0
     from_pretrained: str | None = None
@@ -63,7 +68,7 @@ class TrainConfig:
     eval_interval: int = 250
     eval_tokens: int = 10_485_760
     save_interval: int = 1000
-    statistics_interval: int = 0
+    statistics_interval: int = 250
     num_checkpoints_kept: int = 2
     verify_steps: int = 8
     fork: bool = False
@@ -74,17 +79,33 @@ class TrainConfig:
     sample_prompt: str | None = None
     sample_tokens: int = 100
     describe_config: Callable[[], str] = str
+    bound_config: Callable[[], str] = str
+    parse_config: Callable[[str], dict[str, Any]] = lambda _: {}
     command: str = "python -m gpt_pretrain.main"
 
     def __post_init__(self):
-        for name, least in _LEAST.items():
-            object.__setattr__(self, name, whole_number(f"train.{name}", getattr(self, name), at_least=least))
-        for name in ("save_dir", "from_pretrained"):
-            if "://" in (value := getattr(self, name) or ""):
-                raise ValueError(
-                    f"train.{name}: {value} is a URL; expected a directory (mount the bucket, or use a shared disk)"
-                )
+        for name, kind in (("model", GPTConfig), ("data", DataConfig)):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"train.{name}: found {getattr(self, name)!r}, expected a {kind.__name__} (@{name}())")
+        for name in ("optimizer", "mesh"):
+            if not callable(getattr(self, name)):
+                raise ValueError(f"train.{name}: found {getattr(self, name)!r}, expected a function (@{name})")
+        for name, (least, most) in _LIMITS.items():
+            if (value := getattr(self, name)) is not None or name != "per_device_batch_size":
+                value = checks.whole_number(f"train.{name}", value, least=least, most=most)
+                object.__setattr__(self, name, value)
+        checks.seed("train.seed", self.seed)
+        checks.flag("train.fork", self.fork)
+        if self.peak_flops_per_device is not None:
+            checks.number("train.peak_flops_per_device", self.peak_flops_per_device, least=1, most=1e18)
+        object.__setattr__(self, "save_dir", checks.output_directory("train.save_dir", self.save_dir))
+        if self.from_pretrained is not None:
+            source = checks.path("train.from_pretrained", self.from_pretrained)
+            object.__setattr__(self, "from_pretrained", source)
         check_names(self.writers)
+        checks.text("train.wandb_project", self.wandb_project)
+        if self.sample_prompt is not None and not isinstance(self.sample_prompt, str):
+            raise ValueError(f"train.sample_prompt: found {self.sample_prompt!r}, expected a text, or None")
         _ = self.batch_sizes
         self.model.num_positions(self.data.seq_len)  # raises where the model has too few
 
@@ -93,41 +114,42 @@ class TrainConfig:
         """The schedule: (updates made, size) pairs, the first from 0. ValueError where `batch_size` is none."""
         given, schedule = self.batch_size, ()
         try:
-            schedule = ((0, given),) if isinstance(given, int | float) else tuple(map(tuple, given))
+            pairs = given if isinstance(given, Sequence) and not isinstance(given, str) else ((0, given),)
+            schedule = tuple(
+                (
+                    checks.whole_number("updates made", first, least=0),
+                    checks.whole_number("size", size, least=1, most=checks.MOST_ROWS),
+                )
+                for first, size in pairs
+            )
             firsts = [first for first, _ in schedule]
             good = firsts[0] == 0 and firsts == sorted(set(firsts))
-            good = good and all(number == int(number) for pair in schedule for number in pair)
         except (TypeError, ValueError, IndexError):
             good = False
-        if not good or any(size < 1 for _, size in schedule):
+        if not good:
             raise ValueError(
                 f"train.batch_size: found {given!r}, expected a size, or ((0, size), (updates made, size), ...) with "
                 "ascending numbers of updates"
             )
-        return tuple((int(first), int(size)) for first, size in schedule)
+        return schedule
+
+    @property
+    def key_seed(self) -> int:
+        """`seed`, which may be any integer, as JAX's keys take it."""
+        return checks.key_seed(self.seed)
 
 
-_LEAST = {
-    "log_interval": 0,
-    "eval_interval": 0,
-    "save_interval": 0,
-    "statistics_interval": 0,
-    "profile_step": 0,
-    "per_device_batch_size": 1,
-    "num_tokens": 1,
-    "eval_tokens": 1,
-    "sample_tokens": 1,
-    "num_checkpoints_kept": 2,
-    "verify_steps": 0,
+_INTERVAL = (0, checks.MOST_TOKENS)
+_LIMITS = {
+    "log_interval": _INTERVAL,
+    "eval_interval": _INTERVAL,
+    "save_interval": _INTERVAL,
+    "statistics_interval": _INTERVAL,
+    "profile_step": _INTERVAL,
+    "per_device_batch_size": (1, checks.MOST_ROWS),
+    "num_tokens": (1, checks.MOST_TOKENS),
+    "eval_tokens": (1, checks.MOST_TOKENS),
+    "sample_tokens": (1, checks.MOST_ROWS),
+    "num_checkpoints_kept": (2, checks.MOST_ROWS),
+    "verify_steps": (0, checks.MOST_ROWS),
 }
-
-
-def whole_number(name: str, value: object, *, at_least: int) -> int:
-    """An integer, also where it is written as 1e10. ValueError, with its name, for anything else."""
-    if not isinstance(value, int | float) or value != value or value in (float("inf"), float("-inf")):
-        good = False
-    else:
-        good = value == int(value) and value >= at_least
-    if not good:
-        raise ValueError(f"{name}: found {value!r}, expected a whole number, at least {at_least}")
-    return int(value)  # pyright: ignore[reportArgumentType]

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from data_prep.store.typed import typed
 from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.model.spec import ModelSpec
@@ -23,7 +24,8 @@ class CheckpointMetadata:
       seq_len: tokens of a sequence in the last update.
       plan: the data of all updates.
       ledger: digests of the batches so far.
-      tokenizer: its name, None where nobody recorded it (bare shards).
+      tokenizer, tokenizer_digest: name and digest, None where nobody recorded them (bare shards). The name is never
+        imported: see `data_prep.store.tokenizers`.
       config: the operative gin configuration.
     """
 
@@ -35,6 +37,7 @@ class CheckpointMetadata:
     plan: Plan
     ledger: Ledger
     tokenizer: str | None
+    tokenizer_digest: str | None
     config: str = ""
 
     def with_model(self, model: ModelSpec) -> "CheckpointMetadata":
@@ -54,6 +57,7 @@ class CheckpointMetadata:
             "plan": self.plan.to_json(),
             "ledger": self.ledger.to_text(),
             "tokenizer": self.tokenizer,
+            "tokenizer_digest": self.tokenizer_digest,
             "config": self.config,
         }
 
@@ -75,7 +79,8 @@ class CheckpointMetadata:
                 seq_len=fields["seq_len"],
                 plan=Plan.from_json(fields["plan"]),
                 ledger=Ledger.from_text(fields["ledger"]),
-                tokenizer=fields["tokenizer"],
+                tokenizer=typed(str | None, fields["tokenizer"], "tokenizer"),
+                tokenizer_digest=typed(str | None, fields["tokenizer_digest"], "tokenizer_digest"),
                 config=fields["config"],
             )
         except (KeyError, TypeError, AttributeError) as error:

@@ -6,7 +6,7 @@ import numpy as np
 
 from data_prep.store.datasets import TokenDataset
 from data_prep.store.streams import TokenSource
-from data_prep.store.tokenizers import Tokenizer, get_tokenizer
+from data_prep.store.tokenizers import Tokenizer, recorded_tokenizer, user_tokenizer
 from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.data.stages import Stage
 from gpt_pretrain.train.config import TrainConfig
@@ -20,11 +20,13 @@ class OpenedData:
       datasets: by the name of their stream; one alone has the name "".
       wanted: the stage that the configuration asks for.
       prompt: ids of the text that the run's sample continues, if it makes one.
+      tokenizer_name: as the user typed it, if at all.
     """
 
     datasets: dict[str, TokenDataset]
     wanted: Stage
     prompt: np.ndarray | None = None
+    tokenizer_name: str | None = None
 
     @property
     def first(self) -> TokenDataset:
@@ -33,8 +35,21 @@ class OpenedData:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """GPT-2's where nobody recorded it."""
-        return get_tokenizer(self.first.tokenizer or "gpt2")
+        """The one that made the data, by its digest; where nobody recorded it, the user's, or GPT-2's.
+
+        Raises ValueError where it is not to be had or is another one.
+        """
+        data, users = self.first, self.tokenizer_name
+        if data.tokenizer is not None:
+            return recorded_tokenizer(data.tokenizer, data.tokenizer_digest, data.directory, users=users)
+        tokenizer = user_tokenizer(users or "gpt2")
+        if (tokenizer.vocab_size, tokenizer.end_of_text) != (data.vocab_size, data.end_of_text):
+            raise ValueError(
+                f"data.tokenizer={tokenizer.name} has {tokenizer.vocab_size} ids and ends texts by "
+                f"{tokenizer.end_of_text}; bare .bin shards are read as of {data.vocab_size} ids, ended by "
+                f"{data.end_of_text}. Convert them: `python -m data_prep.convert {data.directory} OUT --tokenizer=...`."
+            )
+        return tokenizer
 
     def sources(self, split: str) -> dict[str, TokenSource]:
         """One split's streams by name, of those datasets that have it."""
@@ -44,7 +59,10 @@ class OpenedData:
 def open_data(config: TrainConfig) -> OpenedData:
     """Opens the datasets. ValueError for what is not there, is damaged, or does not fit the rest of the run."""
     datasets = config.data.open()
-    data = OpenedData(datasets, config.data.stage(datasets, config.batch_sizes))
+    stage = config.data.stage(datasets, config.batch_sizes)
+    data = OpenedData(datasets, stage, tokenizer_name=config.data.tokenizer)
+    if config.data.tokenizer:
+        _ = data.tokenizer  # another one than made the data is an error, whether or not it will be asked
     vocab_size = data.first.vocab_size
     if vocab_size > config.model.vocab_size:
         raise ValueError(

@@ -30,11 +30,23 @@ def load(directory: str, platform: str | None = None) -> tuple[dict, CheckpointM
     return checkpoints.restore_params(checkpoint, abstract), metadata.with_model(spec)
 
 
-def weights_of(directory: str, spec: ModelSpec, abstract_params: Any) -> Any:
-    """The parameters of another run, as `train.from_pretrained` takes them. ValueError if its model is another."""
+def weights_of(directory: str, spec: ModelSpec, abstract_params: Any, tokenizer_digest: str | None = None) -> Any:
+    """The parameters of another run, as `train.from_pretrained` takes them.
+
+    Args:
+      tokenizer_digest: of the data; None where nobody recorded it.
+
+    Raises ValueError if its model or its tokenizer is another.
+    """
     source = checkpoints.locate(directory)
-    theirs = checkpoints.read_metadata(source).model
-    if changed := different_models(spec, theirs, but=("document_mask",)):
+    metadata = checkpoints.read_metadata(source)
+    known = None not in (tokenizer_digest, metadata.tokenizer_digest)
+    if known and tokenizer_digest != metadata.tokenizer_digest:
+        raise ValueError(
+            f"from_pretrained={directory}: was trained on ids of tokenizer {metadata.tokenizer!r:.200} (digest "
+            f"{metadata.tokenizer_digest}), the data has ids of the digest {tokenizer_digest}. Prepare it with that."
+        )
+    if changed := different_models(spec, metadata.model, but=("document_mask",)):
         raise ValueError(f"from_pretrained={directory}: the model's shape differs:\n" + "\n".join(changed))
     log.info("Weights from %s; optimizer state, step and data position start fresh.", source)
     return checkpoints.restore_params(source, abstract_params)

@@ -4,21 +4,27 @@ import dataclasses
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 from data_prep.store.files import whole_file
 from gpt_pretrain.data import run as run_lib
 from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.train.build import Built
+from gpt_pretrain.train.config import TrainConfig
+from gpt_pretrain.train.provenance import Provenance, provenance_of
 from gpt_pretrain.train.start import Start
 
 log = logging.getLogger(__name__)
 
 
-def write_record(built: Built, start: Start) -> None:
-    """Writes the configuration, the plan with the places of its datasets, and the ledger."""
+def write_record(built: Built, start: Start) -> Provenance:
+    """Writes the configuration, the plan with the places of its datasets, the ledger and the provenance.
+
+    Returns the provenance.
+    """
     save_dir = built.config.save_dir
     with whole_file(Path(save_dir, "config.gin")) as partial:
-        partial.write_text(built.config.describe_config())
+        partial.write_text(built.config.describe_config(), encoding="utf-8", errors="backslashreplace")
     directories = _known_directories(save_dir) if start.is_resumed else {}
     for name, path in built.config.data.directories.items():  # by fingerprint, too: a fork gives a name other data
         fingerprint = built.data.datasets[name].fingerprint
@@ -27,6 +33,18 @@ def write_record(built: Built, start: Start) -> None:
     # The file that knows less comes first: between the two writes, the ledger may go on further than its mark.
     run_lib.RunData(save_dir, start.plan, directories, built.total_steps, start.run_id, mark).write()
     start.ledger.write(save_dir)
+    provenance = provenance_of(built)
+    provenance.write(save_dir)
+    return provenance
+
+
+def tracked_settings(config: TrainConfig, provenance: Provenance) -> dict[str, Any]:
+    """What trackers keep beside the curves: {"train": {"batch_size": 512, ...}, ..., "provenance": {...}}."""
+    settings: dict[str, Any] = {}
+    for name, value in config.parse_config(config.describe_config()).items():
+        owner, _, parameter = name.rpartition(".")
+        settings.setdefault(owner, {})[parameter] = value
+    return settings | {"provenance": provenance.to_json()}
 
 
 def write_ledger(save_dir: str, ledger: Ledger) -> None:

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 def say_what_runs(built: Built, start: Start) -> None:
     """One line for each thing that was chosen: data, model, attention, precision, devices, batch; and where from."""
     _say_data(built, start)
+    _warn_of_data(built, start)
     spec, mesh, layout = built.spec, built.mesh, built.layouts[-1]
     is_tf32 = spec.dtype == "float32" and mesh.devices.flat[0].platform == "gpu"
     log.info(
@@ -55,6 +56,31 @@ def say_what_runs(built: Built, start: Start) -> None:
     log.info("Continuing %s from step %d of %d (%s examples seen)", save_dir, step, total_steps, seen)
     if start.plan.stages[-1].from_step == step:
         log.info("Data plan: after step %d, %s", step, start.plan.stages[-1].change)
+
+
+MANY_EPOCHS = 4  # up to about so many, repeated text is worth nearly as much as new (Muennighoff et al., 2023)
+
+
+def _warn_of_data(built: Built, start: Start) -> None:
+    """One line for each thing that is allowed, and seldom meant."""
+    for name, dataset in built.data.datasets.items():
+        sizes = {split: source.num_tokens for split, source in dataset.splits.items()}
+        if sizes.get("val", 0) > sizes["train"]:
+            log.warning(
+                "%s: the validation split, %s tokens, is larger than the training split, %s tokens.",
+                dataset.directory,
+                f"{sizes['val']:,}",
+                f"{sizes['train']:,}",
+            )
+        epochs = start.plan.epochs(built.total_steps).get(name, 0.0)
+        if epochs > MANY_EPOCHS and not built.config.data.limits_epochs(name):
+            log.warning(
+                "%s: will be seen %.0f times in this run's %d steps: the model may learn it by heart. Lower "
+                "train.num_tokens, or prepare more text.",
+                dataset.directory,
+                epochs,
+                built.total_steps,
+            )
 
 
 def _say_data(built: Built, start: Start) -> None:
@@ -101,10 +127,19 @@ def say_where_things_are(built: Built, start: Start, step: int) -> None:
     print(f"\n{'Done' if finished else 'Stopped and saved'} at step {step} of {total_steps} ({seen}).")
     print(f"  checkpoints: {directory}checkpoints   configuration: {directory}config.gin")
     if "tensorboard" in config.writers:
-        print(f"  curves:      tensorboard --logdir={directory}tensorboard   (pip install tensorboard)")
+        print(f"  curves:      tensorboard --logdir={directory}tensorboard   # pip install tensorboard")
     print(f"  sample:      {python} -m gpt_pretrain.generate --checkpoint={save_dir} --prompt='Once upon'")
-    if finished:
-        more = "(more; the learning-rate schedule is stretched)"
-        print(f"  train on:    {config.command} --num_tokens=...   {more}", flush=True)
-    else:
+    if not finished:
         print(f"  continue:    {config.command}", flush=True)
+    elif _may_be_twice_as_long(built, start):
+        more = "# or another number; the learning-rate schedule is stretched"
+        print(f"  train on:    {config.command} --num_tokens={2 * config.num_tokens}   {more}", flush=True)
+
+
+def _may_be_twice_as_long(built: Built, start: Start) -> bool:
+    config = built.config
+    try:
+        config.data.check_epochs(start.plan, start.plan.num_steps(2 * config.num_tokens))
+    except ValueError:
+        return False
+    return True

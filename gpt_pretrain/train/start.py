@@ -33,6 +33,7 @@ class Start:
       ledger: of the updates made.
       run_id: what the run's files share; made when it begins.
       is_resumed: there is a checkpoint of this step; else the run begins anew.
+      config: the configuration until then, as text; empty if the run begins anew.
     """
 
     step: int
@@ -40,6 +41,7 @@ class Start:
     ledger: Ledger
     run_id: str = ""
     is_resumed: bool = False
+    config: str = ""
 
     @classmethod
     def anew(cls, data: OpenedData) -> "Start":
@@ -68,7 +70,7 @@ def resume_or_begin(config: TrainConfig, data: OpenedData) -> Start:
         return Start.anew(data)
     plan = _continued(metadata, config, data)
     check_last_steps(metadata.ledger, plan, data.datasets, num_steps=config.verify_steps)
-    return Start(metadata.step, plan, metadata.ledger, metadata.run_id, is_resumed=True)
+    return Start(metadata.step, plan, metadata.ledger, metadata.run_id, is_resumed=True, config=metadata.config)
 
 
 def _new_run_id() -> str:
@@ -92,6 +94,9 @@ def _continued(metadata: CheckpointMetadata, config: TrainConfig, data: OpenedDa
     is_other_seed = config.seed != metadata.seed
     if is_other_seed and not config.fork:
         problems.append(f"  train.seed: the checkpoint has {metadata.seed}, this run has {config.seed}")
+    theirs, ours = metadata.tokenizer_digest, data.first.tokenizer_digest
+    if theirs != ours:  # the plan's fingerprints, which cover it, may be others on purpose (--fork): ids may not
+        problems.append(f"  tokenizer: the checkpoint has the digest {theirs}, the data of this run {ours}")
     plan = metadata.plan
     try:
         plan = plan.continued(data.wanted, metadata.step, fork=config.fork)

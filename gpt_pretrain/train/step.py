@@ -48,7 +48,7 @@ class StepOptions:
 
 def split_tokens(window_BT):
     """[5, 6, 7] -> inputs [5, 6], targets [6, 7]; int32."""
-    window_BT = window_BT.astype(jnp.int32)
+    window_BT = jnp.asarray(window_BT, jnp.int32)
     return window_BT[:, :-1], window_BT[:, 1:]
 
 

@@ -9,6 +9,7 @@ import jax
 from gpt_pretrain.train import report
 from gpt_pretrain.train.actions import actions_of
 from gpt_pretrain.train.build import Built, build
+from gpt_pretrain.train.changes import announce, changes_of
 from gpt_pretrain.train.checkpoints import Checkpoints
 from gpt_pretrain.train.clock import Clock
 from gpt_pretrain.train.closing import closing
@@ -18,7 +19,8 @@ from gpt_pretrain.train.feed import feed
 from gpt_pretrain.train.loop import Loop
 from gpt_pretrain.train.opened_data import open_data
 from gpt_pretrain.train.pretrained import weights_of
-from gpt_pretrain.train.record import write_record
+from gpt_pretrain.train.provenance import Provenance
+from gpt_pretrain.train.record import tracked_settings, write_record
 from gpt_pretrain.train.results import Diverged
 from gpt_pretrain.train.start import Start, resume_or_begin
 from gpt_pretrain.train.state import TrainState
@@ -49,8 +51,9 @@ def train(config: TrainConfig) -> int:
         state = state_of(built, start, checkpoints)
         if is_primary:
             report.say_what_runs(built, start)
-            write_record(built, start)
-        writer = stack.enter_context(closing(writer_of(built, start, is_primary=is_primary)))
+            announce(changes_of(config, start), start.step, config.save_dir)
+        provenance = write_record(built, start) if is_primary else None
+        writer = stack.enter_context(closing(writer_of(built, start, provenance)))
         clock = Clock()
         actions = actions_of(built, start, writer=writer, checkpoints=checkpoints, held=held, clock=clock, stop=stop)
         loop = Loop(built, start, state, actions, clock)
@@ -68,12 +71,13 @@ def state_of(built: Built, start: Start, checkpoints: Checkpoints) -> TrainState
         return checkpoints.restore(start.step, built.abstract_state)
     state = built.fresh_state()
     if source := built.config.from_pretrained:
-        state = state._replace(params=weights_of(source, built.spec, built.abstract_state.params))
+        digest = built.data.first.tokenizer_digest
+        state = state._replace(params=weights_of(source, built.spec, built.abstract_state.params, digest))
     return state
 
 
-def writer_of(built: Built, start: Start, *, is_primary: bool) -> MetricWriter:
-    """The writers that the configuration names; on processes that are not primary, none."""
+def writer_of(built: Built, start: Start, provenance: Provenance | None) -> MetricWriter:
+    """The writers that the configuration names; without provenance, as on processes that are not primary, none."""
     config = built.config
     return make_writer(
         tuple(config.writers),
@@ -81,9 +85,10 @@ def writer_of(built: Built, start: Start, *, is_primary: bool) -> MetricWriter:
         total_steps=built.total_steps,
         start_step=start.step,
         config_text=config.describe_config(),
+        settings=provenance and tracked_settings(config, provenance),
         wandb_project=config.wandb_project,
         run_name=os.path.basename(os.path.normpath(config.save_dir)),
-        is_primary=is_primary,
+        is_primary=provenance is not None,
     )
 
 

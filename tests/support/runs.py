@@ -64,6 +64,7 @@ def make_metadata(step: int, *, spec: ModelSpec | None = None, seq_len=8, **chan
         "plan": Plan((stage,)),
         "ledger": Ledger(range(step)),
         "tokenizer": "byte",
+        "tokenizer_digest": None,
         "config": "train.seed = 0\n",
     }
     return CheckpointMetadata(**(fields | changes))

@@ -8,7 +8,7 @@ import pytest
 
 from data_prep.store.byte_pairs import RANKS
 from data_prep.store.ranks import format_ranks, parse_ranks
-from data_prep.store.tokenizers import get_tokenizer
+from data_prep.store.tokenizers import user_tokenizer
 
 NASTY = {
     "empty": "",
@@ -34,7 +34,7 @@ TIGHT = " \n\r\t'sStTlLvVeE1239aAzZ.,/!\u00a0\u3000éÀ\u0301ſK\u200b\x1c\x85" 
 def large_ranks() -> bytes:
     """A .tiktoken file of 70,256 ranks: GPT-2's, and joined pairs of them."""
     ranks = parse_ranks(RANKS.read_bytes())
-    encode = get_tokenizer("gpt2")._encoding._encode_single_piece
+    encode = user_tokenizer("gpt2")._encoding._encode_single_piece
     base, rng = list(ranks), random.Random(1)
     while len(ranks) < 70_256:
         pair = rng.choice(base), rng.choice(base)

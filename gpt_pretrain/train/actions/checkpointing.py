@@ -83,6 +83,7 @@ class SaveCheckpoints(Action):
             plan=self._start.plan,
             ledger=self._start.ledger,
             tokenizer=self._built.data.first.tokenizer,
+            tokenizer_digest=self._built.data.first.tokenizer_digest,
             config=config.describe_config(),
         )
 

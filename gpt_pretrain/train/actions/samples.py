@@ -5,6 +5,7 @@ import logging
 import jax
 import numpy as np
 
+from data_prep.pages.text import printable
 from gpt_pretrain.model.sampling import sample
 from gpt_pretrain.train.actions.action import Action, Now
 from gpt_pretrain.train.build import Built
@@ -33,5 +34,5 @@ class PrintSample(Action):
             num_tokens=config.sample_tokens,
             stop=tokenizer.end_of_text,
         )
-        text = tokenizer.decode(self._prompt) + tokenizer.decode(new)
+        text = printable(tokenizer.decode(self._prompt) + tokenizer.decode(new))
         print(f"\n--- a sample ---\n{text}\n----------------", flush=True)

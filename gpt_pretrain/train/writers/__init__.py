@@ -1,9 +1,12 @@
 """Where metrics go: console, TensorBoard, W&B. To add one: a file here, and a line in `make_writer`."""
 
 import functools
+import json
 import os
 import pathlib
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from absl import logging
 
@@ -23,6 +26,7 @@ def make_writer(
     total_steps: int,
     start_step: int = 0,
     config_text: str = "",
+    settings: Mapping[str, Any] | None = None,
     wandb_project: str = "gpt_pretrain",
     run_name: str | None = None,
     is_primary: bool = True,
@@ -38,6 +42,7 @@ def make_writer(
       total_steps: where training will end, for the console's percentages.
       start_step: step that the run resumes from; TensorBoard hides what was logged after it.
       config_text: operative gin config, kept with the curves.
+      settings: nested, {"train": {"batch_size": 512, ...}, ...}, kept with the curves as well.
       wandb_project: project in W&B.
       run_name: display name in W&B, which invents one if None.
 
@@ -58,20 +63,47 @@ def make_writer(
         curves = TensorBoardWriter(tensorboard_dir, purge_step=start_step + 1 if start_step else 0)
         writers.append(metric_writers.AsyncWriter(_log_failures(curves)))
         if config_text:
-            as_code = "\n".join(f"    {line}" for line in config_text.splitlines())
+            as_code = textwrap.indent(config_text, "    ")
             writers[-1].write_texts(start_step, {"operative_config": as_code})
+        if settings:
+            writers[-1].write_hparams(flat(settings))
+            as_json = json.dumps(settings, indent=4, default=str)
+            writers[-1].write_texts(start_step, {"settings": textwrap.indent(as_json, "    ")})
     if "wandb" in names:
         from gpt_pretrain.train.writers.wandb import WandbWriter  # Only a run that uses W&B waits for it.
 
-        tracker = WandbWriter(save_dir, project=wandb_project, run_name=run_name, config_text=config_text)
+        tracker = WandbWriter(
+            save_dir,
+            project=wandb_project,
+            run_name=run_name,
+            start_step=start_step,
+            config_text=config_text,
+            settings=settings,
+        )
         writers.append(metric_writers.AsyncWriter(_log_failures(tracker)))
     return metric_writers.MultiWriter(writers)
 
 
 def check_names(names: Sequence[str]) -> None:
     """Raises ValueError if a name is not one of `KNOWN_WRITERS`."""
+    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(each, str) for each in names):
+        raise ValueError(f'train.writers: found {names!r}, expected some of {list(KNOWN_WRITERS)}, as in ("console",)')
     if unknown := sorted(set(names) - set(KNOWN_WRITERS)):
         raise ValueError(f"train.writers: no such writer {unknown}; known are {list(KNOWN_WRITERS)}.")
+
+
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    >>> flat({"train": {"batch_size": 512}, "seed": 0})
+    {'train.batch_size': 512, 'seed': 0}
+    """
+    values = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            values |= {f"{name}.{inner}": each for inner, each in flat(value).items()}
+        else:
+            values[name] = value
+    return values
 
 
 def _log_failures(writer: MetricWriter) -> MetricWriter:
