@@ -23,6 +23,14 @@ from collections.abc import Iterator
 _DONE, _FAILED, _LOST = b"done", b"failed", b"lost"  # "lost 3": process 3 is gone
 _GRACE_SECS = 5.0  # for a process that has the same error as one that failed, and says it itself
 _CONNECT_SECS = 20.0
+# Imports this file alone, and not the package, which would take seconds.
+_HELPER = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("peers", sys.argv[1])
+peers = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(peers)
+peers.run_helper(*sys.argv[2:])
+"""
 
 
 class Peers:
@@ -47,7 +55,7 @@ class Peers:
 
     def _start(self, where: str) -> str:
         self._helper = subprocess.Popen(
-            [sys.executable, "-I", "-S", __file__, where, *self._arguments],
+            [sys.executable, "-I", "-S", "-c", _HELPER, __file__, where, *self._arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for us
@@ -197,7 +205,8 @@ def _keep_alive(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def _main(where: str, process_id: str, num_processes: str, advice: str) -> None:
+def run_helper(where: str, process_id: str, num_processes: str, advice: str) -> None:
+    """The helper's life: meets the others, prints a line that says where or why not, watches."""
     for number in (signal.SIGINT, signal.SIGTERM):  # a scheduler tells all processes; ours ends when it is ready
         signal.signal(number, signal.SIG_IGN)
     helper = _Helper(int(process_id), int(num_processes), advice)
@@ -213,7 +222,3 @@ def _main(where: str, process_id: str, num_processes: str, advice: str) -> None:
         return
     print(answer, flush=True)
     helper.watch()
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])

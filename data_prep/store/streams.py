@@ -15,7 +15,7 @@ from data_prep.store import token_bin, token_records
 from data_prep.store.addresses import Addresses
 from data_prep.store.files import FileProblem, require_whole
 from data_prep.store.manifest import DOCUMENTS, Manifest
-from data_prep.store.open_files import OPEN_FILES
+from data_prep.store.open_files import OPEN_FILES, max_open_files
 
 CHUNK_TOKENS = 1 << 20  # read at a time where a stream is read from one end to the other
 RAW = "raw"  # a file of ids and nothing else, of which an unfinished preparation has many
@@ -145,7 +145,6 @@ def num_windows(source: TokenSource, seq_len: int) -> int:
 
 # A row of 1,024 takes 1 us from memory; from a fast disk 17 if it was asked for ahead, hundreds if not.
 _SLOW_SECS_A_ROW = 8e-6
-_PIECES_AT_ONCE = 16  # put together at once: each keeps its shard open until then
 _LOOK_AGAIN_SECS = 0.1  # whether a shard still has its size: a look at each row would take a sixth of the loader's time
 
 
@@ -165,6 +164,8 @@ class BinSource:
         self._mapped: list[token_bin.MappedTokens | None] = [None] * len(headers)
         self._tokens: list[np.ndarray | None] = [None] * len(headers)  # of these: one look-up less a row
         self._looked_secs = np.zeros(len(headers))  # when each shard had its size, by time.perf_counter()
+        # Put together at once: each piece keeps its shard open until then.
+        self._pieces_at_once = max(16, (max_open_files() or 1 << 14) // 16)
         self._waited = True  # for the disk, in the last read; the first one is likely to
         self._addresses = Addresses(header.num_tokens for header in headers)
         self.num_tokens = self._addresses.total
@@ -235,7 +236,7 @@ class BinSource:
                 tokens = self._map(shard).tokens
             piece = tokens[begin : begin + length]
             pieces.append(piece if len(piece) == length else self._across(start, length, now))
-            if len(pieces) == _PIECES_AT_ONCE:
+            if len(pieces) == self._pieces_at_once:
                 np.concatenate(pieces, out=out[filled : filled + len(pieces) * length])
                 filled += len(pieces) * length
                 pieces = []
