@@ -17,7 +17,7 @@ from gpt_pretrain.train.opened_data import open_data
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"writers": ("consol",)}, r"train\.writers: no such writer \['consol'\]; known are"),
+        ({"writers": ("papyrus",)}, r"train\.writers: no such writer \['papyrus'\]; known are"),
         ({"batch_size": "4"}, r"train\.batch_size: found '4', expected a size, or"),
         ({"batch_size": 0}, r"train\.batch_size: found 0"),
         ({"batch_size": 2.5}, r"train\.batch_size: found 2\.5"),
