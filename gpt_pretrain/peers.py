@@ -2,9 +2,9 @@
 
 A process that dies leaves the others waiting for it in a computation, in JAX's coordination service or in Orbax, each
 of which gives up after minutes, with a trace of its C++. So each process has a small helper, and the helpers keep
-connections to the first one's, on which nothing is said: they break when a process is killed, and the kernel finds out
-within 20 s when a machine is lost. The helper that notices says so in one line and kills its process, whatever that
-waits for. A thread could not: it would need the interpreter, which a compilation may hold.
+connections to the first one's, on which nothing is said: they break when a process is killed, and the kernel finds
+out within 20 s when a machine is lost. The helper that notices says so in one line and kills its process, whatever
+that waits for. A thread could not: it would need the interpreter, which a compilation may hold.
 
 This file is also the helper's program; it needs the standard library alone, so that it starts at once.
 """

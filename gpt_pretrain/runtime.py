@@ -35,6 +35,7 @@ def configure() -> None:
     raise_max_open_files()
     if not faulthandler.is_enabled():
         faulthandler.enable()  # a signal that kills, such as SIGBUS, leaves a trace of where we were
+        signal.signal(signal.SIGABRT, signal.SIG_DFL)  # C++ says itself why it ends us
     atexit.register(_say_done)  # called after JAX's own, which is registered later: JAX waits there for the others
 
 

@@ -7,39 +7,19 @@ import sys
 
 import numpy as np
 import pytest
+from support.shards import make_shards, num_open_files, open_source
+from support.training_runs import REPO, environment, flags
 
-from data_prep.store import streams, token_bin, token_records
-from data_prep.store.streams import BinSource, RecordSource
-
-NUM_SHARDS, SHARD_TOKENS = 300, 16
-
-
-def make_shards(directory, format) -> list[str]:
-    """300 shards of 16 tokens, which count up over all of them."""
-    tokens = np.arange(NUM_SHARDS * SHARD_TOKENS, dtype=np.uint16).reshape(NUM_SHARDS, SHARD_TOKENS)
-    paths = [str(directory / f"{number:03}") for number in range(NUM_SHARDS)]
-    for path, each in zip(paths, tokens, strict=True):
-        if format == "bin":
-            token_bin.write_tokens(path, [each], SHARD_TOKENS)
-        else:
-            token_records.write_records(path, [each], SHARD_TOKENS, record_tokens=SHARD_TOKENS)
-    return paths
-
-
-def open_source(paths, format):
-    return BinSource(paths) if format == "bin" else RecordSource(paths, SHARD_TOKENS, NUM_SHARDS * SHARD_TOKENS)
-
-
-def num_open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
+from data_prep import fineweb
+from data_prep.store import streams, token_bin
+from data_prep.store.streams import BinSource
 
 IN_A_PROCESS = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 import numpy as np
 from data_prep.store.open_files import OPEN_FILES
-from test_file_handles import NUM_SHARDS, SHARD_TOKENS, num_open_files, open_source
+from support.shards import NUM_SHARDS, SHARD_TOKENS, num_open_files, open_source
 format, paths = sys.argv[1], sys.argv[2:]
 first, second = open_source(paths, format), open_source(paths, format)
 starts = np.random.default_rng(0).permutation(NUM_SHARDS * SHARD_TOKENS - 40)
@@ -74,7 +54,7 @@ def test_any_number_of_shards_is_read_with_few_open_files_and_running_out_is_one
         [sys.executable, "-c", IN_A_PROCESS, format, *paths],
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), os.getcwd()])},
+        env=environment(),
     )
     assert not done.returncode, done.stderr
     (line,) = done.stdout.splitlines()
@@ -116,3 +96,41 @@ def test_a_shard_that_was_replaced_by_one_of_another_length_is_named_when_it_is_
     token_bin.write_tokens(path, [np.arange(90, dtype=np.uint16)], 90)
     with pytest.raises(ValueError, match=f"{path}: holds 90 tokens, and held 100 when the run began"):
         source.read(np.array([0]), 10)
+
+
+TRAIN = """
+import resource, sys
+limit = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, limit))
+from gpt_pretrain import main
+sys.exit(main.main(sys.argv[2:]))
+"""
+
+
+def train(limit, arguments) -> subprocess.CompletedProcess:
+    """A run that may raise its limit on open files from 64 to `limit`."""
+    command = [sys.executable, "-c", TRAIN, str(limit), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=REPO, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def many_shards(tmp_path_factory):
+    """A prepared dataset of 280 shards of 64 tokens in each format."""
+    directory = tmp_path_factory.mktemp("many")
+    lines = "".join(
+        f'{{"text": "{number:05} of a hundred documents, each of which has some letters in it"}}\n'
+        for number in range(280)
+    )
+    (directory / "a.jsonl").write_text(lines)
+    arguments = ["--tokenizer=byte", "--shard_tokens=64", "--val_tokens=200", "--record_tokens=64", "--num_workers=1"]
+    assert not fineweb.main([f"--input={directory}/a.jsonl", f"--output_dir={directory}/prepared", *arguments])
+    assert len(list((directory / "prepared").glob("*train*.bin"))) > 250
+    return directory / "prepared"
+
+
+@pytest.mark.parametrize("format", ["bin", "array_record"])
+def test_a_run_trains_on_more_shards_than_it_may_open_files_and_raises_its_limit(many_shards, tmp_path, format):
+    changes = {"data.format": repr(format), "train.eval_tokens": 64}
+    done = train(100, flags(many_shards, tmp_path / "run", num_steps=30, **changes))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Done at step 30 of 30" in done.stdout
