@@ -143,12 +143,13 @@ def test_a_save_dir_that_is_moved_during_a_save_gets_no_checkpoint_in_its_old_pl
 
     def moved(self):
         move(run)
+        shutil.copytree(tmp_path / "elsewhere", run)  # Orbax's threads make again what they miss
         seal(self)
 
     monkeypatch.setattr(checkpoints_lib.Checkpoints, "_seal", moved)
     with pytest.raises(RunFailed, match="was moved"):
         train_lib.train(saving_run(tiny_dataset, run, num_steps=4))
-    assert not run.exists() or not steps_saved(run)
+    assert not steps_saved(run)
 
 
 def test_a_save_dir_that_is_moved_between_saves_is_noticed_soon(tiny_dataset, tmp_path, monkeypatch):
