@@ -7,7 +7,7 @@ from support.shared import made_once
 
 from data_prep import fineweb
 from data_prep.store.documents import DocumentTables
-from gpt_pretrain.data.config import DataConfig, windows_meeting
+from gpt_pretrain.data.config import DataConfig, windows_overlapping
 from gpt_pretrain.data.plan import Plan
 
 
@@ -23,17 +23,17 @@ def numbers(tmp_path_factory) -> str:
 
 
 @pytest.mark.parametrize("seq_len", [1, 5, 16])
-def test_windows_meeting_a_span_are_those_that_hold_one_of_its_tokens(seq_len):
+def test_windows_overlapping_a_span_are_those_that_hold_one_of_its_tokens(seq_len):
     num_tokens = 100
     num_windows = (num_tokens - 1) // seq_len
     for start in range(0, num_tokens - 7, 3):
         for length in (1, 2, 7):
             tokens = set(range(start, start + length))
             held = [w for w in range(num_windows) if tokens & set(range(w * seq_len, w * seq_len + seq_len + 1))]
-            assert list(windows_meeting(start, length, seq_len, num_windows)) == held
+            assert list(windows_overlapping(start, length, seq_len, num_windows)) == held
 
 
-def test_no_window_of_an_excluded_document_is_ever_met(numbers, tmp_path):
+def test_no_window_of_an_excluded_document_is_ever_seen(numbers, tmp_path):
     ids = ["<a:100>", "<a:200>"]
     (tmp_path / "ids.txt").write_text("\n".join(ids) + "\n")
     for exclude in (ids, str(tmp_path / "ids.txt")):
@@ -41,10 +41,10 @@ def test_no_window_of_an_excluded_document_is_ever_met(numbers, tmp_path):
         datasets = config.open()
         stage = config.stage(datasets, ((0, 8),))
         documents = [DocumentTables(numbers).find("id", each)[0] for each in ids]
-        met = np.concatenate([Plan((stage,)).batch(step).windows for step in range(200)])
+        seen = np.concatenate([Plan((stage,)).batch(step).windows for step in range(200)])
         assert len(stage.streams[0].excluded) == 6
         for document in documents:
-            tokens = met[:, None] * 16 + np.arange(17)
+            tokens = seen[:, None] * 16 + np.arange(17)
             assert not ((tokens >= document.start) & (tokens < document.start + document.length)).any()
     with pytest.raises(ValueError, match="no document with the id <a:999>"):
         DataConfig(dir=numbers, exclude=("<a:999>",)).stage(datasets, ((0, 8),))
@@ -52,23 +52,39 @@ def test_no_window_of_an_excluded_document_is_ever_met(numbers, tmp_path):
         DataConfig(dir=numbers, exclude="nowhere.txt").stage(datasets, ((0, 8),))
 
 
-def test_a_stream_is_met_no_more_often_than_allowed(numbers, tiny_dataset):
+def test_a_stream_is_seen_no_more_often_than_allowed(numbers, tiny_dataset):
     mixture = {"few": (numbers, 1, 1.5), "many": (tiny_dataset, 1)}
     config = DataConfig(mixture=mixture, seq_len=16, mixture_block=10)
     plan = Plan((config.stage(config.open(), ((0, 8),)),))
     per_epoch = plan.stages[0].num_windows(0)
     enough = int(1.5 * per_epoch * 2 / 8)
     config.check_epochs(plan, enough - 2)
-    with pytest.raises(ValueError, match=r"few: would be met 1\.\d+ times .* expected at most 1\.5"):
+    with pytest.raises(ValueError, match=r"few: would be seen 1\.\d+ times .* expected at most 1\.5"):
         config.check_epochs(plan, enough + 3)
     alone = DataConfig(dir=numbers, seq_len=16, max_epochs=1)
     plan = Plan((alone.stage(alone.open(), ((0, 8),)),))
-    with pytest.raises(ValueError, match=r"would be met 2\.\d+ times"):
+    with pytest.raises(ValueError, match=r"would be seen 2\.\d+ times"):
         alone.check_epochs(plan, 2 * per_epoch // 8 + 2)
 
 
+def test_a_mixture_may_be_written_in_any_order(numbers, tiny_dataset):
+    """gin sorts its dictionaries: the config.gin of a run must begin the same run."""
+    mixture = {"web": (numbers, 1), "code": (tiny_dataset, 3)}
+    one, other = (
+        DataConfig(mixture=dict(each), mixture_block=10) for each in (mixture.items(), [*mixture.items()][::-1])
+    )
+    assert list(one.mixture) == ["code", "web"]
+    assert one.stage(one.open(), ((0, 8),)) == other.stage(other.open(), ((0, 8),))
+
+
 def test_mixtures_that_cannot_be_are_refused(numbers, tmp_path):
-    for mixture in ({"a": numbers}, {"a": (numbers,)}, {"a/b": (numbers, 1)}, {"a": (numbers, 1, 2, 3)}):
+    for mixture in (
+        {1: (numbers, 1)},
+        {"a": numbers},
+        {"a": (numbers,)},
+        {"a/b": (numbers, 1)},
+        {"a": (numbers, 1, 2, 3)},
+    ):
         with pytest.raises(ValueError, match=r"data\.mixture: found"):
             DataConfig(mixture=mixture)
     write_parquet(tmp_path / "a.parquet", words(300))

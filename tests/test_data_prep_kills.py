@@ -156,7 +156,7 @@ def test_interrupted_by_the_user_it_ends_in_words_and_resumes(sliced_sample, uni
         time.sleep(0.001)
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does on Ctrl-C
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     assert "the same command continues" in errors and "Traceback" not in errors
     assert run(*options) == 0
     assert tree(output) == uninterrupted

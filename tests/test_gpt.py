@@ -42,7 +42,7 @@ def test_logits_of_known_tiny_weights_equal_those_computed_by_hand():
     p = jax.tree.map(lambda leaf: rng.normal(0, 0.7, leaf.shape).astype(np.float32), shapes)
     tokens = np.array([[5, 0, 3]])
     model = model_of(spec)(jax.tree.map(jnp.asarray, p))
-    found = model.logits(model(tokens))
+    found = model.logits(model(jnp.asarray(tokens)))
 
     def norm(x, ln):
         y = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)

@@ -60,6 +60,6 @@ def test_padded_columns_are_never_sampled(tiny_spec, params):
 
 
 def test_a_prompt_that_does_not_fit_is_refused(tiny_spec, params):
-    for prompt in (np.zeros(SEQ_LEN + 1), np.zeros(0)):
+    for prompt in (np.zeros(SEQ_LEN + 1, int), np.zeros(0, int)):
         with pytest.raises(ValueError, match=f"room for 1 to {SEQ_LEN}"):
             sample(params, tiny_spec, prompt, seq_len=SEQ_LEN, num_tokens=5)

@@ -17,7 +17,7 @@ from gpt_pretrain.train.opened_data import open_data
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"writers": ("consol",)}, r"train\.writers: no such writer \['consol'\]; known are"),
+        ({"writers": ("papyrus",)}, r"train\.writers: no such writer \['papyrus'\]; known are"),
         ({"batch_size": "4"}, r"train\.batch_size: found '4', expected a size, or"),
         ({"batch_size": 0}, r"train\.batch_size: found 0"),
         ({"batch_size": 2.5}, r"train\.batch_size: found 2\.5"),
@@ -102,7 +102,7 @@ def test_data_that_is_not_there_is_refused():
     [
         ({"batch_size": 9}, r"batch_size=9 is not a whole number of microbatches.*= 4 rows at once, 9 / 4 = 2\.25"),
         ({"batch_size": 7, "mesh": (2, 2)}, r"train\.batch_size=7 cannot be split over 4 devices"),
-        ({"data": {"max_epochs": 0.01}}, r"would be met 0\.02 times in 8 steps, expected at most 0\.01"),
+        ({"data": {"max_epochs": 0.01}}, r"would be seen 0\.02 times in 8 steps, expected at most 0\.01"),
         ({"optimizer": lambda total: adamw(total, warmup_steps=99)}, r"warmup_steps: found 99, .* than the 8 steps"),
         ({"model": {"attention": "cudnn"}}, r"model\.attention='cudnn' needs an NVIDIA GPU"),
     ],

@@ -26,12 +26,12 @@ class DataConfig:
       verify: "digest" reads every byte at the start, "size" none, "auto" all up to 1 GiB, and beyond each byte once
         while training runs.
       mixture: several datasets instead of `dir`: {"name": ("directory", weight)}, or ("directory", weight,
-        max_epochs). Weights are relative; each stream is shuffled and repeated on its own.
+        max_epochs). Weights are relative; each stream is shuffled and repeated on its own. Listed in any order.
       mixture_block: every block of this many examples has exactly the mixture's proportions.
       shuffle: "global", "block" or "none"; see `order.WindowOrder`.
       shuffle_block_windows, shuffle_group_blocks: of "block".
       exclude: ids of documents whose windows are left out, or a text file of ids, one a line.
-      max_epochs: refuse a run that would meet a stream more often than this; None for no limit.
+      max_epochs: refuse a run that would see a stream more often than this; None for no limit.
       document_mask: attention stays within a document, positions restart at end-of-text.
       tokenizer: the one that made the data, where it is your own: a file or "module:Class". What a dataset says itself
         is never imported; yours is compared with the digest that the dataset has. Only text needs it: samples.
@@ -72,14 +72,16 @@ class DataConfig:
                 "data.dir"
             )
         for name, entry in (self.mixture or {}).items():
-            if not _is_entry(entry) or not name or "/" in name:
+            if not _is_entry(entry) or not isinstance(name, str) or not name or "/" in name:
                 raise ValueError(
                     f"data.mixture: found {name!r}: {entry!r}, expected a name without '/' and "
                     '("directory", weight) or ("directory", weight, max_epochs)'
                 )
         if self.mixture is not None:
             expanded = {
-                name: (checks.path("data.mixture", entry[0]), *entry[1:]) for name, entry in self.mixture.items()
+                # By name, as gin sorts them in the config.gin that a run leaves: started from that, it is the same run.
+                name: (checks.path("data.mixture", entry[0]), *entry[1:])
+                for name, entry in sorted(self.mixture.items())
             }
             object.__setattr__(self, "mixture", expanded)
 
@@ -136,12 +138,12 @@ class DataConfig:
         )
 
     def check_epochs(self, plan: Plan, num_steps: int) -> None:
-        """ValueError where a run of that many steps would meet a stream more often than it may."""
+        """ValueError where a run of that many steps would see a stream more often than it may."""
         for name, epochs in plan.epochs(num_steps).items():
             limit = self._most_epochs(name)
             if limit is not None and epochs > limit:
                 raise ValueError(
-                    f"{name or self.dir}: would be met {epochs:.2f} times in {num_steps} steps, expected at most "
+                    f"{name or self.dir}: would be seen {epochs:.2f} times in {num_steps} steps, expected at most "
                     f"{limit} (data.max_epochs, data.mixture). Lower train.num_tokens or its weight, or raise it."
                 )
 
@@ -154,7 +156,7 @@ class DataConfig:
         return entry[2] if len(entry) > 2 else self.max_epochs
 
     def _excluded(self, datasets: Mapping[str, TokenDataset]) -> dict[str, tuple[int, ...]]:
-        """Windows of each stream that meet an excluded document."""
+        """Windows of each stream that overlap an excluded document."""
         ids = self.exclude
         if isinstance(ids, str):
             if not os.path.isfile(ids):
@@ -179,7 +181,7 @@ class DataConfig:
                 raise ValueError(f"data.exclude: no document with the id {document_id} in the training data")
             for name, document in found:
                 num_windows = (tables[name].num_tokens - 1) // self.seq_len
-                windows[name] |= set(windows_meeting(document.start, document.length, self.seq_len, num_windows))
+                windows[name] |= set(windows_overlapping(document.start, document.length, self.seq_len, num_windows))
         return {name: tuple(sorted(each)) for name, each in windows.items()}
 
 
@@ -197,7 +199,7 @@ def _is_entry(entry) -> bool:
     return isinstance(entry[0], str | os.PathLike) and entry[1] > 0
 
 
-def windows_meeting(start: int, length: int, seq_len: int, num_windows: int) -> range:
+def windows_overlapping(start: int, length: int, seq_len: int, num_windows: int) -> range:
     """Windows that hold any of the tokens [start, start + length), be it as the last target only."""
     first = max(0, -(-(start - seq_len) // seq_len))
     return range(first, min(num_windows, (start + length - 1) // seq_len + 1))

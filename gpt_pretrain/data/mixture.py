@@ -40,7 +40,7 @@ class Mixture:
     """An endless sequence of streams in which every block of `sum(counts)` examples has exactly `counts` of each.
 
     Offsets count examples from where the mixture begins; draws count those of one stream among them, so that
-    each stream is met in its own order, without gap or repetition.
+    each stream is seen in its own order, without gap or repetition.
     """
 
     counts: tuple[int, ...]

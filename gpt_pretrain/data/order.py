@@ -1,6 +1,6 @@
 """The order of one token stream's windows, as a function that can be asked both ways.
 
-The windows of a stream are met in an endless sequence, epoch after epoch; inside an epoch they are
+The windows of a stream are seen in an endless sequence, epoch after epoch; inside an epoch they are
 shuffled by a keyed permutation. Nothing is stored and nothing is drawn from a stateful generator, so
 "which window has index i" and "which index has window w in epoch e" both cost O(1) and need only the
 fields of `WindowOrder`.
@@ -27,7 +27,7 @@ _NUM_ROUNDS = 6  # Luby-Rackoff needs 4 with ideal round functions; ours is a 64
 
 @dataclasses.dataclass(frozen=True)
 class WindowOrder:
-    """The endless sequence in which a stream's windows are met.
+    """The endless sequence in which a stream's windows are seen.
 
     Attributes:
       num_windows: how many windows the stream holds.

@@ -47,7 +47,7 @@ class BatchIndex(NamedTuple):
 
 
 class Occurrence(NamedTuple):
-    """One place of the run at which a window is met."""
+    """One place of the run at which a window is seen."""
 
     step_index: int
     row: int  # of the global batch
@@ -165,7 +165,7 @@ class Stage:
         return streams, windows
 
     def occurrences(self, stream: int, windows, stop: int) -> list[Occurrence]:
-        """Every time that one of the windows of a stream is met in the stage before position `stop`."""
+        """Every time that one of the windows of a stream is seen in the stage before position `stop`."""
         stop_offset = stop - self.from_position
         num_draws = self._mixture.draws_before(stop_offset)[stream]
         draws, windows, epochs = self._passage(stream).draws_of(windows, num_draws)
@@ -180,12 +180,12 @@ class Stage:
         return sorted(found)
 
     def index_after(self, stream: int, position: int) -> int:
-        """Index in a stream's endless sequence of the next window of it that is met at `position` or later."""
+        """Index in a stream's endless sequence of the next window of it that is seen at `position` or later."""
         draws = self._mixture.draws_before(position - self.from_position)[stream]
         return int(self._passage(stream).indices_at(np.array([draws]))[0])
 
     def epochs(self, stream: int, position: int) -> float:
-        """How often a stream has been met before `position`: whole where an epoch's last window was just met."""
+        """How often a stream has been seen before `position`: whole where an epoch's last window was just seen."""
         draws = self._mixture.draws_before(position - self.from_position)[stream]
         whole = self._passage(stream).whole_epochs(draws)
         return self.index_after(stream, position) / self.num_windows(stream) if whole is None else float(whole)
@@ -209,7 +209,7 @@ class Stage:
 class _Passage:
     """A stream's endless sequence from one index on, without the excluded windows; draws count from there.
 
-    The excluded ones are stepped over: the rest keeps its order, and is met once an epoch as before.
+    The excluded ones are stepped over: the rest keeps its order, and is seen once an epoch as before.
     """
 
     def __init__(self, window_order: WindowOrder, start: int, excluded: Sequence[int]):
@@ -263,8 +263,8 @@ class _Passage:
             offsets = self._order.indices_of(windows, epoch) - epoch * self._order.num_windows
             before = np.searchsorted(self._holes(epoch), offsets) if len(self._excluded) else 0
             draws = (epoch - self._first_epoch) * self._num_left + offsets - before - self._skipped
-            met = (draws >= 0) & (draws < num_draws)
-            parts.append((draws[met], windows[met], np.full(int(met.sum()), epoch)))
+            inside = (draws >= 0) & (draws < num_draws)
+            parts.append((draws[inside], windows[inside], np.full(int(inside.sum()), epoch)))
         draws, windows, epochs = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return draws, windows, epochs
 

@@ -16,7 +16,7 @@ from blake3 import blake3
 from data_prep.store.addresses import Addresses
 from data_prep.store.datasets import TokenDataset, UnverifiedShard
 from data_prep.store.files import FileProblem, file_problem, read_json, write_json
-from gpt_pretrain.data.config import windows_meeting
+from gpt_pretrain.data.config import windows_overlapping
 from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.data.stages import Stage
 
@@ -196,7 +196,7 @@ def steps_with(suspect: Suspect, plan: Plan, num_steps: int) -> list[int]:
 
     def windows_of(stage: Stage) -> list[int]:
         (index,) = (i for i, each in enumerate(stage.streams) if each.fingerprint == suspect.fingerprint)
-        return list(windows_meeting(shard.start, shard.num_tokens, stage.seq_len, stage.num_windows(index)))
+        return list(windows_overlapping(shard.start, shard.num_tokens, stage.seq_len, stage.num_windows(index)))
 
     found = plan.occurrences(suspect.fingerprint, windows_of, num_steps)
     return sorted({place.step_index + 1 for _, place in found})

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from data_prep.store.documents import Document
-from gpt_pretrain.data.config import windows_meeting
+from gpt_pretrain.data.config import windows_overlapping
 from gpt_pretrain.data.stages import Stage, Stream
 from gpt_pretrain.history.opened_run import OpenedRun
 
@@ -80,7 +80,7 @@ def windows_of(span: Span, stage: Stage) -> range:
     index = index_of(stage, span.stream)
     if index is None or span.split != "train":
         return range(0)
-    return windows_meeting(span.start, span.stop - span.start, stage.seq_len, stage.num_windows(index))
+    return windows_overlapping(span.start, span.stop - span.start, stage.seq_len, stage.num_windows(index))
 
 
 def index_of(stage: Stage, stream: Stream) -> int | None:

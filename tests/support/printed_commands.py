@@ -70,11 +70,11 @@ def texts_of(parser: argparse.ArgumentParser) -> str:
 
 
 def command_lines() -> list[str]:
-    """All modules of ours that `python -m` runs."""
+    """All modules of ours that a user runs by `python -m`."""
     names = []
     for package in ("data_prep", "gpt_pretrain"):
         for path in sorted((REPO / package).rglob("*.py")):
-            if 'if __name__ == "__main__"' in path.read_text(encoding="utf-8"):
+            if "\ndef make_parser(" in path.read_text(encoding="utf-8"):
                 names.append(".".join(path.relative_to(REPO).with_suffix("").parts))
     return names
 
