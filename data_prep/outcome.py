@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 
 from data_prep.pages.numbers import duration
+from data_prep.pages.terminal import python_as_typed
 from data_prep.store.manifest import Manifest
 
 
@@ -49,7 +50,7 @@ def training_command(manifest: Manifest, output_dir: str) -> str:
     if manifest.spec.source != "sample":  # beside the runs on other data, which a run is never resumed with
         name = os.path.basename(os.path.realpath(output_dir)) or "mine"
         flags.append(f"--save_dir={shlex.quote(f'runs/{name}')}")
-    return " ".join(["python -m gpt_pretrain.main", *flags])
+    return " ".join([python_as_typed(), "-m gpt_pretrain.main", *flags])
 
 
 def summary(outcome: Outcome, source: str, output_dir: str, seconds: float) -> str:

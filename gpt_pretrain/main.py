@@ -114,8 +114,8 @@ def main(argv: list[str] | None = None) -> int:
     from gpt_pretrain import runtime
 
     runtime.configure()
+    from data_prep.pages.terminal import python_as_typed
     from gpt_pretrain import settings
-    from gpt_pretrain.train.report import python_as_typed
     from gpt_pretrain.train.results import RunFailed
 
     try:

@@ -11,6 +11,7 @@ from support.printed_commands import REPO, commands_in, problem_with
 
 from data_prep import fineweb
 from data_prep.outcome import training_command
+from data_prep.pages.terminal import python_as_typed
 from data_prep.store.manifest import load
 
 
@@ -25,7 +26,7 @@ def prepare(folder, texts, *options, tokenizer="byte", val_tokens=0) -> int:
 def trained(command: str, folder) -> subprocess.CompletedProcess:
     """Types the command in a directory that has our configs, and stops it soon by fewer tokens."""
     words = shlex.split(command)
-    assert words[:3] == ["python", "-m", "gpt_pretrain.main"]
+    assert words[:3] == [python_as_typed(), "-m", "gpt_pretrain.main"]
     (folder / "configs").symlink_to(REPO / "configs")
     short = [
         "--num_tokens=2048",

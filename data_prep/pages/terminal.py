@@ -1,5 +1,8 @@
-"""Printing to a terminal or file that cannot show every character."""
+"""Printing to a terminal: what it cannot show, and commands that work as printed."""
 
+import os
+import shlex
+import shutil
 import sys
 
 
@@ -12,3 +15,12 @@ def print_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="backslashreplace")
+
+
+def python_as_typed() -> str:
+    """How to call this interpreter from here: ".venv/bin/python", or "python" where the PATH finds the same."""
+    found = shutil.which("python")
+    if found and os.path.samefile(os.path.dirname(found), os.path.dirname(sys.executable)):
+        return "python"
+    relative = os.path.relpath(sys.executable)
+    return shlex.quote(sys.executable if relative.startswith("..") else relative)

@@ -3,11 +3,10 @@
 import logging
 import os
 import shlex
-import shutil
-import sys
 
 import jax
 
+from data_prep.pages.terminal import python_as_typed
 from gpt_pretrain.train.build import Built
 from gpt_pretrain.train.start import Start
 
@@ -105,15 +104,6 @@ def _say_data(built: Built, start: Start) -> None:
                 "frequent each token is)",
                 dataset.unigram_entropy,
             )
-
-
-def python_as_typed() -> str:
-    """How to call this interpreter from here: ".venv/bin/python", or "python" where the PATH finds the same."""
-    found = shutil.which("python")
-    if found and os.path.samefile(os.path.dirname(found), os.path.dirname(sys.executable)):
-        return "python"
-    relative = os.path.relpath(sys.executable)
-    return shlex.quote(sys.executable if relative.startswith("..") else relative)
 
 
 def say_where_things_are(built: Built, start: Start, step: int) -> None:

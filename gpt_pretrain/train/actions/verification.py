@@ -10,11 +10,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from data_prep.pages.numbers import size_text
+from data_prep.pages.terminal import python_as_typed
 from gpt_pretrain.data.verification import Suspect, Verification, steps_with, suspects_of
 from gpt_pretrain.train.actions.action import Action, Now
 from gpt_pretrain.train.build import Built
 from gpt_pretrain.train.checkpoints import Checkpoints
-from gpt_pretrain.train.report import python_as_typed
 from gpt_pretrain.train.results import RunFailed
 from gpt_pretrain.train.start import Start
 
