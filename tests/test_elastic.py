@@ -104,18 +104,18 @@ def test_killed_and_resumed_on_another_topology_each_time_the_ledger_is_that_of_
 
 
 def test_the_ledger_is_what_the_plan_says_and_the_same_for_another_layout(tiny_dataset, mixture, tmp_path):
-    sizes = {"train.num_tokens": (10 * 8 + 2 * 16) * 32, "train.save_interval": 0}
-    one_device = start_processes(flags(tiny_dataset, tmp_path / "a", **mixture, **sizes), (1, 1, 8), 0.0)[0]
-    outputs = [train_here(flags(tiny_dataset, tmp_path / "b", **mixture, **sizes)), finish(one_device)]
+    sizes = {"train.batch_size": 8, "train.num_tokens": 12 * 8 * 32, "train.save_interval": 0}
+    one_device = start_processes(flags(tiny_dataset, tmp_path / "a", **(mixture | sizes)), (1, 1, 8), 0.0)[0]
+    outputs = [train_here(flags(tiny_dataset, tmp_path / "b", **(mixture | sizes))), finish(one_device)]
     for output in outputs:
-        assert "cats, 15 of 20 examples" in output and "Done at step 12 of 12 (112 examples)" in output
+        assert "cats, 15 of 20 examples" in output and "Done at step 12 of 12 (96 examples)" in output
     run = open_run(tmp_path / "a")
     sources = OpenedRun(str(tmp_path / "a")).sources(run.plan.stages[0])
     batches = Batches(sources, run.plan, vocab_size=257, num_steps=12)
     expected = [batches[step].digest for step in range(12)]
     assert [Ledger.read(tmp_path / name).digests.tolist() for name in ("a", "b")] == [expected, expected]
     streams = np.concatenate([run.plan.batch(step).streams for step in range(12)])
-    assert np.bincount(streams[:100]).tolist() == [75, 25]
+    assert np.bincount(streams[:80]).tolist() == [60, 20]
 
 
 @pytest.fixture(scope="session")
@@ -154,6 +154,7 @@ def test_a_mixture_instead_of_one_dataset_is_a_new_stage(five_steps, tiny_datase
     assert [stage.from_step for stage in open_run(save_dir).plan.stages] == [0, 5]
 
 
+@pytest.mark.slow
 def test_longer_sequences_and_the_document_mask_go_on_in_one_run(tiny_dataset, tmp_path):
     bindings = {"model.block_size": 32, "data.document_mask": True, "data.seq_len": 16}
     short = bindings | {"train.num_tokens": 5 * 8 * 16}

@@ -235,7 +235,7 @@ sys.exit(main.main(sys.argv[1:]))
     "error, said",
     [
         ("OSError(24, 'Too many open files', 'a.bin')", "error: a.bin: this process (at most"),
-        ("KeyError('k')", "KeyError: 'k'"),
+        pytest.param("KeyError('k')", "KeyError: 'k'", marks=pytest.mark.slow),
     ],
 )
 def test_an_error_ends_the_process_within_seconds_whatever_its_threads_do(tiny_dataset, tmp_path, error, said):
