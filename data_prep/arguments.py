@@ -3,36 +3,11 @@
 import argparse
 import os
 import re
-import sys
-from typing import NoReturn
 
 from data_prep.engines.local import all_cores
-from data_prep.pages.numbers import parse_count
 
 MAX_WORKERS = 10_000
-MAX_COUNT = 2**63 - 1
 _URL = re.compile(r"(?:[a-z][a-z0-9+.-]+:/|https?:)", re.IGNORECASE)  # s3:/ too, as paths are cleaned up
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """A parser whose errors are one line; the usage is left to --help."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {message}; `{self.prog} --help` lists the options", file=sys.stderr)
-        sys.exit(2)
-
-
-def count(text: str) -> int:
-    """100000, 100_000 or 1e5."""
-    try:
-        value = parse_count(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"found {text!r}, expected a whole number, such as 100000, 100_000 or 1e5"
-        ) from None
-    if abs(value) > MAX_COUNT:
-        raise argparse.ArgumentTypeError(f"found {text}, expected a whole number of at most 2^63 - 1 (9.2e18)")
-    return value
 
 
 def num_processes(option: int | None) -> int:

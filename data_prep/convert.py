@@ -4,12 +4,13 @@ import argparse
 import sys
 import time
 
-from data_prep.arguments import ArgumentParser, count, directory, name, num_processes, path
+from data_prep.arguments import directory, name, num_processes, path
 from data_prep.bare_shards import PRESETS
 from data_prep.conversion import convert
 from data_prep.engines.local import WorkerDied
 from data_prep.finishing import finish
 from data_prep.outcome import summary, warn
+from data_prep.pages.command_line import ArgumentParser, count
 from data_prep.pages.terminal import print_anything
 from data_prep.pages.text import printable
 from data_prep.prepared_dataset import CHANGEABLE

@@ -4,7 +4,8 @@ import argparse
 import sys
 from dataclasses import asdict
 
-from data_prep.arguments import ArgumentParser, count, directory
+from data_prep.arguments import directory
+from data_prep.pages.command_line import ArgumentParser, count
 from data_prep.pages.terminal import print_anything
 from data_prep.pages.text import json_line, printable
 from data_prep.store.documents import Document, DocumentTables

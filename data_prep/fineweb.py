@@ -5,7 +5,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from data_prep.arguments import ArgumentParser, count, directory, name, num_processes, path
+from data_prep.arguments import directory, name, num_processes, path
+from data_prep.pages.command_line import ArgumentParser, count
 from data_prep.pages.terminal import print_anything
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 
+from data_prep.pages.command_line import ArgumentParser, number
 from data_prep.pages.terminal import print_anything
 from data_prep.pages.text import printable
 from data_prep.store.tokenizers import recorded_tokenizer
@@ -17,7 +18,7 @@ from gpt_pretrain.train.pretrained import load
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m gpt_pretrain.generate", allow_abbrev=False, description="Samples text from a checkpoint."
     )
     parser.add_argument(
@@ -26,11 +27,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt", default="", help="text to continue (default: the start of a document)")
     parser.add_argument("--num_tokens", type=int, default=200, help="at most so many new tokens (default 200)")
     parser.add_argument("--num_samples", type=int, default=1, help="how many continuations (default 1)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 for the most likely token (default 0.8)")
+    parser.add_argument("--temperature", type=number, default=0.8, help="0 for the most likely token (default 0.8)")
     parser.add_argument("--top_k", type=int, default=50, help="only among the k most likely; 0 for all (default 50)")
     parser.add_argument(
         "--top_p",
-        type=float,
+        type=number,
         default=1.0,
         help="nucleus: only among the likeliest that hold this much probability (default 1.0)",
     )

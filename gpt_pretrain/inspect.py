@@ -10,6 +10,7 @@ import os
 import sys
 from pathlib import Path
 
+from data_prep.pages.command_line import ArgumentParser
 from data_prep.pages.terminal import print_anything
 from data_prep.pages.text import json_line, printable
 from data_prep.store.files import whole_file
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line's options."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m gpt_pretrain.inspect",
         description=__doc__,
         epilog=NUMBERING,

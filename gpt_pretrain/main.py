@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from data_prep.pages.numbers import parse_count
+from data_prep.pages.command_line import ArgumentParser, count, number
 from data_prep.pages.text import printable
 
 
@@ -29,7 +29,7 @@ SHORTHANDS = [
     Shorthand("model.n_head", "model.n_head", int, "INT", "attention heads (12)"),
     Shorthand("model.n_embd", "model.n_embd", int, "INT", "width (768)"),
     Shorthand("model.vocab_size", "model.vocab_size", int, "INT", "embedding columns, padding included (50304)"),
-    Shorthand("model.dropout", "model.dropout", float, "FLOAT", "dropout rate (0.0)"),
+    Shorthand("model.dropout", "model.dropout", number, "FLOAT", "dropout rate (0.0)"),
     Shorthand("batch_size", "train.batch_size", int, "INT", "windows an update, over all devices (512)"),
     Shorthand(
         "per_device_batch_size",
@@ -39,9 +39,9 @@ SHORTHANDS = [
         "windows a device has at once (16, or what fits)",
     ),
     Shorthand("seq_len", "data.seq_len", int, "INT", "tokens a window (1024)"),
-    Shorthand("num_tokens", "train.num_tokens", parse_count, "COUNT", "tokens to train on; 1e9 is understood (10e9)"),
-    Shorthand("optimizer.lr", "optimizer.lr", float, "FLOAT", "peak learning rate (6e-4)"),
-    Shorthand("optimizer.weight_decay", "optimizer.weight_decay", float, "FLOAT", "decay of matrices (0.1)"),
+    Shorthand("num_tokens", "train.num_tokens", count, "COUNT", "tokens to train on; 1e9 is understood (10e9)"),
+    Shorthand("optimizer.lr", "optimizer.lr", number, "FLOAT", "peak learning rate (6e-4)"),
+    Shorthand("optimizer.weight_decay", "optimizer.weight_decay", number, "FLOAT", "decay of matrices (0.1)"),
     Shorthand(
         "optimizer.warmup_steps", "optimizer.warmup_steps", int, "INT", "steps of warm-up (700; short runs: less)"
     ),
@@ -56,7 +56,7 @@ SHORTHANDS = [
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m gpt_pretrain.main",
         description="Trains a GPT. The same command started again continues the run.",
         allow_abbrev=False,
@@ -84,7 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
     several.add_argument("--process_id", type=int)
     several.add_argument(
         "--start_timeout_secs",
-        type=float,
+        type=number,
         metavar="SECS",
         help=f"how long to wait for the others to start ({_START_SECS:.0f}; on a cluster {_CLUSTER_START_SECS:.0f})",
     )

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 
+from data_prep.pages.command_line import ArgumentParser
 from data_prep.pages.numbers import duration, short
 from data_prep.pages.progress import Done, Progress
 from data_prep.pages.terminal import print_anything
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line's options."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m gpt_pretrain.replay",
         description=__doc__,
         epilog=NUMBERING,

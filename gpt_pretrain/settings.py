@@ -15,6 +15,8 @@ import contextlib
 import io
 import logging
 import os
+import re
+import tokenize
 from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest import mock
@@ -68,8 +70,11 @@ def parse(gin_files: Sequence[str], bindings: Sequence[str]) -> None:
         gin.parse_config(_WIRING)
         with _our_reader([os.path.dirname(os.path.abspath(each)) for each in files]):
             gin.parse_config_files_and_bindings(files, list(bindings))
+    except tokenize.TokenError as error:
+        where = ", ".join([*files, *(["the flags"] if bindings else [])])
+        raise ValueError(f"gin: {error.args[0]} ({where}): is a bracket or a text not closed?") from error
     except (OSError, SyntaxError, ValueError, AttributeError, ImportError, TypeError, RuntimeError) as error:
-        raise ValueError(f"gin: {message_of(error)}") from error
+        raise ValueError(f"gin: {_in_one_line(message_of(error))}") from error
 
 
 def train_config(command: str = "python -m gpt_pretrain.main") -> TrainConfig:
@@ -157,6 +162,16 @@ def _our_reader(directories: Sequence[str]) -> Iterator[None]:
             yield
     finally:
         root.removeFilter(is_of_others)
+
+
+def _in_one_line(message: str) -> str:
+    """gin's message, and Python's words for what is no literal in plainer ones."""
+    message = re.sub(
+        r"malformed node or string[^<]*<[^>]*>",
+        "expected a number, a 'text', True, False, None, a list or dictionary of them, or @name:",
+        message,
+    )
+    return " ".join(message.split())
 
 
 def message_of(error: BaseException) -> str:

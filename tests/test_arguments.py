@@ -157,3 +157,15 @@ def test_names_that_are_not_utf8(tmp_path):
     assert done.returncode == 0, done.stderr.decode()
     assert subprocess.run(command, capture_output=True).returncode == 0  # complete
     assert check.main([f"{tmp_path}/out"]) == 0
+
+
+@pytest.mark.parametrize("module", [each for each in command_lines() if each.startswith("gpt_pretrain")])
+def test_numbers_of_the_trainers_flags_are_numbers(module, capsys):
+    parser = importlib.import_module(module).make_parser()
+    flags = [each.option_strings[0] for each in parser._actions if each.type and each.type is not str]
+    for flag in flags:
+        for value in ("inf", "nan", "", "many"):
+            with pytest.raises(SystemExit) as stop:
+                parser.parse_args([f"{flag}={value}"])
+            said = capsys.readouterr().err
+            assert stop.value.code == 2 and said.startswith(f"error: argument {flag}: ") and said.count("\n") == 1, said

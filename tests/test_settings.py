@@ -46,6 +46,21 @@ def test_a_gin_file_in_no_known_encoding_is_refused_by_name(tmp_path):
         settings.parse([str(tmp_path / "run.gin")], [])
 
 
+@pytest.mark.parametrize(
+    "binding, said",
+    [
+        ("optimizer.lr = nan", "expected a number, a 'text', True, .* Failed to parse token 'nan'"),
+        ("optimizer.lr = [1,", "is a bracket or a text not closed"),
+        ("optimizer.lr", "expected ':' or '='"),
+        ("nothing.lr = 3", "No configurable matching 'nothing'"),
+    ],
+)
+def test_what_is_no_binding_is_refused_in_one_line(binding, said):
+    with pytest.raises(ValueError, match=rf"^gin: .*{said}") as error:
+        settings.parse([], [binding])
+    assert "\n" not in str(error.value) and " object at 0x" not in str(error.value)
+
+
 def test_files_on_later_search_paths_are_found_in_silence(tmp_path, monkeypatch, caplog, capfd):
     (tmp_path / "a").mkdir()
     (tmp_path / "elsewhere").mkdir()
