@@ -42,7 +42,7 @@ def test_a_checkpoint_of_another_run_is_not_taken_for_ones_own(tmp_path, caplog)
     found = checkpoints.choose(tmp_path / "mine", run_id="a run")
     assert found is not None and (found.step, found.run_id) == (10, "a run")
     assert "it is of the run another run, but this run is a run" in caplog.text
-    with pytest.raises(ValueError, match="all 1 checkpoints are damaged, or not of this run"):
+    with pytest.raises(ValueError, match="the only checkpoint is damaged, or not of this run"):
         checkpoints.choose(tmp_path / "theirs", run_id="a run")
     assert checkpoints.choose(tmp_path / "theirs") is not None  # nobody said which run it should be
 
