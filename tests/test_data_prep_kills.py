@@ -150,6 +150,8 @@ def test_interrupted_by_the_user_it_ends_in_words_and_resumes(sliced_sample, uni
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # What runs in the background of a shell script has SIGINT ignored, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not list(output.glob(".work/parts/*.partial")):
         assert process.poll() is None
