@@ -166,9 +166,9 @@ def choose(save_dir: str | os.PathLike, *, run_id: str | None = None) -> Checkpo
     if jax.process_count() > 1:
         step, num_bad = map(int, multihost_utils.broadcast_one_to_all(np.array([step, num_bad])))
     if step < 0 and num_bad:
+        which = "the only checkpoint is" if num_bad == 1 else f"all {num_bad} checkpoints are"
         raise ValueError(
-            f"{directory}: {'the only checkpoint is' if num_bad == 1 else f'all {num_bad} checkpoints are'} damaged, or "
-            "not of this run. Restore one from a copy, or choose another save_dir to start anew."
+            f"{directory}: {which} damaged, or not of this run. Restore one from a copy, or choose another save_dir to start anew."
         )
     return None if step < 0 else read_metadata(directory / str(step))
 
