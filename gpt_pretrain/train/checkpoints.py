@@ -168,7 +168,8 @@ def choose(save_dir: str | os.PathLike, *, run_id: str | None = None) -> Checkpo
     if step < 0 and num_bad:
         which = "the only checkpoint is" if num_bad == 1 else f"all {num_bad} checkpoints are"
         raise ValueError(
-            f"{directory}: {which} damaged, or not of this run. Restore one from a copy, or choose another save_dir to start anew."
+            f"{directory}: {which} damaged, or not of this run. Restore one from a copy, or choose another save_dir to "
+            "start anew."
         )
     return None if step < 0 else read_metadata(directory / str(step))
 
