@@ -145,6 +145,9 @@ def test_what_leaves_nothing_to_train_on_is_an_error():
         stage(seq_len=300)
     with pytest.raises(ValueError, match="web and the dataset are one dataset"):
         stage(("", "web"))
+    (stream,) = stage().streams
+    with pytest.raises(ValueError, match="streams: expected at least one, with counts of at least 1"):
+        dataclasses.replace(stage(), streams=(dataclasses.replace(stream, count=0),))
 
 
 @pytest.mark.parametrize("batch_size", [((1, 8),), ((0, 8), (0, 4)), ((0, 8), (5, 2), (4, 2)), ((0, 0),)])

@@ -89,8 +89,8 @@ class Stage:
         for name in ("seq_len", "block_windows", "group_blocks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if not self.streams or min(stream.count for stream in self.streams) < 0:
-            raise ValueError("streams: expected at least one, with counts of at least 0")
+        if not self.streams or min(stream.count for stream in self.streams) < 1:
+            raise ValueError("streams: expected at least one, with counts of at least 1")
         for i in range(len(self.streams)):
             self._check_stream(i)
 
