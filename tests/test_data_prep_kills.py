@@ -142,16 +142,23 @@ def test_a_unit_that_kills_every_worker_is_named_and_the_rest_is_kept(tmp_path, 
     assert {path.name for path in kept} >= {"00000-000000.json"}
 
 
+# What runs in the background of a shell script, as the tests may, has SIGINT ignored, and so would its children.
+HEARS_CTRL_C = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from data_prep import fineweb
+sys.exit(fineweb.main(sys.argv[1:]))
+"""
+
+
 def test_interrupted_by_the_user_it_ends_in_words_and_resumes(sliced_sample, uninterrupted, tmp_path):
     output = tmp_path / "out"
     options = sample_options(sliced_sample, output, 2)
     process = subprocess.Popen(
-        [sys.executable, "-m", "data_prep.fineweb", *options],
+        [sys.executable, "-c", HEARS_CTRL_C, *options],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # What runs in the background of a shell script has SIGINT ignored, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not list(output.glob(".work/parts/*.partial")):
         assert process.poll() is None
