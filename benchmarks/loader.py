@@ -29,8 +29,8 @@ import numpy as np
 from data_prep.store import token_bin
 from data_prep.store.datasets import open_dataset
 from data_prep.store.manifest import load as load_manifest
-from data_prep.store.streams import BinSource, TokenSource
 from data_prep.store.token_records import record_prefix
+from data_prep.store.token_sources import BinSource, TokenSource
 from gpt_pretrain.data import loader
 from gpt_pretrain.data.batches import Batches
 from gpt_pretrain.data.order import SHUFFLES, Shuffle

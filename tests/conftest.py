@@ -9,9 +9,13 @@ from support import annotations
 
 annotations.check_those_of("gpt_pretrain.model")
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 from support.models import make_spec
+from support.prepared import byte_options, run, words, write_parquet
 from support.shared import made_once
 
 from gpt_pretrain.model.spec import ModelSpec
@@ -48,3 +52,20 @@ def prepare_tiny_dataset(directory):
 def tiny_spec() -> ModelSpec:
     """A tiny model with 24 positions."""
     return make_spec(24)
+
+
+@pytest.fixture(scope="session")
+def words_dataset(tmp_path_factory) -> Path:
+    """400 documents of words in both formats, with several shards; nobody changes it."""
+
+    def make(directory):
+        write_parquet(directory / "a.parquet", words(400))
+        assert run(*byte_options(directory, directory / "out")) == 0
+
+    return made_once(tmp_path_factory, "words", make) / "out"
+
+
+@pytest.fixture
+def words_copy(words_dataset, tmp_path) -> Path:
+    """A copy of it, to be damaged."""
+    return shutil.copytree(words_dataset, tmp_path / "out")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from data_prep.store import token_bin, token_records
-from data_prep.store.streams import BinSource, RecordSource
+from data_prep.store.token_sources import BinSource, RecordSource
 from gpt_pretrain.data import batches as batches_lib
 from gpt_pretrain.data.batches import Batches, HostBatch, digest_of_rows, read_windows
 from gpt_pretrain.data.plan import Plan

@@ -1,33 +1,16 @@
 """data_prep.check finds what is wrong, names it and repairs it."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from support.prepared import byte_options, edit_manifest, run, words, write_parquet
+from support.prepared import edit_manifest
 
 from data_prep import check
 from data_prep.checking import find_problems
 from data_prep.store import manifest
 from data_prep.store.files import digest_of
-
-
-@pytest.fixture(scope="module")
-def good(tmp_path_factory) -> Path:
-    """A prepared dataset in both formats, with several shards."""
-    folder = tmp_path_factory.mktemp("good")
-    write_parquet(folder / "a.parquet", words(400))
-    assert run(*byte_options(folder, folder / "out")) == 0
-    return folder / "out"
-
-
-@pytest.fixture
-def dataset(good, tmp_path) -> Path:
-    """A copy of it, to be damaged."""
-    shutil.copytree(good, tmp_path / "out")
-    return tmp_path / "out"
 
 
 def problems(directory: Path) -> list[str]:
@@ -46,11 +29,11 @@ def bless(directory: Path, name: str) -> None:
     edit_manifest(directory, edit)
 
 
-def test_a_good_dataset_has_no_problems(dataset, capsys):
-    assert problems(dataset) == []
-    assert check.main([str(dataset)]) == 0
+def test_a_good_dataset_has_no_problems(words_copy, capsys):
+    assert problems(words_copy) == []
+    assert check.main([str(words_copy)]) == 0
     out = capsys.readouterr().out
-    assert out.startswith(f"{dataset}: OK, ") and "train 11,377, val 1,023 tokens" in out
+    assert out.startswith(f"{words_copy}: OK, ") and "train 11,377, val 1,023 tokens" in out
 
 
 @pytest.mark.parametrize(
@@ -62,8 +45,8 @@ def test_a_good_dataset_has_no_problems(dataset, capsys):
     ],
 )
 @pytest.mark.parametrize("how", ["flipped", "cut", "missing"])
-def test_a_damaged_file_is_the_one_problem(dataset, capsys, name, how):
-    path = dataset / name
+def test_a_damaged_file_is_the_one_problem(words_copy, capsys, name, how):
+    path = words_copy / name
     content = bytearray(path.read_bytes())
     if how == "missing":
         path.unlink()
@@ -72,53 +55,53 @@ def test_a_damaged_file_is_the_one_problem(dataset, capsys, name, how):
     else:
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
-    (problem,) = problems(dataset)
+    (problem,) = problems(words_copy)
     words = {"flipped": "content was changed", "cut": "it was cut short", "missing": "missing"}
     assert problem.startswith(f"{path}: ") and words[how] in problem
-    assert check.main([str(dataset)]) == 1
-    assert f"{dataset}: 1 problem. `--repair`" in capsys.readouterr().out
+    assert check.main([str(words_copy)]) == 1
+    assert f"{words_copy}: 1 problem. `--repair`" in capsys.readouterr().out
 
 
-def test_other_tokens_under_a_digest_that_agrees_are_found(dataset):
-    path = dataset / "fineweb_train_000001.bin"
+def test_other_tokens_under_a_digest_that_agrees_are_found(words_copy):
+    path = words_copy / "fineweb_train_000001.bin"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    bless(dataset, path.name)
-    found = problems(dataset)
+    bless(words_copy, path.name)
+    found = problems(words_copy)
     assert "split train as bin: fingerprint" in found[0]
     assert any("holds ids that the tokenizer does not have" in problem for problem in found)
 
 
-def test_two_shards_in_each_others_place_are_found(dataset):
-    a, b = (dataset / f"fineweb_train_00000{i}.bin" for i in (0, 1))
+def test_two_shards_in_each_others_place_are_found(words_copy):
+    a, b = (words_copy / f"fineweb_train_00000{i}.bin" for i in (0, 1))
     content = a.read_bytes()
     a.write_bytes(b.read_bytes())
     b.write_bytes(content)
-    bless(dataset, a.name)
-    bless(dataset, b.name)
-    assert any("train as bin: fingerprint" in problem for problem in problems(dataset))
+    bless(words_copy, a.name)
+    bless(words_copy, b.name)
+    assert any("train as bin: fingerprint" in problem for problem in problems(words_copy))
 
 
-def test_a_documents_table_with_a_gap_is_found(dataset):
-    path = dataset / "documents_train_000001.parquet"
+def test_a_documents_table_with_a_gap_is_found(words_copy):
+    path = words_copy / "documents_train_000001.parquet"
     table = pq.ParquetFile(path).read()
     starts = table["start"].to_numpy().copy()
     starts[3] += 1
     pq.write_table(table.set_column(0, "start", [starts]), path)
-    bless(dataset, path.name)
-    found = problems(dataset)
+    bless(words_copy, path.name)
+    found = problems(words_copy)
     assert found[0].startswith(f"{path}: row 3 starts at {starts[3]}, expected {starts[3] - 1}")
     assert any("end-of-text is not exactly where" in problem for problem in found)
 
 
-def test_an_index_of_other_documents_is_found(dataset):
-    path = dataset / "documents_train_000001.index"
+def test_an_index_of_other_documents_is_found(words_copy):
+    path = words_copy / "documents_train_000001.index"
     content = bytearray(path.read_bytes())
     content[0] ^= 1
     path.write_bytes(content)
-    bless(dataset, path.name)
-    assert problems(dataset) == [f"{path}: is not the index of documents_train_000001.parquet"]
+    bless(words_copy, path.name)
+    assert problems(words_copy) == [f"{path}: is not the index of documents_train_000001.parquet"]
 
 
 @pytest.mark.parametrize(
@@ -132,18 +115,18 @@ def test_an_index_of_other_documents_is_found(dataset):
         (lambda m: m["shards"].pop(1), "not in the manifest"),
     ],
 )
-def test_a_manifest_that_contradicts_the_files_is_found(dataset, edit, message):
-    edit_manifest(dataset, edit)
-    assert any(message in problem for problem in problems(dataset))
+def test_a_manifest_that_contradicts_the_files_is_found(words_copy, edit, message):
+    edit_manifest(words_copy, edit)
+    assert any(message in problem for problem in problems(words_copy))
 
 
-def test_leftovers_and_the_files_for_tfds_are_looked_at(dataset):
-    (dataset / "fineweb_train_000099.bin").write_bytes(b"")
-    (dataset / ".fineweb_train_000000.bin.partial").write_bytes(b"")
-    (dataset / "notes.txt").write_text("mine")
-    (dataset / "features.json").unlink()
-    (dataset / "dataset_info.json").write_text("{}")
-    found = "\n".join(problems(dataset))
+def test_leftovers_and_the_files_for_tfds_are_looked_at(words_copy):
+    (words_copy / "fineweb_train_000099.bin").write_bytes(b"")
+    (words_copy / ".fineweb_train_000000.bin.partial").write_bytes(b"")
+    (words_copy / "notes.txt").write_text("mine")
+    (words_copy / "features.json").unlink()
+    (words_copy / "dataset_info.json").write_text("{}")
+    found = "\n".join(problems(words_copy))
     for message in [
         "features.json: missing",
         "dataset_info.json: does not describe",

@@ -11,8 +11,8 @@ from support.shards import make_shards, num_open_files, open_source
 from support.training_runs import REPO, environment, flags
 
 from data_prep import fineweb
-from data_prep.store import streams, token_bin
-from data_prep.store.streams import BinSource
+from data_prep.store import token_bin, token_sources
+from data_prep.store.token_sources import BinSource
 
 IN_A_PROCESS = """
 import resource, sys
@@ -78,7 +78,7 @@ def test_what_is_let_go_is_closed_also_when_a_source_is_no_longer_used(tmp_path,
 
 @pytest.mark.parametrize("num_shards", [1, 4])
 def test_a_shard_that_shrinks_or_changes_while_it_is_read_is_named(tmp_path, monkeypatch, num_shards):
-    monkeypatch.setattr(streams, "_LOOK_AGAIN_SECS", 0.0)
+    monkeypatch.setattr(token_sources, "_LOOK_AGAIN_SECS", 0.0)
     paths = [tmp_path / f"{number}.bin" for number in range(num_shards)]
     for path in paths:
         token_bin.write_tokens(path, [np.arange(10_000, dtype=np.uint16)], 10_000)

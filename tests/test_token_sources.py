@@ -4,10 +4,9 @@ import shutil
 import numpy as np
 import pytest
 
-from data_prep.store import streams as token_sources
-from data_prep.store import token_bin
+from data_prep.store import token_bin, token_sources
 from data_prep.store.datasets import open_dataset
-from data_prep.store.streams import BinSource
+from data_prep.store.token_sources import BinSource
 from gpt_pretrain.data import order
 
 

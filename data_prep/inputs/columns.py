@@ -1,5 +1,6 @@
 """Columns of Arrow that hold text, in whatever way, and the fields of structs among them."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -139,13 +140,10 @@ def first_not_utf8(column: pa.Array) -> tuple[int, bytes, UnicodeDecodeError] | 
 
 def as_provenance(column: pa.Array) -> pa.Array:
     """A column of any type as text, in Python's words where Arrow has none."""
-    try:
-        stored = _stored(column)
-        texts = stored.cast(pa.string())
+    with contextlib.suppress(pa.ArrowNotImplementedError, pa.ArrowInvalid):  # no cast, or not UTF-8: in our words
+        texts = _stored(column).cast(pa.string())
         texts.validate(full=True)
         return texts
-    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
-        pass
     if holds_text(column.type):  # not UTF-8
         values = _stored(column).cast(pa.large_binary()).to_pylist()
         return pa.array([value if value is None else _shown(value) for value in values], pa.string())

@@ -16,7 +16,7 @@ from data_prep.store.files import file_problem
 from data_prep.store.locations import InputError, file_name
 from data_prep.store.shard_numbers import gap_warning
 from data_prep.store.spec import FORMATS
-from data_prep.store.streams import BinSource, RecordSource, TokenSource
+from data_prep.store.token_sources import BinSource, RecordSource, TokenSource
 
 Format = Literal["auto", "bin", "array_record"]  # "auto" is the first of FORMATS that is there: .bin reads faster
 Verify = Literal["auto", "size", "digest"]

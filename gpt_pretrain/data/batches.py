@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import xxhash
 
-from data_prep.store.streams import TokenSource
+from data_prep.store.token_sources import TokenSource
 from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.data.stages import Stage
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from data_prep.store import manifest as manifest_lib
 from data_prep.store.datasets import TokenDataset, Verify, open_dataset
 from data_prep.store.documents import DocumentTables
-from data_prep.store.streams import TokenSource
+from data_prep.store.token_sources import TokenSource
 from data_prep.store.tokenizers import Tokenizer, dataset_tokenizer, user_tokenizer
 from gpt_pretrain.data import ledger as ledger_lib
 from gpt_pretrain.data.ledger import Ledger

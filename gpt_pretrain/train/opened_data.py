@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from data_prep.store.datasets import TokenDataset
-from data_prep.store.streams import TokenSource
+from data_prep.store.token_sources import TokenSource
 from data_prep.store.tokenizers import Tokenizer, recorded_tokenizer, user_tokenizer
 from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.data.stages import Stage

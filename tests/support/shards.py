@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 from data_prep.store import token_bin, token_records
-from data_prep.store.streams import BinSource, RecordSource
+from data_prep.store.token_sources import BinSource, RecordSource
 
 NUM_SHARDS, SHARD_TOKENS = 300, 16
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from data_prep.store.files import read_json, write_json
-from data_prep.store.streams import TokenSource, num_windows
+from data_prep.store.token_sources import TokenSource, num_windows
 from gpt_pretrain.train.actions.action import Action, Now, Schedule
 from gpt_pretrain.train.build import Built
 from gpt_pretrain.train.stopping import StopSignal
