@@ -22,7 +22,6 @@ from gpt_pretrain import runtime
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 NUM_WARMUP_STEPS = 2
-GPT2_VOCAB_SIZE = 50257
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -32,40 +31,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", default="gpt2_124m", help="name in configs/ or path of a .gin file")
     parser.add_argument("--steps", type=int, default=30, help="that are timed (default %(default)s)")
     return parser
-
-
-def random_data(config, num_tokens: int = 10**7):
-    """Stands in for a dataset: uniformly distributed ids of GPT-2's vocabulary, as far as the model has it."""
-    import numpy as np
-
-    from data_prep.store.datasets import TokenDataset
-    from gpt_pretrain.data.stages import Stage, Stream
-    from gpt_pretrain.train.opened_data import OpenedData
-
-    class RandomTokens:
-        def __init__(self, vocab_size: int):
-            self.num_tokens = num_tokens
-            self._tokens = np.random.default_rng(0).integers(0, vocab_size, num_tokens, np.uint16)
-            self.dtype = self._tokens.dtype
-
-        def read(self, starts, length):
-            return self._tokens[np.asarray(starts)[:, None] + np.arange(length)]
-
-    vocab_size = min(GPT2_VOCAB_SIZE, config.model.vocab_size)
-    dataset = TokenDataset(
-        directory="random tokens",
-        format="none",
-        fingerprint="",
-        splits={"train": RandomTokens(vocab_size)},
-        vocab_size=vocab_size,
-        tokenizer=None,
-        tokenizer_digest=None,
-        end_of_text=vocab_size - 1,
-        unigram_entropy=None,
-    )
-    streams = (Stream("", "", num_tokens),)
-    stage = Stage(seed=0, seq_len=config.data.seq_len, batch_sizes=config.batch_sizes, streams=streams)
-    return OpenedData({"": dataset}, stage)
 
 
 def main() -> int:
@@ -78,6 +43,7 @@ def main() -> int:
     from gpt_pretrain.train.build import build
     from gpt_pretrain.train.feed import feed
     from gpt_pretrain.train.opened_data import open_data
+    from gpt_pretrain.train.stand_in import random_data
     from gpt_pretrain.train.start import Start
 
     named = CONFIGS / f"{args.config}.gin"

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 
+import jax
 import pytest
 
 from gpt_pretrain import checks
@@ -60,8 +61,8 @@ def all_settings():
                 yield room, field.name, make
     for name in list(inspect.signature(adamw).parameters)[1:]:
         yield "optimizer", name, lambda **changes: adamw(100, **changes)
-    for name in inspect.signature(make_mesh).parameters:
-        yield "mesh", name, make_mesh
+    for name in list(inspect.signature(make_mesh).parameters)[1:]:
+        yield "mesh", name, lambda **changes: make_mesh(jax.devices(), **changes)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 
+import jax
 import pytest
 from support.runs import build_anew, run_config
 
@@ -117,10 +118,10 @@ def test_what_does_not_fit_the_devices_or_the_length_of_the_run_is_refused_when_
 @pytest.mark.parametrize("axes", [{"fsdp": 3}, {"data": 3, "fsdp": 2}, {"data": 8}])
 def test_a_mesh_that_does_not_make_the_devices_is_refused(axes):
     with pytest.raises(ValueError, match="does not make the 4 devices that are there"):
-        make_mesh(**axes)
+        make_mesh(jax.devices(), **axes)
     with pytest.raises(ValueError, match="at most one of them -1"):
-        make_mesh(data=-1, fsdp=-1)
-    assert make_mesh(fsdp=2).shape == {"data": 2, "fsdp": 2}
+        make_mesh(jax.devices(), data=-1, fsdp=-1)
+    assert make_mesh(jax.devices(), fsdp=2).shape == {"data": 2, "fsdp": 2}
 
 
 def test_the_documented_defaults_are_the_signatures_own():

@@ -1,6 +1,8 @@
 """What kind of device this is, and what its datasheet promises."""
 
-import jax
+from typing import Any, TypeAlias
+
+Device: TypeAlias = Any  # jax.Device, which type checkers take for a variable
 
 # Dense bfloat16 peak per chip by the vendors' datasheets, FLOP/s; first match of the device kind wins.
 _PEAK_FLOPS = {
@@ -23,15 +25,17 @@ _PEAK_FLOPS = {
 }
 
 
-def platform_of(device: jax.Device) -> str:  # pyright: ignore[reportInvalidTypeForm]
+def platform_of(device: Device) -> str:
     """ "cpu", "tpu", "gpu" for NVIDIA's from Ampere on, "other gpu" for the rest."""
     if device.platform != "gpu":
         return device.platform
-    is_recent = "cuda" in device.client.platform_version.lower() and float(device.compute_capability) >= 8.0
+    # Of a device that is compiled for and not here, the platform's version does not name CUDA.
+    is_nvidias = "cuda" in device.client.platform_version.lower() or "nvidia" in device.device_kind.lower()
+    is_recent = is_nvidias and float(device.compute_capability) >= 8.0
     return "gpu" if is_recent else "other gpu"
 
 
-def peak_flops(device: jax.Device) -> float | None:  # pyright: ignore[reportInvalidTypeForm]
+def peak_flops(device: Device) -> float | None:
     """The device's datasheet peak in FLOP/s (dense bfloat16), or None where we know of none (CPUs)."""
     kind = device.device_kind.lower()
     return next((flops for name, flops in _PEAK_FLOPS.items() if name in kind), None)

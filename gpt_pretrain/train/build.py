@@ -1,6 +1,7 @@
 """What a run computes with, from its configuration alone: nothing here allocates memory on a device."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -10,7 +11,7 @@ from gpt_pretrain.model.gpt import flops_per_token, num_params
 from gpt_pretrain.model.losses import num_loss_chunks
 from gpt_pretrain.model.spec import ModelSpec
 from gpt_pretrain.optim.optimizer import Optimizer
-from gpt_pretrain.parallel.devices import peak_flops, platform_of
+from gpt_pretrain.parallel.devices import Device, peak_flops, platform_of
 from gpt_pretrain.parallel.partition import batch_sharding
 from gpt_pretrain.parallel.placement import BatchLayout, Placement, fitting_per_device
 from gpt_pretrain.train import state as state_lib
@@ -69,14 +70,17 @@ class Built:
         return None if peak is None else peak * self.mesh.size
 
 
-def build(config: TrainConfig, data: OpenedData, start: Start) -> Built:
+def build(config: TrainConfig, data: OpenedData, start: Start, devices: Sequence[Device] | None = None) -> Built:
     """Settles everything that the configuration leaves open.
+
+    Args:
+      devices: to run on, or to compile for; all that are here if None.
 
     Raises ValueError: the batch does not fit the devices, the run is too long for its data, settings that the
     optimizer refuses.
     """
-    mesh = config.mesh()
-    spec = model_spec(config, data)
+    mesh = config.mesh(jax.devices() if devices is None else devices)
+    spec = model_spec(config, data, mesh.devices.flat[0])
     # Sizes that are past need not fit the devices that there are now.
     batch_sizes = start.plan.stages[-1].batch_sizes_from(start.step)
     per_device = config.per_device_batch_size or fitting_per_device(batch_sizes, mesh.size)

@@ -10,6 +10,7 @@ from gpt_pretrain import checks
 from gpt_pretrain.data.config import DataConfig
 from gpt_pretrain.model.spec import GPTConfig
 from gpt_pretrain.optim.optimizer import Optimizer
+from gpt_pretrain.parallel.devices import Device
 from gpt_pretrain.train.writers import check_names
 
 BatchSizes = tuple[tuple[int, int], ...]
@@ -23,7 +24,7 @@ class TrainConfig:
       model: shape and arithmetic.
       data: which tokens, in which order.
       optimizer: total steps -> Optimizer.
-      mesh: () -> device mesh.
+      mesh: devices -> device mesh.
       save_dir: everything the run writes: checkpoints, curves, the gin configuration.
       batch_size: windows an update, over all devices; or a schedule of (updates made, size):
         ((0, 64), (1000, 512)) is 64 at first and 512 once 1,000 updates are made, that is from step 1,001 on.
@@ -57,7 +58,7 @@ class TrainConfig:
     model: GPTConfig
     data: DataConfig
     optimizer: Callable[[int], Optimizer]
-    mesh: Callable[[], Mesh]
+    mesh: Callable[[Sequence[Device]], Mesh]
     save_dir: str = "runs/gpt2"
     batch_size: int | Sequence[tuple[int, int]] = 512
     per_device_batch_size: int | None = None

@@ -13,7 +13,7 @@ from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.data.plan import Plan, PlanError
 from gpt_pretrain.data.run import open_run
 from gpt_pretrain.model.spec import ModelSpec
-from gpt_pretrain.parallel.devices import platform_of
+from gpt_pretrain.parallel.devices import Device, platform_of
 from gpt_pretrain.train import checkpoints
 from gpt_pretrain.train.config import TrainConfig
 from gpt_pretrain.train.metadata import CheckpointMetadata
@@ -49,10 +49,10 @@ class Start:
         return cls(0, Plan((data.wanted,)), Ledger(), _new_run_id())
 
 
-def model_spec(config: TrainConfig, data: OpenedData) -> ModelSpec:
-    """The model of a run on the devices that are here."""
+def model_spec(config: TrainConfig, data: OpenedData, device: Device) -> ModelSpec:
+    """The model of a run on devices like this one."""
     return config.model.settle(
-        platform_of(jax.devices()[0]),
+        platform_of(device),
         seq_len=config.data.seq_len,
         vocab_size=data.first.vocab_size,
         end_of_text=data.first.end_of_text,
@@ -90,7 +90,7 @@ def _recorded_run_id(save_dir: str) -> str | None:
 
 
 def _continued(metadata: CheckpointMetadata, config: TrainConfig, data: OpenedData) -> Plan:
-    problems = different_models(model_spec(config, data), metadata.model)
+    problems = different_models(model_spec(config, data, jax.devices()[0]), metadata.model)
     is_other_seed = config.seed != metadata.seed
     if is_other_seed and not config.fork:
         problems.append(f"  train.seed: the checkpoint has {metadata.seed}, this run has {config.seed}")

@@ -40,7 +40,7 @@ def run_config(
     return TrainConfig(
         model=GPTConfig(**(TINY_MODEL | {"n_layer": 1} | (model or {}))),
         data=data_config,
-        mesh=lambda: make_test_mesh(*mesh),
+        mesh=lambda _: make_test_mesh(*mesh),
         **(settings | changes),
     )
 
