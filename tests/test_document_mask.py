@@ -127,22 +127,22 @@ def test_dropout_of_rate_zero_attends_as_without():
 def test_the_gradient_is_that_of_the_documents_one_by_one_with_hooks_and_remat_too(spec, params):
     spec = dataclasses.replace(spec, perturbations=(HALVED,))
     window = np.append(WINDOW, 19).astype(np.uint16)
-    plain = step_lib.make_loss_fn(StepOptions(spec))
+    plain = step_lib.make_gradients(StepOptions(spec))
 
     @jax.jit
     def one_by_one(p):
         sums = []
         for length in set(LENGTHS):  # mean of the documents of this length, times their share of the tokens
             rows = np.stack([window[start : stop + 1] for start, stop in BOUNDS if stop - start == length])
-            found = step_lib.accumulate_gradients(plain, p, rows[None], None)
+            found = plain(p, rows[None], None)
             share = len(rows) * length / SEQ_LEN
             sums.append(jax.tree.map(lambda leaf, share=share: share * leaf, found))
         return jax.tree.map(lambda *leaves: sum(leaves), *sums)
 
     expected = one_by_one(params)
-    for remat in (False, True):
-        loss_fn = step_lib.make_loss_fn(StepOptions(dataclasses.replace(masked(spec), remat=remat)))
-        found = jax.jit(lambda p, f=loss_fn: step_lib.accumulate_gradients(f, p, window[None, None], None))(params)
+    for remat in ("none", "full"):
+        gradients = step_lib.make_gradients(StepOptions(dataclasses.replace(masked(spec), remat=remat)))
+        found = jax.jit(lambda p, gradients=gradients: gradients(p, window[None, None], None))(params)
         assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
@@ -196,7 +196,7 @@ def test_validation_loss_uses_the_mask(spec, params, two_documents):
 
 
 def test_statistics_are_those_of_the_masked_step(spec, params, two_documents):
-    spec = dataclasses.replace(spec, remat=True, n_layer=1)
+    spec = dataclasses.replace(spec, remat="full", n_layer=1)
     params = params | {"layers": {0: params["layers"][0]}}
     packed, apart = (batch[:1] for batch in two_documents)
     state = TrainState(jnp.int32(0), params, ())

@@ -107,10 +107,11 @@ def test_remat_changes_nothing_but_memory(spec):
     tokens = jnp.arange(SEQ_LEN)[None]
     params = init_params(spec, jax.random.key(0))
     grads = []
-    for remat in (False, True):
+    for remat in ("none", "dots", "full"):
         to_model = model_of(dataclasses.replace(spec, remat=remat))
         grads.append(jax.jit(jax.grad(lambda p, to_model=to_model: to_model(p)(tokens).sum()))(params))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *grads)
+    for other in grads[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), grads[0], other)
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(spec):
@@ -139,7 +140,8 @@ def test_auto_is_settled_by_platform_and_requests_are_not_ignored():
         return spec.dtype, spec.attention
 
     assert settled("cpu") == ("float32", "xla")
-    assert settled("tpu") == ("bfloat16", "xla")
+    assert settled("tpu", seq_len=1024) == ("bfloat16", "splash")
+    assert settled("tpu", seq_len=1000) == settled("tpu", seq_len=1024, dropout=0.1) == ("bfloat16", "xla")
     assert settled("gpu") == ("bfloat16", "cudnn")
     assert settled("gpu", dtype="float32") == ("float32", "xla")
     assert settled("gpu", dropout=0.1) == ("bfloat16", "xla")

@@ -19,7 +19,8 @@ OTHERWISE = {
     "dtype": "bfloat16",
     "attention": "cudnn",
     "dropout": 0.5,
-    "remat": True,
+    "remat": "full",
+    "logits_dtype": "bfloat16",
     "perturbations": (Perturbation(zeroing),),
 }
 
@@ -100,6 +101,8 @@ def test_settling_refuses_a_vocabulary_that_is_too_small():
 
 
 def test_a_plain_spec_is_the_same_model_without_what_only_training_needs():
-    spec = make_spec(dropout=0.1, remat=True, perturbations=(Perturbation(zeroing),))
+    spec = make_spec(dropout=0.1, remat="dots", perturbations=(Perturbation(zeroing),))
     plain = spec.plain(dtype="bfloat16")
-    assert plain.identity == spec.identity and plain.dtype == "bfloat16" and not plain.needs_rng and not plain.remat
+    assert (
+        plain.identity == spec.identity and plain.dtype == "bfloat16" and not plain.needs_rng and plain.remat == "none"
+    )

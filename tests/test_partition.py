@@ -78,20 +78,3 @@ def test_the_rules_decide(monkeypatch):
     assert specs_of(tree, mesh) == {"mlp/up/kernel": P("fsdp", "data")}
     monkeypatch.setitem(partition.RULES, axes.BATCH, ("data",))
     assert partition.batch_sharding(mesh).spec == P(None, ("data",))
-
-
-def test_only_tables_are_gathered_for_a_forward_pass():
-    mesh = make_test_mesh(1, 4)
-    shardings = partition.param_shardings(
-        tree := {
-            "token_embedding": {"embedding": np.ones((8, 4), np.float32)},
-            "mlp": {"up": {"kernel": np.ones((4, 8), np.float32)}},
-        },
-        mesh,
-        logical_axes,
-    )
-    gather = jax.jit(lambda params: partition.gathered(params, mesh, logical_axes, (axes.VOCAB,)))
-    found = gather(jax.device_put(tree, shardings))
-    assert found["token_embedding"]["embedding"].sharding.is_fully_replicated
-    assert not found["mlp"]["up"]["kernel"].sharding.is_fully_replicated
-    assert partition.gathered(tree, None, logical_axes, (axes.VOCAB,)) is tree

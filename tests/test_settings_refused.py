@@ -31,7 +31,6 @@ GOOD = {
     "data.document_mask": [True],
     "data.max_epochs": [0.5],
     "data.tokenizer": ["seven"],
-    "model.remat": [True],
     "model.dropout": [0.5],
     "model.perturbations": ["", []],
     "optimizer.lr": [0.5],

@@ -61,8 +61,8 @@ def whole_batch(spec):
 
 
 def accumulated(spec, params, batch):
-    loss_fn = step_lib.make_loss_fn(StepOptions(spec))
-    return jax.jit(lambda params, batch: step_lib.accumulate_gradients(loss_fn, params, batch, None))(params, batch)
+    gradients = step_lib.make_gradients(StepOptions(spec))
+    return jax.jit(lambda params, batch: gradients(params, batch, None))(params, batch)
 
 
 def test_the_gradient_is_that_of_the_mean_loss(spec, whole_batch):

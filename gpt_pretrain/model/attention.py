@@ -19,12 +19,15 @@ class Attend(Protocol):
 
 
 def causal_attention(kernel: AttentionKernel, segment_ids_BT: Int[Array, "B T"] | None = None) -> Attend:
-    """Causal self-attention by `jax.nn.dot_product_attention`; with `segment_ids_BT`, within each document only.
+    """Causal self-attention; with `segment_ids_BT`, within each document only.
 
-    `kernel="cudnn"` is the fused one of NVIDIA GPUs: bfloat16 or float16, head dimension a multiple of 8, no
-    `segment_ids_BT`; JAX raises where it cannot run, there is no fall-back.
+    `kernel="xla"` and "cudnn" are those of `jax.nn.dot_product_attention`. "cudnn" is the fused one of NVIDIA GPUs:
+    bfloat16 or float16, head dimension a multiple of 8, no `segment_ids_BT`. "splash" is the fused one of TPUs. JAX
+    raises where a kernel cannot run, there is no fall-back.
     """
     assert kernel != "cudnn" or segment_ids_BT is None, "GPTConfig.settle refuses cudnn with a document mask"
+    if kernel == "splash":
+        return splash_attention(segment_ids_BT)
 
     def attend(layer, q_BTHK, k_BTHK, v_BTHK):
         del layer
@@ -35,6 +38,46 @@ def causal_attention(kernel: AttentionKernel, segment_ids_BT: Int[Array, "B T"] 
         )
 
     return attend
+
+
+def splash_attention(segment_ids_BT: Int[Array, "B T"] | None = None, *, interpret: bool = False) -> Attend:
+    """Causal self-attention by JAX's Pallas kernel for TPUs, which never holds a T x T matrix and skips what lies
+    above the diagonal. It works on the rows of one device: call it inside `jax.shard_map` where there are several.
+
+    Args:
+      segment_ids_BT: documents, which cost nothing: the kernel compares ids where it masks anyway.
+      interpret: run it on a CPU, slowly.
+
+    The number of tokens is a multiple of `SPLASH_BLOCKS[-1]`.
+    """
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # takes a second to import
+
+    def attend(layer, q_BTHK, k_BTHK, v_BTHK):
+        del layer
+        num_time, num_heads, head_dim = q_BTHK.shape[1:]
+        block = next(block for block in SPLASH_BLOCKS if num_time % block == 0)
+        sizes = dict.fromkeys(_SPLASH_SIZES, min(block, num_time))
+        mask = splash.MultiHeadMask([splash.CausalMask((num_time, num_time))] * num_heads)
+        kernel = splash.make_splash_mha_single_device(mask, block_sizes=splash.BlockSizes(**sizes), interpret=interpret)
+        scaled_BTHK = (q_BTHK.astype(jnp.float32) * head_dim**-0.5).astype(q_BTHK.dtype)
+        rows_BHTK = [x.swapaxes(1, 2) for x in (scaled_BTHK, k_BTHK, v_BTHK)]
+        documents = () if segment_ids_BT is None else (splash.SegmentIds(segment_ids_BT, segment_ids_BT),)
+        return jnp.swapaxes(jax.vmap(kernel)(*rows_BHTK, *documents), 1, 2)  # pyright: ignore[reportArgumentType]
+
+    return attend
+
+
+SPLASH_BLOCKS = (512, 256, 128)  # tokens of a tile, the largest first that divides the sequence
+_SPLASH_SIZES = (
+    "block_q",
+    "block_kv",
+    "block_kv_compute",
+    "block_q_dkv",
+    "block_kv_dkv",
+    "block_kv_dkv_compute",
+    "block_q_dq",
+    "block_kv_dq",
+)
 
 
 def causal_attention_with_dropout(
@@ -69,13 +112,13 @@ class Attention(nnx.Module):
 
     def __init__(self, n_embd: int, n_head: int, *, make_linear: Callable, residual_std: float):
         self.n_head = n_head
-        self.qkv = make_linear(n_embd, 3 * n_embd)
-        self.out = make_linear(n_embd, n_embd, std=residual_std)
+        self.qkv = make_linear("attention", "qkv", n_embd, 3 * n_embd)
+        self.out = make_linear("attention", "out", n_embd, n_embd, std=residual_std)
 
     def __call__(self, x_BTD: Float[Array, "B T D"], layer: int, attend: Attend) -> Float[Array, "B T D"]:
         def split_heads(y_BTD):
             return y_BTD.reshape(*y_BTD.shape[:2], self.n_head, -1)
 
-        q_BTHK, k_BTHK, v_BTHK = map(split_heads, jnp.split(self.qkv(x_BTD), 3, axis=-1))
+        q_BTHK, k_BTHK, v_BTHK = map(split_heads, self.qkv.parts(x_BTD, 3))
         y_BTHK = attend(layer, q_BTHK, k_BTHK, v_BTHK)
         return self.out(y_BTHK.reshape(x_BTD.shape))

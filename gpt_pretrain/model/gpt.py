@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from gpt_pretrain.model.attention import Attend, causal_attention, causal_attention_with_dropout, dropout
 from gpt_pretrain.model.document_mask import Documents
 from gpt_pretrain.model.layers import Layer
+from gpt_pretrain.model.linear import PRODUCT, Linear, Multiply, multiply
 from gpt_pretrain.model.perturbations import Hook, no_hook
 from gpt_pretrain.model.spec import ModelSpec
 from gpt_pretrain.parallel.axes import EMBD, HEADS, MLP, POSITIONS, VOCAB
@@ -25,7 +26,13 @@ _AXES = {
     ("mlp", "up", "kernel"): (EMBD, MLP),
     ("mlp", "down", "kernel"): (MLP, EMBD),
 }
-TABLE_AXES = (VOCAB, POSITIONS)  # parameters with one of these are looked up, the others multiplied
+
+
+REMAT: dict[str, Callable[[Callable], Callable]] = {
+    "none": lambda run: run,
+    "dots": functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(PRODUCT)),
+    "full": jax.checkpoint,
+}
 
 
 class GPT(nnx.Module):
@@ -35,13 +42,13 @@ class GPT(nnx.Module):
     standard deviation 0.02, those that write into the residual stream 0.02 / sqrt(2 n_layer).
     """
 
-    def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs):
+    def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs, multiply: Multiply = multiply):
         self.spec = spec
         dtype = jnp.dtype(spec.dtype)
 
-        def make_linear(n_in, n_out, std=0.02):
-            init = nnx.initializers.normal(std)
-            return nnx.Linear(n_in, n_out, kernel_init=init, dtype=dtype, rngs=rngs)
+        def make_linear(*path_and_sizes, std=0.02):
+            *path, n_in, n_out = path_and_sizes
+            return Linear(tuple(path), n_in, n_out, std=std, multiply=multiply, rngs=rngs)
 
         def make_embed(num, std):
             return nnx.Embed(num, spec.n_embd, embedding_init=nnx.initializers.normal(std), rngs=rngs)
@@ -106,7 +113,7 @@ class GPT(nnx.Module):
         x_BTD = dropout(x_BTD.astype(self.spec.dtype), rate, rng_embed)
         for index, layer in enumerate(self.layers):
             run = functools.partial(layer, layer=index, attend=attend, hook=hook, rng=rng_layers)
-            x_BTD = (jax.checkpoint(run) if self.spec.remat else run)(x_BTD)
+            x_BTD = REMAT[self.spec.remat](run)(x_BTD)
         return self.ln_f(x_BTD)
 
     def logits(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
@@ -119,14 +126,10 @@ def init_params(spec: ModelSpec, rng: jax.Array) -> dict:
     return nnx.to_pure_dict(nnx.state(GPT(spec, rngs=nnx.Rngs(params=rng)), nnx.Param))
 
 
-def graph_of(spec: ModelSpec) -> nnx.GraphDef:
-    """The model without its parameters: `nnx.merge(graph, params)` puts them together. No memory is used."""
-    return nnx.split(nnx.eval_shape(lambda: GPT(spec, rngs=nnx.Rngs(0))))[0]
-
-
-def model_of(spec: ModelSpec) -> Callable[[dict], GPT]:
-    """`params -> model`, for use under `jax.jit` and `jax.grad`."""
-    return functools.partial(nnx.merge, graph_of(spec))
+def model_of(spec: ModelSpec, multiply: Multiply = multiply) -> Callable[[dict], GPT]:
+    """`params -> model`, for use under `jax.jit` and `jax.grad`. `multiply` stands in for the linear layers' own."""
+    graph, _ = nnx.split(nnx.eval_shape(lambda: GPT(spec, rngs=nnx.Rngs(0), multiply=multiply)))
+    return functools.partial(nnx.merge, graph)
 
 
 def num_params(spec: ModelSpec) -> int:

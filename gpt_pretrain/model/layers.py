@@ -7,6 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from gpt_pretrain.model.attention import Attend, Attention, dropout
+from gpt_pretrain.model.linear import gelu_of_sum
 from gpt_pretrain.model.perturbations import Hook
 
 
@@ -14,11 +15,12 @@ class MLP(nnx.Module):
     """Two linear layers, four times as wide inside, with GPT-2's tanh form of GELU."""
 
     def __init__(self, n_embd: int, *, make_linear: Callable, residual_std: float):
-        self.up = make_linear(n_embd, 4 * n_embd)
-        self.down = make_linear(4 * n_embd, n_embd, std=residual_std)
+        self.up = make_linear("mlp", "up", n_embd, 4 * n_embd)
+        self.down = make_linear("mlp", "down", 4 * n_embd, n_embd, std=residual_std)
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.down(jax.nn.gelu(self.up(x_BTD), approximate=True))
+        (h_BTF,) = self.up.products(x_BTD, 1)
+        return self.down(gelu_of_sum(h_BTF, self.up.bias[...]))
 
 
 class Layer(nnx.Module):

@@ -39,7 +39,7 @@ def token_nll(
     Returns:
       nll_BT in nats, float32; correct_BT, bool.
     """
-    return _nll_of_logits(_logits(x_BTD, head_VD, vocab_size), targets_BT)[:2]
+    return _nll_of_logits(_logits(x_BTD, head_VD.astype(x_BTD.dtype), vocab_size, "float32"), targets_BT)[:2]
 
 
 def nll_per_row(
@@ -48,14 +48,16 @@ def nll_per_row(
     targets_BT: Int[Array, "B T"],
     vocab_size: int,
     num_chunks: int,
+    logits_dtype: str = "float32",
 ) -> tuple[Float[Array, " B"], Int[Array, " B"]]:
     """Sums over time: (negative log-likelihood in nats, number of correct predictions), each (B,).
 
     Arguments as for `token_nll`; `num_chunks` divides the time axis.
     """
+    weight_VD = head_VD.astype(x_BTD.dtype)
 
     def chunk(carry, inputs):
-        nll_BT, correct_BT = token_nll(inputs[0], head_VD, inputs[1], vocab_size=vocab_size)
+        nll_BT, correct_BT, _ = _nll_of_logits(_logits(inputs[0], weight_VD, vocab_size, logits_dtype), inputs[1])
         return (carry[0] + nll_BT.sum(-1), carry[1] + correct_BT.sum(-1)), None
 
     num_rows = targets_BT.shape[0]
@@ -63,28 +65,31 @@ def nll_per_row(
     return _scan(chunk, zero, (x_BTD, targets_BT), num_chunks)[0]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def summed_nll(
     x_BTD: Float[Array, "B T D"],
     head_VD: Float[Array, "V D"],
     targets_BT: Int[Array, "B T"],
     vocab_size: int,
     num_chunks: int,
+    logits_dtype: str = "float32",
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """`nll_per_row` summed over the rows too, and with gradients."""
-    nll_B, correct_B = nll_per_row(x_BTD, head_VD, targets_BT, vocab_size, num_chunks)
+    """`nll_per_row` summed over the rows too, and with gradients; the head's is in the head's dtype."""
+    nll_B, correct_B = nll_per_row(x_BTD, head_VD, targets_BT, vocab_size, num_chunks, logits_dtype)
     return nll_B.sum(), correct_B.sum()
 
 
-def _summed_nll_fwd(x_BTD, head_VD, targets_BT, vocab_size, num_chunks):
+def _summed_nll_fwd(x_BTD, head_VD, targets_BT, vocab_size, num_chunks, logits_dtype):
+    weight_VD = head_VD.astype(x_BTD.dtype)  # once, not in every chunk
+
     def chunk(carry, inputs):
         nll, correct, dhead_VD = carry
         x_BTD, targets_BT = inputs
-        logits_BTV = _logits(x_BTD, head_VD, vocab_size)
+        logits_BTV = _logits(x_BTD, weight_VD, vocab_size, logits_dtype)
         nll_BT, correct_BT, lse_BT = _nll_of_logits(logits_BTV, targets_BT)
         is_target_BTV = jnp.arange(logits_BTV.shape[-1]) == targets_BT[..., None]
         dlogits_BTV = (jnp.exp(logits_BTV - lse_BT[..., None]) - is_target_BTV).astype(x_BTD.dtype)
-        dx_BTD = jnp.einsum("btv,vd->btd", dlogits_BTV, head_VD.astype(x_BTD.dtype))
+        dx_BTD = jnp.einsum("btv,vd->btd", dlogits_BTV, weight_VD)
         dhead_VD += jnp.einsum("btv,btd->vd", dlogits_BTV, x_BTD, preferred_element_type=jnp.float32)
         return (nll + nll_BT.sum(), correct + correct_BT.sum(), dhead_VD), dx_BTD
 
@@ -93,8 +98,8 @@ def _summed_nll_fwd(x_BTD, head_VD, targets_BT, vocab_size, num_chunks):
     return (nll, correct), (dx_BTD, dhead_VD.astype(head_VD.dtype))
 
 
-def _summed_nll_bwd(vocab_size, num_chunks, residuals, cotangents):
-    del vocab_size, num_chunks
+def _summed_nll_bwd(vocab_size, num_chunks, logits_dtype, residuals, cotangents):
+    del vocab_size, num_chunks, logits_dtype
     dx_BTD, dhead_VD = residuals
     scale = cotangents[0]
     return dx_BTD * scale.astype(dx_BTD.dtype), dhead_VD * scale, None
@@ -103,10 +108,11 @@ def _summed_nll_bwd(vocab_size, num_chunks, residuals, cotangents):
 summed_nll.defvjp(_summed_nll_fwd, _summed_nll_bwd)
 
 
-def _logits(x_BTD, head_VD, vocab_size):
-    """Float32 logits; padded columns are -inf, so that exp() makes them exactly nothing."""
-    logits_BTV = jnp.einsum("btd,vd->btv", x_BTD, head_VD.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
-    num_columns = head_VD.shape[0]
+def _logits(x_BTD, weight_VD, vocab_size, dtype):
+    """Float32 logits of a product in `dtype`; padded columns are -inf, so that exp() makes them exactly nothing."""
+    logits_BTV = jnp.einsum("btd,vd->btv", x_BTD, weight_VD, preferred_element_type=jnp.dtype(dtype))
+    logits_BTV = logits_BTV.astype(jnp.float32)
+    num_columns = weight_VD.shape[0]
     if vocab_size == num_columns:
         return logits_BTV
     return jnp.where(jnp.arange(num_columns) < vocab_size, logits_BTV, -jnp.inf)

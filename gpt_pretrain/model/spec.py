@@ -2,12 +2,15 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from gpt_pretrain import checks
 from gpt_pretrain.model.perturbations import Perturbation
 
-AttentionKernel = Literal["xla", "cudnn"]
+AttentionKernel = Literal["xla", "cudnn", "splash"]
+Remat = Literal["none", "dots", "full"]
+Dtype = Literal["bfloat16", "float32"]
+SPLASH_TOKENS = 128  # the smallest tile of the kernel
 VERSION = 1  # of a spec as JSON
 
 
@@ -24,9 +27,13 @@ class GPTConfig:
       dropout: rate after embedding, attention probabilities, and both sublayers.
       dtype: of the computation; "auto" is bfloat16 on accelerators and float32 on CPU. Parameters and
         optimizer state are float32 always.
-      attention: "cudnn", "xla", or "auto": cuDNN's on NVIDIA GPUs in bfloat16 without dropout or document
-        mask, else XLA's.
-      remat: recompute each layer in the backward pass, for memory.
+      attention: "splash" (Pallas, for TPUs), "cudnn" (NVIDIA GPUs), "xla", or "auto": splash on TPUs for sequences of
+        a multiple of 128 tokens, cuDNN's on NVIDIA GPUs in bfloat16 without document mask, else, and with dropout,
+        XLA's.
+      remat: what the backward pass computes again, for memory: "none", "dots" (all of a layer but its matrix products),
+        "full" (each layer).
+      logits_dtype: in which they leave the head's product. The softmax over them is in float32 always; bfloat16 spares
+        memory traffic and keeps 8 bits of each logit.
       perturbations: what happens at the hook sites; see `perturbations.py`.
     """
 
@@ -37,8 +44,9 @@ class GPTConfig:
     block_size: int | None = None
     dropout: float = 0.0
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    attention: Literal["auto", "xla", "cudnn"] = "auto"
-    remat: bool = False
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+    remat: Remat = "none"
+    logits_dtype: Dtype = "float32"
     perturbations: Sequence[Perturbation] = ()
 
     def __post_init__(self):
@@ -52,9 +60,13 @@ class GPTConfig:
                 f"{self.n_embd} / {self.n_head} = {self.n_embd / self.n_head:.2f}. Change one of them."
             )
         checks.fraction("model.dropout", self.dropout, with_one=False)
-        for name, known in (("dtype", ("auto", "bfloat16", "float32")), ("attention", ("auto", "xla", "cudnn"))):
+        for name, known in (
+            ("dtype", ("auto", *get_args(Dtype))),
+            ("attention", ("auto", *get_args(AttentionKernel))),
+            ("remat", get_args(Remat)),
+            ("logits_dtype", get_args(Dtype)),
+        ):
             checks.choice(f"model.{name}", getattr(self, name), known)
-        checks.flag("model.remat", self.remat)
         given = self.perturbations
         if not isinstance(given, Sequence) or not all(isinstance(each, Perturbation) for each in given):
             raise ValueError(f"model.perturbations: found {given!r}, expected a list such as [@perturb()]")
@@ -111,16 +123,24 @@ class GPTConfig:
             vocab_size=vocab_size,
             end_of_text=end_of_text,
             dtype=dtype,
-            attention=self._kernel(platform, dtype, document_mask),
+            attention=self._kernel(platform, dtype, seq_len, document_mask),
             dropout=self.dropout,
             remat=self.remat,
+            logits_dtype=self.logits_dtype,
             perturbations=tuple(self.perturbations),
         )
 
-    def _kernel(self, platform: str, dtype: str, document_mask: bool) -> AttentionKernel:
+    def _kernel(self, platform: str, dtype: str, seq_len: int, document_mask: bool) -> AttentionKernel:
+        fits_splash = platform == "tpu" and seq_len % SPLASH_TOKENS == 0 and not self.dropout
         if self.attention == "auto":
-            fused = platform == "gpu" and dtype == "bfloat16" and self.dropout == 0.0 and not document_mask
-            return "cudnn" if fused else "xla"
+            fits_cudnn = platform == "gpu" and dtype == "bfloat16" and self.dropout == 0.0 and not document_mask
+            return "splash" if fits_splash else "cudnn" if fits_cudnn else "xla"
+        if self.attention == "splash" and not fits_splash:
+            raise ValueError(
+                f"model.attention='splash' needs a TPU, sequences of a multiple of {SPLASH_TOKENS} tokens and no "
+                f"dropout; found platform {platform!r}, data.seq_len {seq_len}, dropout {self.dropout}. Use "
+                "model.attention='xla'."
+            )
         if self.attention == "cudnn" and (dtype != "bfloat16" or self.dropout or platform != "gpu"):
             raise ValueError(
                 f"model.attention='cudnn' needs an NVIDIA GPU (Ampere or newer), bfloat16 and no dropout; found "
@@ -179,7 +199,8 @@ class ModelSpec(Architecture):
     dtype: str
     attention: AttentionKernel = "xla"
     dropout: float = 0.0
-    remat: bool = False
+    remat: Remat = "none"
+    logits_dtype: Dtype = "float32"
     perturbations: tuple[Perturbation, ...] = ()
 
     @property
@@ -195,7 +216,7 @@ class ModelSpec(Architecture):
     def plain(self, dtype: str | None = None) -> "ModelSpec":
         """Without what only training needs, or what may not run here: the weights mean the same."""
         return dataclasses.replace(
-            self, dtype=dtype or self.dtype, remat=False, attention="xla", dropout=0.0, perturbations=()
+            self, dtype=dtype or self.dtype, remat="none", attention="xla", dropout=0.0, perturbations=()
         )
 
     def to_json(self) -> dict[str, Any]:

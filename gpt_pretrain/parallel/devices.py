@@ -39,3 +39,22 @@ def peak_flops(device: Device) -> float | None:
     """The device's datasheet peak in FLOP/s (dense bfloat16), or None where we know of none (CPUs)."""
     kind = device.device_kind.lower()
     return next((flops for name, flops in _PEAK_FLOPS.items() if name in kind), None)
+
+
+# Bytes of memory that a device offers, by the vendors' datasheets less what the runtime takes.
+_MEMORY_GIB = {
+    "h200": 140.0,
+    "h100": 79.0,
+    "a100": 79.0,
+    "tpu v6": 31.25,
+    "tpu v5 lite": 15.75,
+    "tpu v5": 95.0,
+    "tpu v4": 31.25,
+    "tpu v3": 15.75,
+}
+
+
+def memory_bytes(device: Device) -> int | None:
+    """Of a device, for everything on it; None where we do not know."""
+    kind = device.device_kind.lower()
+    return next((int(gib * 2**30) for name, gib in _MEMORY_GIB.items() if name in kind), None)

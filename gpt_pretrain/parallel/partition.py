@@ -1,6 +1,6 @@
 """Which axis of which array is split over which axis of the mesh: one table, by the names of logical axes."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,6 +19,8 @@ RULES: dict[str, tuple[str, ...]] = {
     axes.HEADS: ("fsdp",),
     axes.MLP: ("fsdp",),
 }
+
+BATCH_AXES = RULES[axes.BATCH]
 
 Axes = tuple[str | None, ...]
 AxesOf = Callable[[tuple[str, ...]], Axes | None]
@@ -57,44 +59,27 @@ def param_spec(shape: tuple[int, ...], logical_axes: Axes | None, mesh: Mesh) ->
     return P(*parts)
 
 
+def param_specs(tree: Any, mesh: Mesh, axes_of: AxesOf) -> Any:
+    """How a tree of parameters is split, or of optimizer state that holds trees like it (anything with shapes)."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: param_spec(leaf.shape, axes_of(names_of(path)), mesh), tree
+    )
+
+
 def param_shardings(tree: Any, mesh: Mesh, axes_of: AxesOf) -> Any:
-    """Shardings for a tree of parameters, or of optimizer state that holds trees like it (anything with shapes)."""
-
-    def sharding(path, leaf) -> NamedSharding:
-        return NamedSharding(mesh, param_spec(leaf.shape, axes_of(names_of(path)), mesh))
-
-    return jax.tree_util.tree_map_with_path(sharding, tree)
+    """`param_specs` on the mesh."""
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec), param_specs(tree, mesh, axes_of), is_leaf=lambda x: isinstance(x, P)
+    )
 
 
-def gathered(params: Any, mesh: Mesh | None, axes_of: AxesOf, with_axes: Collection[str]) -> Any:
-    """Makes parameters that have one of `with_axes` whole on every device for a forward pass, as FSDP does with each
-    weight.
+def split_axes(spec: P) -> list[tuple[int, str]]:
+    """The dimensions of an array that are split, each with the axis of the mesh.
 
-    For tables that are looked up: left to itself, XLA keeps a split one where it is and moves the activations of the
-    whole batch instead.
+    >>> split_axes(P(None, "fsdp"))
+    [(1, 'fsdp')]
     """
-    if mesh is None or mesh.shape["fsdp"] == 1:
-        return params
-
-    def gather(path, leaf):
-        is_wanted = set(axes_of(names_of(path)) or ()) & set(with_axes)
-        return jax.lax.with_sharding_constraint(leaf, replicated(mesh)) if is_wanted else leaf
-
-    return jax.tree_util.tree_map_with_path(gather, params)
-
-
-def sum_over_devices(loss: Callable, mesh: Mesh) -> Callable:
-    """`loss(x_BTD, head_VD, targets_BT) -> sums`, computed by each device on its own rows, then added up.
-
-    Inside, nothing is communicated: the head's gradient is reduced once, not once a chunk.
-    """
-    rows, whole = P(RULES[axes.BATCH]), P()
-
-    def local(x_BTD, head_VD, targets_BT):
-        return jax.tree.map(lambda total: total[None], loss(x_BTD, head_VD, targets_BT))
-
-    each = jax.shard_map(local, mesh=mesh, in_specs=(rows, whole, rows), out_specs=rows, check_vma=False)
-    return lambda *args: jax.tree.map(lambda totals: totals.sum(), each(*args))
+    return [(dimension, axis) for dimension, axis in enumerate(spec) if axis is not None]
 
 
 def names_of(path: tuple[Any, ...]) -> tuple[str, ...]:

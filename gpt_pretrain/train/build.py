@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gpt_pretrain import checks
@@ -11,7 +12,7 @@ from gpt_pretrain.model.gpt import flops_per_token, num_params
 from gpt_pretrain.model.losses import num_loss_chunks
 from gpt_pretrain.model.spec import ModelSpec
 from gpt_pretrain.optim.optimizer import Optimizer
-from gpt_pretrain.parallel.devices import Device, peak_flops, platform_of
+from gpt_pretrain.parallel.devices import Device, memory_bytes, peak_flops, platform_of
 from gpt_pretrain.parallel.partition import batch_sharding
 from gpt_pretrain.parallel.placement import BatchLayout, Placement, fitting_per_device
 from gpt_pretrain.train import state as state_lib
@@ -20,6 +21,7 @@ from gpt_pretrain.train.config import TrainConfig
 from gpt_pretrain.train.opened_data import OpenedData
 from gpt_pretrain.train.start import Start, model_spec
 from gpt_pretrain.train.state import TrainState
+from gpt_pretrain.train.weights import check_that_all_are_split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Built:
 
     Attributes:
       spec: the model, settled for this platform and this data.
+      gather: when split weights are made whole; see `weights.py`.
       total_steps: of the whole run.
       placement: where the rows of a batch lie.
       layouts: of the batch sizes from here on.
@@ -41,6 +44,7 @@ class Built:
     data: OpenedData
     mesh: Mesh
     spec: ModelSpec
+    gather: step_lib.Gather
     optimizer: Optimizer
     total_steps: int
     placement: Placement
@@ -94,6 +98,7 @@ def build(config: TrainConfig, data: OpenedData, start: Start, devices: Sequence
         )
     config.data.check_epochs(start.plan, total_steps)
     optimizer = config.optimizer(total_steps)
+    check_that_all_are_split(spec, mesh)
     abstract_state = state_lib.abstract_state(spec, optimizer.transform, mesh)
     shardings = state_lib.shardings_of(abstract_state)
     rows_at_once = max(layout.per_device for layout in layouts)
@@ -103,12 +108,15 @@ def build(config: TrainConfig, data: OpenedData, start: Start, devices: Sequence
         num_chunks=num_loss_chunks(rows_at_once, config.data.seq_len, spec.padded_vocab_size, platform),
         seed=config.key_seed,
         mesh=mesh,
+        gather=_gather(config, spec, mesh),
+        reduce_dtype=config.reduce_dtype,
     )
     return Built(
         config=config,
         data=data,
         mesh=mesh,
         spec=spec,
+        gather=options.gather,
         optimizer=optimizer,
         total_steps=total_steps,
         placement=placement,
@@ -118,3 +126,16 @@ def build(config: TrainConfig, data: OpenedData, start: Start, devices: Sequence
         eval_step=step_lib.compile_eval_step(step_lib.make_eval_step(options), shardings, mesh),
         statistics=step_lib.compile_statistics(step_lib.make_statistics(options), shardings, mesh),
     )
+
+
+def bytes_of_whole(spec: ModelSpec) -> int:
+    """What `gather_weights="per_step"` holds on every device: the weights in the compute dtype, float32 gradients."""
+    return num_params(spec) * (jnp.dtype(spec.dtype).itemsize + 4)
+
+
+def _gather(config: TrainConfig, spec: ModelSpec, mesh: Mesh) -> step_lib.Gather:
+    if config.gather_weights != "auto":
+        return config.gather_weights
+    memory = memory_bytes(mesh.devices.flat[0])
+    fits = memory is not None and bytes_of_whole(spec) <= memory / 4
+    return "per_step" if fits else "per_use"

@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 from jax.sharding import Mesh
 
 from gpt_pretrain import checks
 from gpt_pretrain.data.config import DataConfig
-from gpt_pretrain.model.spec import GPTConfig
+from gpt_pretrain.model.spec import Dtype, GPTConfig
 from gpt_pretrain.optim.optimizer import Optimizer
 from gpt_pretrain.parallel.devices import Device
 from gpt_pretrain.train.writers import check_names
@@ -30,6 +30,10 @@ class TrainConfig:
         ((0, 64), (1000, 512)) is 64 at first and 512 once 1,000 updates are made, that is from step 1,001 on.
       per_device_batch_size: windows that a device holds at once; more than that times the devices is
         accumulated. None: 16, or the most below that by which the batch can be cut.
+      gather_weights: of parameters that are split over devices (`mesh.fsdp`), when they are made whole: "per_step", all
+        of them once a step, or "per_use", each one while it multiplies, in every microbatch; see `weights.py`. "auto"
+        is "per_step" where whole weights and gradients take at most a quarter of a device's memory.
+      reduce_dtype: in which gradients are added up over devices, "float32" or "bfloat16".
       num_tokens: to train on; the run has as many whole steps as fit.
       seed: of the initial weights, dropout and perturbations (the order has `data.seed`).
       from_pretrained: a save_dir or checkpoint of another run whose weights alone are taken at the start.
@@ -62,6 +66,8 @@ class TrainConfig:
     save_dir: str = "runs/gpt2"
     batch_size: int | Sequence[tuple[int, int]] = 512
     per_device_batch_size: int | None = None
+    gather_weights: Literal["auto", "per_step", "per_use"] = "auto"
+    reduce_dtype: Dtype = "float32"
     num_tokens: int = 10_000_000_000
     seed: int = 0
     from_pretrained: str | None = None
@@ -97,6 +103,8 @@ class TrainConfig:
                 object.__setattr__(self, name, value)
         checks.seed("train.seed", self.seed)
         checks.flag("train.fork", self.fork)
+        checks.choice("train.gather_weights", self.gather_weights, ("auto", "per_step", "per_use"))
+        checks.choice("train.reduce_dtype", self.reduce_dtype, get_args(Dtype))
         if self.peak_flops_per_device is not None:
             checks.number("train.peak_flops_per_device", self.peak_flops_per_device, least=1, most=1e18)
         object.__setattr__(self, "save_dir", checks.output_directory("train.save_dir", self.save_dir))

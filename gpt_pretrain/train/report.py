@@ -6,8 +6,9 @@ import shlex
 
 import jax
 
+from data_prep.pages.numbers import size_text
 from data_prep.pages.terminal import python_as_typed
-from gpt_pretrain.train.build import Built
+from gpt_pretrain.train.build import Built, bytes_of_whole
 from gpt_pretrain.train.start import Start
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ def say_what_runs(built: Built, start: Start) -> None:
         " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
         jax.process_count(),
     )
+    if mesh.size > 1:
+        log.info("Gradients: %s", _how_reduced(built))
     log.info(
         "Batch: %d windows of %d tokens = %d microbatch(es) x %d devices x %d",
         layout.batch_size,
@@ -55,6 +58,17 @@ def say_what_runs(built: Built, start: Start) -> None:
     log.info("Continuing %s from step %d of %d (%s examples seen)", save_dir, step, total_steps, seen)
     if start.plan.stages[-1].from_step == step:
         log.info("Data plan: after step %d, %s", step, start.plan.stages[-1].change)
+
+
+def _how_reduced(built: Built) -> str:
+    """Where weights are whole, when gradients cross the network, and what that costs."""
+    dtype, fsdp = built.config.reduce_dtype, built.mesh.shape["fsdp"]
+    if fsdp == 1:
+        return f"added up over all devices once a step, in {dtype}"
+    if built.gather == "per_step":
+        size = size_text(bytes_of_whole(built.spec))
+        return f"added up and split once a step, in {dtype}; weights and gradients are whole meanwhile, {size} a device"
+    return f"added up over fsdp={fsdp} in every microbatch, in {dtype}; each weight is whole only while it multiplies"
 
 
 MANY_EPOCHS = 4  # up to about so many, repeated text is worth nearly as much as new (Muennighoff et al., 2023)

@@ -6,27 +6,27 @@ in their global order. Inputs are all but the last token of a window, targets al
 
 import dataclasses
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from gpt_pretrain.model import statistics
 from gpt_pretrain.model.document_mask import Documents, documents_of
-from gpt_pretrain.model.gpt import TABLE_AXES, logical_axes, model_of
+from gpt_pretrain.model.gpt import model_of
+from gpt_pretrain.model.linear import Multiply, multiply
 from gpt_pretrain.model.losses import nll_per_row, summed_nll
 from gpt_pretrain.model.perturbations import make_hook
 from gpt_pretrain.model.spec import ModelSpec
 from gpt_pretrain.optim.optimizer import Optimizer
-from gpt_pretrain.parallel.partition import (
-    batch_sharding,
-    gathered,
-    param_shardings,
-    replicated,
-    sum_over_devices,
-)
+from gpt_pretrain.parallel.partition import BATCH_AXES, batch_sharding, replicated
 from gpt_pretrain.train.state import TrainState
+from gpt_pretrain.train.weights import SplitWeights, Wire, on_each_device
+
+Gather = Literal["per_step", "per_use"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +38,22 @@ class StepOptions:
       num_chunks: pieces of the time axis in which the loss is computed.
       seed: of dropout and perturbations.
       mesh: of several devices, over which the work is split; None for one.
+      gather: when split weights are made whole, "per_step" or "per_use"; see `weights.py`.
+      reduce_dtype: in which gradients are added up over devices.
     """
 
     spec: ModelSpec
     num_chunks: int = 1
     seed: int = 0
     mesh: Mesh | None = None
+    gather: Gather = "per_use"
+    reduce_dtype: str = "float32"
+
+    @property
+    def weights(self) -> SplitWeights:
+        """How the weights of the model are split over the mesh."""
+        assert self.mesh is not None
+        return SplitWeights(self.spec, self.mesh, Wire(self.spec.dtype, self.reduce_dtype))
 
 
 def split_tokens(window_BT):
@@ -52,29 +62,23 @@ def split_tokens(window_BT):
     return window_BT[:, :-1], window_BT[:, 1:]
 
 
-def make_loss_fn(options: StepOptions) -> Callable:
-    """`(params, window_BT, rng, record=None) -> (summed nll, num_correct)` of one microbatch.
+def make_loss_fn(options: StepOptions, multiply: Multiply = multiply) -> Callable:
+    """`(params, window_BT, rng, record=None) -> (summed nll, num_correct)` of rows that one device holds.
 
-    `record`, a dict, receives the activation statistics if given.
+    `record`, a dict, receives the moments of the activations if given. `multiply` is what linear layers use.
     """
-    spec, mesh = options.spec, options.mesh
-    to_model = model_of(spec)
-
-    def loss_of(x_BTD, head_VD, targets_BT):
-        return summed_nll(x_BTD, head_VD, targets_BT, spec.vocab_size, options.num_chunks)
-
-    if mesh is not None and mesh.size > 1:
-        loss_of = sum_over_devices(loss_of, mesh)
+    spec = options.spec
+    to_model = model_of(spec, multiply)
 
     def loss_fn(params, window_BT, rng, record=None):
-        model = to_model(gathered(params, mesh, logical_axes, TABLE_AXES))
+        model = to_model(params)
         inputs_BT, targets_BT = split_tokens(window_BT)
         rng_hook, rng_dropout = (None, None) if rng is None else jax.random.split(rng)
         hook = make_hook(spec.perturbations, spec.n_layer, rng_hook)
         if record is not None:
             hook = statistics.recording(hook, record)
         x_BTD = model(inputs_BT, documents=_documents(spec, inputs_BT), hook=hook, rng=rng_dropout)
-        return loss_of(x_BTD, model.head_VD, targets_BT)
+        return summed_nll(x_BTD, model.head_VD, targets_BT, spec.vocab_size, options.num_chunks, spec.logits_dtype)
 
     return loss_fn
 
@@ -83,46 +87,82 @@ def _documents(spec: ModelSpec, inputs_BT) -> Documents | None:
     return None if spec.document_end is None else documents_of(inputs_BT, spec.document_end)
 
 
-def accumulate_gradients(loss_fn: Callable, params, batch_MBT, rng, mesh: Mesh | None = None):
-    """Gradient of the mean loss over ALL tokens of the batch, one microbatch at a time.
-
-    Sums are divided once, by the number of target tokens of the whole batch, so that the result does not
-    depend on how it is cut into microbatches. With a `mesh`, the sums are split like the parameters.
+def accumulate_gradients(loss_fn: Callable, params, batch_MBT, rng):
+    """Sums over all rows of a batch that one device holds, one microbatch after the other.
 
     Returns:
-      gradients like `params` in float32, mean loss in nats, accuracy.
+      gradients like `params` in float32, whatever dtype the parameters are held in; summed nll; number of correct
+      predictions.
     """
-    num_microbatches, microbatch, window = batch_MBT.shape
-    num_tokens = num_microbatches * microbatch * (window - 1)
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
     def one(window_BT, index):
-        sums, grads = grad_fn(params, window_BT, None if rng is None else jax.random.fold_in(rng, index))
-        if mesh is not None and mesh.shape["fsdp"] > 1:
-            grads = jax.lax.with_sharding_constraint(grads, param_shardings(grads, mesh, logical_axes))
-        return sums, grads
+        in_float32 = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)  # costs nothing: see `linear.py`
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (nll, correct), grads = grad_fn(in_float32, window_BT, None if rng is None else jax.random.fold_in(rng, index))
+        return grads, nll, correct
 
     def body(carry, inputs):
         return jax.tree.map(jnp.add, carry, one(*inputs)), None
 
+    num_microbatches = batch_MBT.shape[0]
     if num_microbatches == 1:
-        (nll, correct), grads = one(batch_MBT[0], 0)
-    else:
-        shapes = jax.eval_shape(one, batch_MBT[0], 0)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        indices = jnp.arange(num_microbatches)
-        ((nll, correct), grads), _ = jax.lax.scan(body, zeros, (batch_MBT, indices))
-    grads = jax.tree.map(lambda grad: grad / num_tokens, grads)
-    return grads, nll / num_tokens, correct / num_tokens
+        return one(batch_MBT[0], 0)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(one, batch_MBT[0], 0))
+    return jax.lax.scan(body, zeros, (batch_MBT, jnp.arange(num_microbatches)))[0]
+
+
+def make_gradients(options: StepOptions) -> Callable:
+    """`(params, batch, rng) -> (gradients, mean loss in nats, accuracy)` of the mean loss over ALL tokens of a batch.
+
+    Sums are divided once, by the number of target tokens of the whole batch, so that the result does not depend on how
+    it is cut into microbatches and over devices. Gradients are float32, split like the parameters.
+    """
+    is_split = options.mesh is not None and options.mesh.size > 1
+
+    def on_one(params, batch_MBT, rng):
+        held = jax.tree.map(lambda leaf: leaf.astype(options.spec.dtype) if leaf.ndim >= 2 else leaf, params)
+        return accumulate_gradients(make_loss_fn(options), held, batch_MBT, rng)
+
+    def on_each(params, batch_MBT, rng):
+        weights = options.weights
+        if options.gather == "per_step":
+            sums = accumulate_gradients(make_loss_fn(options), weights.whole(params), batch_MBT, _of_device(rng))
+        else:
+            loss_fn = make_loss_fn(options, weights.multiply)
+
+            def with_tables(params, *args):
+                return loss_fn(weights.with_whole_tables(params), *args)
+
+            sums = accumulate_gradients(with_tables, params, batch_MBT, _of_device(rng))
+        grads, nll, correct = sums
+        grads = weights.reduced(grads, are_split=options.gather == "per_use")
+        return grads, jax.lax.psum(nll, BATCH_AXES), jax.lax.psum(correct, BATCH_AXES)
+
+    def gradients(params, batch_MBT, rng):
+        num_microbatches, microbatch, window = batch_MBT.shape
+        num_tokens = num_microbatches * microbatch * (window - 1)
+        if is_split:
+            specs = options.weights.specs
+            sums_of = on_each_device(on_each, options.mesh, (specs, P(None, BATCH_AXES), P()), (specs, P(), P()))
+        else:
+            sums_of = on_one
+        grads, nll, correct = sums_of(params, batch_MBT, rng)
+        return jax.tree.map(lambda grad: grad / num_tokens, grads), nll / num_tokens, correct / num_tokens
+
+    return gradients
+
+
+def _of_device(rng: jax.Array | None) -> jax.Array | None:
+    """Random numbers of this device's own."""
+    return None if rng is None else jax.random.fold_in(rng, jax.lax.axis_index(BATCH_AXES))
 
 
 def make_train_step(options: StepOptions, optimizer: Optimizer) -> Callable:
     """`(state, batch) -> (state, metrics)`, not yet jitted; see `compile_train_step`."""
-    loss_fn = make_loss_fn(options)
+    gradients = make_gradients(options)
 
     def train_step(state: TrainState, batch_MBT):
-        rng = _rng(options, state)
-        grads, loss, accuracy = accumulate_gradients(loss_fn, state.params, batch_MBT, rng, options.mesh)
+        grads, loss, accuracy = gradients(state.params, batch_MBT, _rng(options, state))
         updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
@@ -145,20 +185,28 @@ def _rng(options: StepOptions, state: TrainState) -> jax.Array | None:
 
 def make_eval_step(options: StepOptions) -> Callable:
     """`(params, batch, weights_MB, index) -> (nll, num_correct)` summed over the rows of weight 1."""
-    spec = options.spec
-    to_model = model_of(spec)
+    spec, mesh = options.spec, options.mesh
     perturbations = [each for each in spec.perturbations if each.in_evaluation]
+    is_split = mesh is not None and mesh.size > 1
+    to_model = model_of(spec, options.weights.multiply if is_split else multiply)
 
-    def eval_step(params, batch_MBT, weights_MB, index):
-        model = to_model(gathered(params, options.mesh, logical_axes, TABLE_AXES))
+    def on_each(params, batch_MBT, weights_MB, index):
+        if is_split:
+            params = options.weights.with_whole_tables(params)
+        model = to_model(params)
         rng = jax.random.fold_in(jax.random.key(options.seed), index) if perturbations else None
-        hook = make_hook(perturbations, spec.n_layer, rng)
+        hook = make_hook(perturbations, spec.n_layer, _of_device(rng) if is_split else rng)
         inputs_BT, targets_BT = split_tokens(batch_MBT[0])
         x_BTD = model(inputs_BT, documents=_documents(spec, inputs_BT), hook=hook)
-        nll_B, correct_B = nll_per_row(x_BTD, model.head_VD, targets_BT, spec.vocab_size, options.num_chunks)
-        return (nll_B * weights_MB[0]).sum(), (correct_B * weights_MB[0]).sum()
+        nll_B, correct_B = nll_per_row(
+            x_BTD, model.head_VD, targets_BT, spec.vocab_size, options.num_chunks, spec.logits_dtype
+        )
+        sums = (nll_B * weights_MB[0]).sum(), (correct_B * weights_MB[0]).sum()
+        return jax.lax.psum(sums, BATCH_AXES) if is_split else sums
 
-    return eval_step
+    rows = P(None, BATCH_AXES)
+    specs = options.weights.specs if is_split else None
+    return on_each_device(on_each, mesh, (specs, rows, rows, P()), P())
 
 
 def make_statistics(options: StepOptions) -> Callable:
@@ -167,15 +215,29 @@ def make_statistics(options: StepOptions) -> Callable:
     Activations are those of the first microbatch, at every site of every layer; gradient norms are of the
     whole batch's gradient, before clipping; all with the random numbers that the step itself uses.
     """
-    loss_fn = make_loss_fn(options)
+    mesh = options.mesh
+    is_split = mesh is not None and mesh.size > 1
+    gradients = make_gradients(options)
     # Values recorded inside remat can't leave it.
-    forward = make_loss_fn(dataclasses.replace(options, spec=dataclasses.replace(options.spec, remat=False)))
+    plain = dataclasses.replace(options, spec=dataclasses.replace(options.spec, remat="none"))
+    forward = make_loss_fn(plain, options.weights.multiply if is_split else multiply)
+
+    def moments_of(params, window_BT, rng):
+        record: dict[str, statistics.Moments] = {}
+        if is_split:
+            params, rng = options.weights.with_whole_tables(params), _of_device(rng)
+        forward(params, window_BT, None if rng is None else jax.random.fold_in(rng, 0), record)
+        if not is_split:
+            return record
+        return {site: statistics.of_all_devices(each, BATCH_AXES) for site, each in record.items()}
+
+    specs = options.weights.specs if is_split else None
+    moments_of_all = on_each_device(moments_of, mesh, (specs, P(BATCH_AXES), P()), P())
 
     def statistics_of(state: TrainState, batch_MBT):
         rng = _rng(options, state)
-        record: dict[str, jax.Array] = {}
-        forward(state.params, batch_MBT[0], None if rng is None else jax.random.fold_in(rng, 0), record)
-        grads, _, _ = accumulate_gradients(loss_fn, state.params, batch_MBT, rng, options.mesh)
+        record = statistics.described(moments_of_all(state.params, batch_MBT[0], rng))
+        grads, _, _ = gradients(state.params, batch_MBT, rng)
         record |= statistics.norms_per_part(grads, "gradients")
         return record | statistics.norms_per_part(state.params, "parameters")
 
