@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 
+from gpt_pretrain.model import losses
 from gpt_pretrain.model.losses import num_loss_chunks, summed_nll, token_nll
 
 B, T, D, V, VOCAB_SIZE = 3, 8, 5, 16, 13
@@ -65,3 +66,27 @@ def test_chunks_divide_the_time_axis_and_fit():
         for batch, seq_len in ((16, 1024), (7, 1000), (64, 1024)):
             chunks = num_loss_chunks(batch, seq_len, 50304, platform)
             assert seq_len % chunks == 0 and batch * seq_len * 50304 / chunks <= most
+
+
+def test_both_forms_of_the_softmax_give_the_largest_logit_and_the_sum_of_exponentials_also_with_padded_columns(inputs):
+    logits = np.random.default_rng(0).normal(0, 30, (2, 5, 300)).astype(np.float32)
+    logits[..., 290:] = -np.inf
+    for form in (losses._softmax_in_one_pass, losses._softmax_in_two_passes):
+        largest, total = jax.jit(form)(jnp.asarray(logits))
+        np.testing.assert_array_equal(largest, logits.max(-1))
+        np.testing.assert_allclose(total, np.exp(logits - logits.max(-1, keepdims=True)).sum(-1), rtol=1e-5)
+
+
+def test_logits_in_bfloat16_give_about_the_same_loss_and_gradients(inputs):
+    def both(dtype):
+        def loss(x, head):
+            return losses.summed_nll(x, head, inputs[2], VOCAB_SIZE, 2, dtype)[0]
+
+        x, head = inputs[0].astype(jnp.bfloat16), inputs[1]
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(x, head)
+
+    (loss, grads), (rounded, rounded_grads) = both("float32"), both("bfloat16")
+    assert loss != rounded and abs(loss - rounded) < 1e-2 * loss
+    for a, b in zip(grads, rounded_grads, strict=True):
+        assert a.dtype == b.dtype
+        assert np.linalg.norm(np.asarray(a - b, np.float32)) < 2e-2 * np.linalg.norm(np.asarray(a, np.float32))

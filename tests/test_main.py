@@ -121,7 +121,7 @@ STORY = {
     "train.statistics_interval": 6,
     "train.sample_prompt": "'the cat'",
     "train.log_interval": 4,
-    "model.remat": "dots",
+    "model.remat": "'dots'",
     "train.num_tokens": 12.0 * 8 * 32,
 }
 

@@ -88,9 +88,16 @@ class Linear(nnx.Module):
         return self.parts(x_BTI, 1)[0]
 
 
+@jax.custom_vjp
 def add_bias(y_BTO: Float[Array, "B T O"], bias_O: Float[Array, " O"]) -> Float[Array, "B T O"]:
-    """In float32, so that the bias's gradient is a float32 sum; back in the dtype of `y_BTO`."""
-    return (y_BTO.astype(jnp.float32) + bias_O).astype(y_BTO.dtype)
+    """In the dtype of `y_BTO`, so that XLA can make it part of the product before. The bias's gradient is a float32 sum."""
+    return y_BTO + bias_O.astype(y_BTO.dtype)
+
+
+add_bias.defvjp(
+    lambda y_BTO, bias_O: (add_bias(y_BTO, bias_O), None),
+    lambda _, dy_BTO: (dy_BTO, dy_BTO.astype(jnp.float32).sum((0, 1))),
+)
 
 
 @jax.custom_vjp

@@ -119,10 +119,28 @@ def _logits(x_BTD, weight_VD, vocab_size, dtype):
 
 
 def _nll_of_logits(logits_BTV, targets_BT):
-    max_BT = logits_BTV.max(-1)
-    lse_BT = max_BT + jnp.log(jnp.exp(logits_BTV - max_BT[..., None]).sum(-1))
+    max_BT, sum_BT = jax.lax.platform_dependent(logits_BTV, cuda=_softmax_in_one_pass, default=_softmax_in_two_passes)
+    lse_BT = max_BT + jnp.log(sum_BT)
     target_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
     return lse_BT - target_BT, target_BT >= max_BT, lse_BT
+
+
+def _softmax_in_two_passes(logits_BTV):
+    """The largest logit of each token, and the sum of exponentials of all, less the largest."""
+    max_BT = logits_BTV.max(-1)
+    return max_BT, jnp.exp(logits_BTV - max_BT[..., None]).sum(-1)
+
+
+def _softmax_in_one_pass(logits_BTV):
+    """The same, reading the logits once and taking two exponentials of each: memory is what GPUs wait for."""
+
+    def joined(a, b):
+        max_BT = jnp.maximum(a[0], b[0])
+        return max_BT, a[1] * jnp.exp(a[0] - max_BT) + b[1] * jnp.exp(b[0] - max_BT)
+
+    lowest = jnp.finfo(jnp.float32).min  # not -inf: the difference of two would be NaN
+    first = jnp.maximum(logits_BTV, lowest), jnp.where(logits_BTV == -jnp.inf, 0.0, 1.0)
+    return jax.lax.reduce(first, (lowest, jnp.float32(0)), joined, (logits_BTV.ndim - 1,))
 
 
 def _scan(chunk, carry, inputs, num_chunks):
