@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_pretrain.model.attention import causal_attention, splash_attention
+from gpt_pretrain.model.attention import causal_attention, splash_attention, triton_attention
 
 NUM_TIME = 256
 SEGMENT_IDS = np.cumsum(np.arange(NUM_TIME)[None] % np.array([[97], [60]]) == 50, axis=1).astype(np.int32)
@@ -28,6 +28,7 @@ def written_out(q_BTHK, k_BTHK, v_BTHK, segment_ids_BT):
 KERNELS = {
     "xla": lambda ids: causal_attention("xla", ids),
     "splash": lambda ids: splash_attention(ids, interpret=True),
+    "triton": lambda ids: triton_attention(ids, interpret=True),
 }
 
 

@@ -250,11 +250,13 @@ def test_the_mask_that_is_off_leaves_no_trace_in_the_lowered_functions(spec, mon
         assert on[function] != off[function] and "cummax" in on[function] and "cummax" not in off[function]
 
 
-def test_cudnn_cannot_have_the_mask_and_auto_chooses_xla():
+def test_cudnn_cannot_have_the_mask_and_auto_chooses_a_kernel_that_can():
     assert make_spec(platform="gpu").attention == "cudnn"
-    assert make_spec(platform="gpu", document_mask=True).attention == "xla"
+    assert make_spec(128, platform="gpu", document_mask=True).attention == "triton"
+    assert make_spec(127, platform="gpu", document_mask=True).attention == "xla"
+    assert make_spec(128, platform="tpu", document_mask=True).attention == "splash"
     assert make_spec(platform="cpu", document_mask=True).attention == "xla"
-    with pytest.raises(ValueError, match=r"model.attention='cudnn' cannot keep attention within documents.*'xla'"):
+    with pytest.raises(ValueError, match=r"model.attention='cudnn' cannot run: found a document mask.*'xla'"):
         make_spec(platform="gpu", attention="cudnn", document_mask=True)
     with pytest.raises(AssertionError, match="refuses cudnn"):  # a caller that forgot to say so is not obeyed silently
         attention.causal_attention("cudnn", jnp.zeros((1, 4), jnp.int32))

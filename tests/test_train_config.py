@@ -105,7 +105,7 @@ def test_data_that_is_not_there_is_refused():
         ({"batch_size": 7, "mesh": (2, 2)}, r"train\.batch_size=7 cannot be split over 4 devices"),
         ({"data": {"max_epochs": 0.01}}, r"would be seen 0\.02 times in 8 steps, expected at most 0\.01"),
         ({"optimizer": lambda total: adamw(total, warmup_steps=99)}, r"warmup_steps: found 99, .* than the 8 steps"),
-        ({"model": {"attention": "cudnn"}}, r"model\.attention='cudnn' needs an NVIDIA GPU"),
+        ({"model": {"attention": "cudnn"}}, r"model\.attention='cudnn' cannot run: found platform 'cpu'"),
     ],
 )
 def test_what_does_not_fit_the_devices_or_the_length_of_the_run_is_refused_when_it_is_built(

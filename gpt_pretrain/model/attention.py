@@ -22,12 +22,14 @@ def causal_attention(kernel: AttentionKernel, segment_ids_BT: Int[Array, "B T"] 
     """Causal self-attention; with `segment_ids_BT`, within each document only.
 
     `kernel="xla"` and "cudnn" are those of `jax.nn.dot_product_attention`. "cudnn" is the fused one of NVIDIA GPUs:
-    bfloat16 or float16, head dimension a multiple of 8, no `segment_ids_BT`. "splash" is the fused one of TPUs. JAX
-    raises where a kernel cannot run, there is no fall-back.
+    bfloat16 or float16, head dimension a multiple of 8, no `segment_ids_BT`. "triton" is JAX's own for these, which
+    takes them; "splash" is the one for TPUs. JAX raises where a kernel cannot run, there is no fall-back.
     """
     assert kernel != "cudnn" or segment_ids_BT is None, "GPTConfig.settle refuses cudnn with a document mask"
     if kernel == "splash":
         return splash_attention(segment_ids_BT)
+    if kernel == "triton":
+        return triton_attention(segment_ids_BT)
 
     def attend(layer, q_BTHK, k_BTHK, v_BTHK):
         del layer
@@ -63,6 +65,26 @@ def splash_attention(segment_ids_BT: Int[Array, "B T"] | None = None, *, interpr
         rows_BHTK = [x.swapaxes(1, 2) for x in (scaled_BTHK, k_BTHK, v_BTHK)]
         documents = () if segment_ids_BT is None else (splash.SegmentIds(segment_ids_BT, segment_ids_BT),)
         return jnp.swapaxes(jax.vmap(kernel)(*rows_BHTK, *documents), 1, 2)  # pyright: ignore[reportArgumentType]
+
+    return attend
+
+
+def triton_attention(segment_ids_BT: Int[Array, "B T"] | None = None, *, interpret: bool = False) -> Attend:
+    """Causal self-attention by JAX's Pallas kernel for NVIDIA GPUs, which never holds a T x T matrix.
+
+    Arguments as for `splash_attention`; the number of tokens is a multiple of 128, or less.
+    """
+    from jax.experimental.pallas.ops.gpu import attention as triton
+
+    def attend(layer, q_BTHK, k_BTHK, v_BTHK):
+        del layer
+        sizes = triton.BlockSizes(
+            block_q=128, block_k=64, block_q_dkv=64, block_kv_dkv=64, block_q_dq=64, block_kv_dq=64
+        )
+        scale = q_BTHK.shape[-1] ** -0.5
+        return triton.mha(
+            q_BTHK, k_BTHK, v_BTHK, segment_ids_BT, scale, causal=True, block_sizes=sizes, interpret=interpret
+        )
 
     return attend
 

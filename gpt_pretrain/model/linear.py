@@ -90,7 +90,7 @@ class Linear(nnx.Module):
 
 @jax.custom_vjp
 def add_bias(y_BTO: Float[Array, "B T O"], bias_O: Float[Array, " O"]) -> Float[Array, "B T O"]:
-    """In the dtype of `y_BTO`, so that XLA can make it part of the product before. The bias's gradient is a float32 sum."""
+    """In the dtype of `y_BTO`, so that it can join the product before; the bias's gradient is a float32 sum."""
     return y_BTO + bias_O.astype(y_BTO.dtype)
 
 

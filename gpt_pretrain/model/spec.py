@@ -7,10 +7,10 @@ from typing import Any, Literal, get_args
 from gpt_pretrain import checks
 from gpt_pretrain.model.perturbations import Perturbation
 
-AttentionKernel = Literal["xla", "cudnn", "splash"]
+AttentionKernel = Literal["xla", "cudnn", "triton", "splash"]
 Remat = Literal["none", "dots", "full"]
 Dtype = Literal["bfloat16", "float32"]
-SPLASH_TOKENS = 128  # the smallest tile of the kernel
+PALLAS_TOKENS = 128  # the smallest tile of splash, the largest of Triton's
 VERSION = 1  # of a spec as JSON
 
 
@@ -27,9 +27,9 @@ class GPTConfig:
       dropout: rate after embedding, attention probabilities, and both sublayers.
       dtype: of the computation; "auto" is bfloat16 on accelerators and float32 on CPU. Parameters and
         optimizer state are float32 always.
-      attention: "splash" (Pallas, for TPUs), "cudnn" (NVIDIA GPUs), "xla", or "auto": splash on TPUs for sequences of
-        a multiple of 128 tokens, cuDNN's on NVIDIA GPUs in bfloat16 without document mask, else, and with dropout,
-        XLA's.
+      attention: "splash" (Pallas, for TPUs), "cudnn" or "triton" (Pallas, both for NVIDIA GPUs), "xla", or "auto". That
+        is splash on TPUs and, on NVIDIA GPUs in bfloat16, cuDNN, or with a document mask Triton. It is XLA with
+        dropout, and where a Pallas kernel would need sequences of a multiple of 128 tokens.
       remat: what the backward pass computes again, for memory: "none", "dots" (all of a layer but its matrix products),
         "full" (each layer).
       logits_dtype: in which they leave the head's product. The softmax over them is in float32 always; bfloat16 spares
@@ -44,7 +44,7 @@ class GPTConfig:
     block_size: int | None = None
     dropout: float = 0.0
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+    attention: Literal["auto", "xla", "cudnn", "triton", "splash"] = "auto"
     remat: Remat = "none"
     logits_dtype: Dtype = "float32"
     perturbations: Sequence[Perturbation] = ()
@@ -131,30 +131,40 @@ class GPTConfig:
         )
 
     def _kernel(self, platform: str, dtype: str, seq_len: int, document_mask: bool) -> AttentionKernel:
-        fits_splash = platform == "tpu" and seq_len % SPLASH_TOKENS == 0 and not self.dropout
-        if self.attention == "auto":
-            fits_cudnn = platform == "gpu" and dtype == "bfloat16" and self.dropout == 0.0 and not document_mask
-            return "splash" if fits_splash else "cudnn" if fits_cudnn else "xla"
-        if self.attention == "splash" and not fits_splash:
-            raise ValueError(
-                f"model.attention='splash' needs a TPU, sequences of a multiple of {SPLASH_TOKENS} tokens and no "
-                f"dropout; found platform {platform!r}, data.seq_len {seq_len}, dropout {self.dropout}. Use "
-                "model.attention='xla'."
-            )
-        if self.attention == "cudnn" and (dtype != "bfloat16" or self.dropout or platform != "gpu"):
-            raise ValueError(
-                f"model.attention='cudnn' needs an NVIDIA GPU (Ampere or newer), bfloat16 and no dropout; found "
-                f"platform {platform!r}, dtype {dtype!r}, dropout {self.dropout}. Use model.attention='xla'."
-            )
-        if self.attention == "cudnn" and document_mask:
-            # JAX passes cuDNN no segment ids. `mask=` becomes a dense (B, 1, T, T) bias, whose gradient JAX 0.10 asks
-            # for too (jax-ml/jax issue 30593: it has that for one sequence at a time) and 0.12 does not. The packed
-            # layout (0.10, 0.12) and score_mod (0.12) are private to JAX. None of these was run on a GPU.
-            raise ValueError(
-                "model.attention='cudnn' cannot keep attention within documents: JAX's interface to it has no "
-                "segment ids. Use model.attention='xla' (or 'auto'), or train without the document mask."
-            )
-        return self.attention
+        """The one that was asked for, or the fastest that can run. ValueError where it cannot."""
+        obstacles = {kernel: _obstacle(kernel, platform, dtype, seq_len, document_mask) for kernel in _FASTEST_FIRST}
+        for kernel in _FASTEST_FIRST:
+            obstacle = "dropout, which no fused kernel has" if self.dropout and kernel != "xla" else obstacles[kernel]
+            if kernel == self.attention and obstacle:
+                raise ValueError(
+                    f"model.attention={kernel!r} cannot run: found {obstacle}. Use model.attention='xla', or 'auto': "
+                    "the fastest that can run."
+                )
+            if self.attention in ("auto", kernel) and not obstacle:
+                return kernel
+        raise AssertionError("XLA's attention can always run")
+
+
+_FASTEST_FIRST: tuple[AttentionKernel, ...] = ("splash", "cudnn", "triton", "xla")
+
+
+def _obstacle(kernel: AttentionKernel, platform: str, dtype: str, seq_len: int, document_mask: bool) -> str | None:
+    """Why a kernel cannot run, apart from dropout; None if it can."""
+    if kernel == "xla":
+        return None
+    wanted, name = ("tpu", "a TPU") if kernel == "splash" else ("gpu", "an NVIDIA GPU, Ampere or newer")
+    if platform != wanted:
+        return f"platform {platform!r}, expected {name}"
+    if dtype != "bfloat16" and kernel != "splash":
+        return f"dtype {dtype!r}, expected 'bfloat16'"
+    if seq_len % PALLAS_TOKENS and kernel != "cudnn":
+        return f"data.seq_len {seq_len}, expected a multiple of {PALLAS_TOKENS}"
+    if document_mask and kernel == "cudnn":
+        # JAX passes cuDNN no segment ids. `mask=` becomes a dense (B, 1, T, T) bias, whose gradient JAX 0.10 asks for
+        # too (jax-ml/jax issue 30593: it has that for one sequence at a time) and 0.12 does not. The packed layout
+        # (0.10, 0.12) and score_mod (0.12) are private to JAX.
+        return "a document mask, for which JAX's interface to cuDNN has no segment ids"
+    return None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
