@@ -1,6 +1,7 @@
 """What has to be settled before JAX starts: logging, memory, the other processes."""
 
 import atexit
+import contextlib
 import ctypes
 import errno
 import faulthandler
@@ -8,11 +9,13 @@ import glob
 import importlib.util
 import logging
 import os
+import platform
 import signal
 import sys
 import threading
 import time
 import traceback
+import zlib
 from typing import Any
 
 from data_prep.pages.terminal import print_anything
@@ -32,6 +35,7 @@ def configure() -> None:
     sys.excepthook = _say_errors_of_the_main_thread
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     _keep_freed_pages()
+    _keep_compiled_programs()
     raise_max_open_files()
     if not faulthandler.is_enabled():
         faulthandler.enable()  # a signal that kills, such as SIGBUS, leaves a trace of where we were
@@ -67,6 +71,29 @@ def _keep_freed_pages() -> None:
             libc.mallopt(option, value)
     except (OSError, AttributeError):  # another libc: only speed is lost
         return
+
+
+def _keep_compiled_programs() -> None:
+    """Tells JAX to keep what it compiles in the user's cache folder, so that a resumed run need not wait for it.
+
+    JAX_COMPILATION_CACHE_DIR names another folder; empty, it turns this off.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    folder = os.path.join(root, "gpt_pretrain", "compiled", _processor())
+    with contextlib.suppress(OSError):  # without it, only time is lost
+        os.makedirs(folder, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+
+
+def _processor() -> str:
+    """Names this machine's instruction set: programs for a CPU must not reach another one by a shared home."""
+    features = ""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        features = next((line for line in file if line.startswith(("flags", "Features"))), "")
+    return f"{platform.machine()}-{zlib.crc32(features.encode()):08x}"
 
 
 def connect(
