@@ -12,14 +12,16 @@ def advice(prediction: Prediction) -> list[str]:
     if there and there.usable < step.memory.peak < _MOST_OF_A_GPU * there.total:
         fraction = min(_MOST_OF_A_GPU, step.memory.peak / there.total + 0.03)
         found.append(f"XLA_CLIENT_MEM_FRACTION={fraction:.2f} in the environment: JAX takes more of the GPU's memory")
-    if largest and largest.per_device_batch_size:
-        needs = f", which needs {largest.peak_bytes / 2**30:.2f} GiB" if largest.peak_bytes else ""
-        found.append(f"--per_device_batch_size={largest.per_device_batch_size}{needs}: the same updates in more pieces")
+    if largest and largest.step:
+        needs = f"{largest.step.memory.peak / 2**30:.2f} GiB"
+        size = largest.per_device_batch_size
+        found.append(f"--per_device_batch_size={size}, which needs {needs}: the same updates in more pieces")
     elif largest is None and step.layout.per_device > 1:
         found.append(
             f"--per_device_batch_size={step.layout.per_device // 2} or less; without --no_search it is looked for"
         )
-    if prediction.num_devices > 1 and prediction.whole_fraction > 0.5:
+    is_heavy = step.memory.state > 0.2 * step.memory.peak
+    if prediction.num_devices > 1 and prediction.whole_fraction > 0.5 and is_heavy:
         state = f"{step.memory.state / 2**30:.2f} GiB"
         found.append(f"--gin_param='mesh.fsdp={prediction.num_devices}': splits the state, {state} on each device now")
     if not step.built.spec.remat:

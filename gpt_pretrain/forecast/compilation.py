@@ -19,6 +19,7 @@ from gpt_pretrain.train.start import Start
 Say = Callable[[str], None]
 _MOST_COMPILATIONS = 8
 _SEARCH_SECS = 300.0
+_FAR_TOO_MUCH = 1.4  # times what there is, by an estimate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +49,19 @@ class Largest:
     """The result of a search.
 
     Attributes:
-      per_device_batch_size: the largest that was seen to fit; None for none.
-      is_final: the next larger one does not fit, or there is none.
-      peak_bytes: with it.
+      step: with the largest batch that was seen to fit; None where none does.
+      is_final: no larger one fits; else the search ended before that was known.
+      next_size, next_bytes: the next larger one and what it needs, where that was estimated and not compiled.
     """
 
-    per_device_batch_size: int | None
+    step: Step | None
     is_final: bool
-    peak_bytes: int | None
+    next_size: int | None = None
+    next_bytes: int | None = None
+
+    @property
+    def per_device_batch_size(self) -> int | None:
+        return None if self.step is None else self.step.layout.per_device
 
 
 def compile_step(config: TrainConfig, data: OpenedData, devices: Sequence[Device] | None) -> Step:
@@ -108,7 +114,7 @@ def largest_that_fits(
     """Searches by compiling, beginning with `asked`, which is compiled already.
 
     What to try next is estimated from the memory that the last ones needed. It ends after eight compilations or five
-    minutes with what is known by then.
+    minutes with what is known by then, and does not compile what would need far too much by a line through two others.
     """
     config = asked.built.config
     sizes = candidates([layout.batch_size for layout in asked.built.layouts], asked.built.mesh.size)
@@ -119,26 +125,26 @@ def largest_that_fits(
         too_large = [size for size, step in steps.items() if not step.fits(there)]
         lowest, highest = max(fitting, default=0), min(too_large, default=max(sizes) + 1)
         open_sizes = [size for size in sizes if lowest < size < highest]
-        used_secs = time.perf_counter() - started
-        is_over = len(steps) >= _MOST_COMPILATIONS or used_secs > _SEARCH_SECS
-        if not open_sizes or is_over:
-            peak = steps[lowest].memory.peak if lowest else None
-            return Largest(lowest or None, not open_sizes, peak)
-        size = _next(open_sizes, steps, there.usable)
+        if not open_sizes:
+            return Largest(steps.get(lowest), is_final=True)
+        estimate = _estimate(steps, open_sizes[0])
+        if len(fitting) > 1 and estimate > _FAR_TOO_MUCH * there.usable:
+            return Largest(steps[lowest], True, open_sizes[0], int(estimate))
+        if len(steps) >= _MOST_COMPILATIONS or time.perf_counter() - started > _SEARCH_SECS:
+            return Largest(steps.get(lowest), is_final=False)
+        promising = [size for size in open_sizes if _estimate(steps, size) <= there.usable]
+        size = max(promising, default=open_sizes[0])
         say(f"trying train.per_device_batch_size={size} ...")
-        step = compile_step(dataclasses.replace(config, per_device_batch_size=size), data, devices)
+        step = steps[size] = compile_step(dataclasses.replace(config, per_device_batch_size=size), data, devices)
         word = "fits" if step.fits(there) else "does not fit"
         say(f"  needs {step.memory.peak / 2**30:.2f} GiB: {word} ({step.lower_secs + step.compile_secs:.0f} s)")
-        steps[size] = dataclasses.replace(step, text="" if step.text is not None else None)  # texts are large
 
 
-def _next(open_sizes: list[int], steps: dict[int, Step], usable: int) -> int:
-    """The largest open size that should fit by a line through two known points, or through one and the state."""
-    points = sorted((size, step.memory.peak) for size, step in steps.items())
+def _estimate(steps: dict[int, Step], size: int) -> float:
+    """Bytes at the peak, on a line through the two nearest known points; with one alone, through it and the state."""
+    points = {known: float(step.memory.peak) for known, step in steps.items()}
     if len(points) == 1:
-        points.insert(0, (0, next(iter(steps.values())).memory.state))
-    (first, low), (second, high) = points[-2:] if open_sizes[-1] > points[-1][0] else points[:2]
-    slope = max(1.0, (high - low) / (second - first))
-    expected = first + (usable - low) / slope
-    fitting = [size for size in open_sizes if size <= expected]
-    return fitting[-1] if fitting else open_sizes[0]
+        points[0] = float(next(iter(steps.values())).memory.state)
+    first, second = sorted(sorted(points, key=lambda known: abs(known - size))[:2])
+    slope = (points[second] - points[first]) / (second - first)
+    return points[first] + slope * (size - first)

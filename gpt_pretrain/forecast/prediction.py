@@ -1,6 +1,7 @@
 """All that is said of a run before it: put together from its compiled step and the datasheet of its devices."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -13,7 +14,6 @@ from gpt_pretrain.forecast.memory import There
 from gpt_pretrain.forecast.network import Network
 from gpt_pretrain.forecast.roofline import Roofline, roofline_of
 from gpt_pretrain.parallel.devices import Chip, chip_of
-from gpt_pretrain.train.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +38,10 @@ class Prediction:
     """Of one run on one kind of devices.
 
     Attributes:
+      step: as the configuration has it; memory is what this one needs.
       largest: None where it was not looked for.
-      roofline: None where the program was refused; then there is no traffic either.
+      timed: the step that all the rest is of: where `step` does not fit, the largest one that does.
+      roofline: None where no program was compiled; then there is no traffic either.
       needed_tokens_per_sec: by one process's loader at the predicted speed.
       offered_tokens_per_sec: by this machine's loader; None where the data is not here.
     """
@@ -47,6 +49,7 @@ class Prediction:
     step: Step
     there: There | None
     largest: Largest | None
+    timed: Step
     chip: Chip | None
     roofline: Roofline | None
     traffic: tuple[Traffic, ...]
@@ -65,6 +68,10 @@ class Prediction:
         return self.step.fits(self.there)
 
     @property
+    def num_params(self) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(self.step.built.abstract_state.params))
+
+    @property
     def peak_flops(self) -> float | None:
         """Of one device."""
         peak = self.step.built.peak_flops
@@ -74,7 +81,7 @@ class Prediction:
     def tokens_a_step(self) -> int:
         return self.step.layout.batch_size * self.step.built.config.data.seq_len
 
-    @property
+    @functools.cached_property
     def model_flops(self) -> float:
         """Of one device and step, by the convention."""
         return self.step.built.flops_per_token * self.tokens_a_step / self.num_devices
@@ -100,10 +107,9 @@ class Prediction:
 
     @property
     def mfu(self) -> float | None:
-        peak = self.step.built.peak_flops
-        if self.tokens_per_sec is None or peak is None:
+        if self.step_secs is None or self.peak_flops is None:
             return None
-        return self.tokens_per_sec * self.step.built.flops_per_token / peak
+        return self.model_flops / self.step_secs[0] / self.peak_flops
 
     @property
     def needed_tokens_per_sec(self) -> float | None:
@@ -112,28 +118,26 @@ class Prediction:
     @property
     def whole_fraction(self) -> float:
         """The part of the parameters that every device holds."""
-        return whole_fraction(self.step.built.abstract_state)
+        leaves = jax.tree.leaves(self.step.built.abstract_state.params)
+        return sum(leaf.size for leaf in leaves if leaf.sharding.is_fully_replicated) / self.num_params
 
 
 def predict(step: Step, there: There | None, largest: Largest | None, offered: float | None) -> Prediction:
     """Reads the compiled text."""
-    devices = list(step.built.mesh.devices.flat)
+    timed = step
+    if not step.fits(there) and largest is not None and largest.step is not None:
+        timed = largest.step
+    devices = list(timed.built.mesh.devices.flat)
     chip = chip_of(devices[0])
-    roofline, traffic = None, ()
-    prediction = Prediction(step, there, largest, chip, roofline, traffic, offered)
-    if not step.text:
+    prediction = Prediction(step, there, largest, timed, chip, None, (), offered)
+    if not timed.text:
         return prediction
-    program = Program(step.text)
-    roofline = roofline_of(list(kernels_of(program)), chip, prediction.peak_flops)
-    traffic = _traffic(collectives_of(program, len(devices)), Network(devices, chip) if chip else None)
-    return dataclasses.replace(prediction, roofline=roofline, traffic=traffic)
-
-
-def whole_fraction(state: TrainState) -> float:
-    """Elements of parameters that are whole on every device, of all."""
-    leaves = jax.tree.leaves(state.params)
-    whole = sum(leaf.size for leaf in leaves if leaf.sharding.is_fully_replicated)
-    return whole / sum(leaf.size for leaf in leaves)
+    program = Program(timed.text)
+    return dataclasses.replace(
+        prediction,
+        roofline=roofline_of(list(kernels_of(program)), chip, prediction.peak_flops),
+        traffic=_traffic(collectives_of(program, len(devices)), Network(devices, chip) if chip else None),
+    )
 
 
 def _traffic(collectives: Sequence[Collective], network: Network | None) -> tuple[Traffic, ...]:

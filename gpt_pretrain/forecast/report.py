@@ -20,13 +20,12 @@ def report(prediction: Prediction, *, name: str, effort: str) -> str:
     lines = [
         *_run(prediction, name, effort),
         *_memory(prediction),
-        *_work(prediction),
-        *_network(prediction),
-        *_time(prediction),
-        *_loader(prediction),
     ]
     if not prediction.fits:
         lines += ["DOES NOT FIT. What to change, one or several of:", *(f"  - {each}" for each in advice(prediction))]
+        if prediction.timed is not prediction.step:
+            lines.append(f"With train.per_device_batch_size={prediction.timed.layout.per_device}:")
+    lines += [*_work(prediction), *_network(prediction), *_time(prediction), *_loader(prediction)]
     return "\n".join(lines)
 
 
@@ -39,7 +38,7 @@ def to_json(prediction: Prediction) -> dict[str, Any]:
         "device_kind": built.mesh.devices.flat[0].device_kind,
         "processes": prediction.num_processes,
         "mesh": dict(built.mesh.shape),
-        "num_params": built.num_params,
+        "num_params": prediction.num_params,
         "whole_params_fraction": round(prediction.whole_fraction, 6),
         "dtype": built.spec.dtype,
         "attention": built.spec.attention,
@@ -54,6 +53,7 @@ def to_json(prediction: Prediction) -> dict[str, Any]:
         "fits": prediction.fits,
         "max_per_device_batch_size": largest.per_device_batch_size if largest else None,
         "max_is_final": largest.is_final if largest else None,
+        "predicted_per_device_batch_size": prediction.timed.layout.per_device if roofline else None,
         "model_flops": prediction.model_flops,
         "flops": roofline.flops if roofline else None,
         "memory_traffic_bytes": roofline.num_bytes if roofline else None,
@@ -83,7 +83,7 @@ def _run(prediction: Prediction, name: str, effort: str) -> Iterator[str]:
     if prediction.num_devices > 1:
         whole = f", {100 * prediction.whole_fraction:.3g}% of them whole on every device"
     remat = ", remat" if spec.remat else ""
-    yield f"model      {built.num_params:,} parameters{whole}; {spec.dtype}, attention {spec.attention}{remat}"
+    yield f"model      {prediction.num_params:,} parameters{whole}; {spec.dtype}, attention {spec.attention}{remat}"
     pieces = "1 microbatch" if layout.num_microbatches == 1 else f"{layout.num_microbatches} microbatches"
     tokens = f"{layout.batch_size:,} x {built.config.data.seq_len:,} tokens"
     yield f"step       {tokens} in {pieces} of {layout.per_device} windows a device"
@@ -106,11 +106,13 @@ def _memory(prediction: Prediction) -> Iterator[str]:
     if there and there.note:
         yield f"{_INDENT}{there.note}"
     if largest:
-        if largest.per_device_batch_size is None:
+        if largest.step is None:
             what = "none" if largest.is_final else "none so far"
         else:
-            what = f"{largest.per_device_batch_size}{'' if largest.is_final else ' or more'}"
-            what += f", which needs {_gib(largest.peak_bytes)}" if largest.peak_bytes else ""
+            more = "" if largest.is_final else " or more"
+            what = f"{largest.per_device_batch_size}{more}, which needs {_gib(largest.step.memory.peak)}"
+            if largest.next_bytes:
+                what += f" ({largest.next_size} about {_gib(largest.next_bytes)})"
         yield f"{_INDENT}largest train.per_device_batch_size that fits: {what}"
 
 
@@ -136,7 +138,7 @@ def _network(prediction: Prediction) -> Iterator[str]:
     for each in big:
         collective = each.collective
         among = "to another" if collective.op == "collective-permute" else f"among {len(collective.groups[0])}"
-        often = _how_often(collective.times, prediction.step.layout.num_microbatches)
+        often = _how_often(collective.times, prediction.timed.layout.num_microbatches)
         parts = [among, each.link, "" if each.secs is None else f"{_ms(each.secs)} a step"]
         size = f"{collective.num_bytes / 1e6:9,.1f} MB"
         lines.append(f"{collective.op:18} {collective.dtype:5} {size} {often}, {', '.join(filter(None, parts))}")

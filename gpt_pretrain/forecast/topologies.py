@@ -137,8 +137,7 @@ class Topology:
                 "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server to ask
                 "TPU_WORKER_HOSTNAMES": "localhost",
                 "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else a second process aborts at libtpu's lock file
-                "TPU_STDERR_LOG_LEVEL": "3",
-                "TPU_MIN_LOG_LEVEL": "3",
+                "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # any, or libtpu warns; the topology's name decides
             }
             if not exact:
                 variables["JAX_EXEC_TIME_OPTIMIZATION_EFFORT"] = "-1.0"
