@@ -17,8 +17,9 @@ import sys
 import time
 from pathlib import Path
 
-from gpt_pretrain import main as cli
+from data_prep.pages.command_line import ArgumentParser
 from gpt_pretrain import runtime
+from gpt_pretrain.flags import add_run_flags, bindings_of
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 NUM_WARMUP_STEPS = 2
@@ -26,8 +27,8 @@ NUM_WARMUP_STEPS = 2
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags of `gpt_pretrain.main`, and two more."""
-    parser = cli.make_parser()
-    parser.prog, parser.description = "python benchmarks/step.py", __doc__
+    parser = ArgumentParser(prog="python benchmarks/step.py", description=__doc__, allow_abbrev=False)
+    add_run_flags(parser)
     parser.add_argument("--config", default="gpt2_124m", help="name in configs/ or path of a .gin file")
     parser.add_argument("--steps", type=int, default=30, help="that are timed (default %(default)s)")
     return parser
@@ -47,7 +48,7 @@ def main() -> int:
     from gpt_pretrain.train.start import Start
 
     named = CONFIGS / f"{args.config}.gin"
-    parse([str(named) if named.exists() else args.config, *args.gin_file], cli.bindings_of(args))
+    parse([str(named) if named.exists() else args.config, *args.gin_file], bindings_of(args))
     config = dataclasses.replace(train_config(), sample_prompt=None)
     data = open_data(config) if args.data_dir else random_data(config)
     start = Start.anew(data)

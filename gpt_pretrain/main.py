@@ -4,54 +4,10 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
-from data_prep.pages.command_line import ArgumentParser, count, number
+from data_prep.pages.command_line import ArgumentParser
 from data_prep.pages.text import printable
-
-
-class Shorthand(NamedTuple):
-    """A flag with a name that users of GPT trainers type. It is a gin binding and nothing else."""
-
-    flag: str
-    binding: str
-    kind: Callable[[str], Any]
-    metavar: str
-    help: str
-
-
-_START_SECS = 20.0  # after the imports: who lost another one at the start leaves within 30 s
-_CLUSTER_START_SECS = 300.0  # schedulers start machines minutes apart, and stop all when one fails
-
-SHORTHANDS = [
-    Shorthand("model.n_layer", "model.n_layer", int, "INT", "layers (12)"),
-    Shorthand("model.n_head", "model.n_head", int, "INT", "attention heads (12)"),
-    Shorthand("model.n_embd", "model.n_embd", int, "INT", "width (768)"),
-    Shorthand("model.vocab_size", "model.vocab_size", int, "INT", "embedding columns, padding included (50304)"),
-    Shorthand("model.dropout", "model.dropout", number, "FLOAT", "dropout rate (0.0)"),
-    Shorthand("batch_size", "train.batch_size", int, "INT", "windows an update, over all devices (512)"),
-    Shorthand(
-        "per_device_batch_size",
-        "train.per_device_batch_size",
-        int,
-        "INT",
-        "windows a device has at once (16, or what fits)",
-    ),
-    Shorthand("seq_len", "data.seq_len", int, "INT", "tokens a window (1024)"),
-    Shorthand("num_tokens", "train.num_tokens", count, "COUNT", "tokens to train on; 1e9 is understood (10e9)"),
-    Shorthand("optimizer.lr", "optimizer.lr", number, "FLOAT", "peak learning rate (6e-4)"),
-    Shorthand("optimizer.weight_decay", "optimizer.weight_decay", number, "FLOAT", "decay of matrices (0.1)"),
-    Shorthand(
-        "optimizer.warmup_steps", "optimizer.warmup_steps", int, "INT", "steps of warm-up (700; short runs: less)"
-    ),
-    Shorthand("data_dir", "data.dir", str, "DIR", "prepared dataset, or directory or glob of .bin files"),
-    Shorthand("save_dir", "train.save_dir", str, "DIR", "where checkpoints and curves go"),
-    Shorthand("save_interval", "train.save_interval", int, "INT", "steps between checkpoints (1000)"),
-    Shorthand(
-        "from_pretrained", "train.from_pretrained", str, "DIR", "take the weights alone from that run or checkpoint"
-    ),
-]
+from gpt_pretrain.flags import CLUSTER_START_SECS, START_SECS, add_run_flags, bindings_of
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -61,45 +17,8 @@ def make_parser() -> argparse.ArgumentParser:
         description="Trains a GPT. The same command started again continues the run.",
         allow_abbrev=False,
     )
-    parser.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="configuration; repeatable")
-    parser.add_argument(
-        "--gin_param",
-        action="append",
-        default=[],
-        metavar="'NAME=VALUE'",
-        help="a gin binding, such as 'optimizer.warmup_steps=100'; repeatable, wins over files",
-    )
-    short = parser.add_argument_group("shorthands for gin bindings (defaults in brackets; they win over --gin_param)")
-    for each in SHORTHANDS:
-        names = "" if each.flag == each.binding else f"{each.binding}: "
-        short.add_argument(
-            f"--{each.flag}", dest=each.flag, type=each.kind, metavar=each.metavar, help=names + each.help
-        )
-    parser.add_argument(
-        "--fork", action="store_true", help="resume with other data or another seed, as a new branch of the run"
-    )
-    several = parser.add_argument_group("several processes (detected automatically on Slurm, GKE and TPU pods)")
-    several.add_argument("--coordinator_address", metavar="HOST:PORT")
-    several.add_argument("--num_processes", type=int)
-    several.add_argument("--process_id", type=int)
-    several.add_argument(
-        "--start_timeout_secs",
-        type=number,
-        metavar="SECS",
-        help=f"how long to wait for the others to start ({_START_SECS:.0f}; on a cluster {_CLUSTER_START_SECS:.0f})",
-    )
+    add_run_flags(parser)
     return parser
-
-
-def bindings_of(args: argparse.Namespace) -> list[str]:
-    """--gin_param and the shorthands as gin bindings, in the order in which they apply."""
-    bindings = list(args.gin_param)
-    for each in SHORTHANDS:
-        if (value := getattr(args, each.flag)) is not None:
-            bindings.append(f"{each.binding} = {value!r}")
-    if args.fork:
-        bindings.append("train.fork = True")
-    return bindings
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -122,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         settings.parse(args.gin_file, bindings_of(args))
         arguments = sys.argv[1:] if argv is None else argv
         command = f"{python_as_typed()} -m gpt_pretrain.main {shlex.join(arguments)}"
-        default_secs = _CLUSTER_START_SECS if args.coordinator_address is None else _START_SECS
+        default_secs = CLUSTER_START_SECS if args.coordinator_address is None else START_SECS
         runtime.connect(*several, timeout_secs=args.start_timeout_secs or default_secs, command=command)
         return settings.run(command=command)
     except KeyboardInterrupt:  # before the run looks after signals itself

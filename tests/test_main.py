@@ -24,6 +24,7 @@ from support.training_runs import (
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gpt_pretrain import generate, main, settings
+from gpt_pretrain.flags import bindings_of
 
 
 def python(code, **kwargs):
@@ -54,7 +55,7 @@ def test_each_shorthand_is_nothing_but_a_gin_binding():
             "--seq_len=9",
         ]
     )
-    assert main.bindings_of(args) == [
+    assert bindings_of(args) == [
         "model.n_embd = 64",
         "model.n_layer = 6",
         "train.batch_size = 8",

@@ -1,28 +1,68 @@
 """What kind of device this is, and what its datasheet promises."""
 
+import dataclasses
 from typing import Any, TypeAlias
 
 Device: TypeAlias = Any  # jax.Device, which type checkers take for a variable
 
-# Dense bfloat16 peak per chip by the vendors' datasheets, FLOP/s; first match of the device kind wins.
-_PEAK_FLOPS = {
-    "h100 pcie": 756e12,
-    "h100 nvl": 835e12,
-    "h200": 989e12,
-    "h100": 989e12,
-    "gh200": 989e12,
-    "b200": 2250e12,
-    "a100": 312e12,
-    "l40s": 362e12,
-    "4090": 165e12,
-    "tpu v6": 918e12,
-    "tpu v5p": 459e12,
-    "tpu v5 lite": 197e12,
-    "tpu v5e": 197e12,
-    "tpu v5": 459e12,
-    "tpu v4": 275e12,
-    "tpu v3": 123e12,
-}
+_GB, _GIB, _TFLOPS = 10**9, 2**30, 10**12
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What the vendor promises of one device, as JAX counts devices. All rates are of one device, a second.
+
+    Attributes:
+      kind: part of JAX's `device_kind`, in lower case.
+      peak_flops: dense bfloat16 products, FLOP/s.
+      memory_bytes: that a program can have: the datasheet's less what the system keeps.
+      memory_rate: of that memory, bytes/s.
+      link_rate: bytes/s that it sends: on GPUs over all NVLinks together; on TPUs over one of the links to its
+        neighbours, of which it has two an axis of the torus.
+      host_rate: bytes/s that it sends to other hosts, where that is another network.
+      cores: devices that share the chip, and so its links.
+      closes_rings_of: an axis of a slice is a ring, not a line, where its length is a multiple of this.
+
+    None: not known here.
+    """
+
+    kind: str
+    peak_flops: float
+    memory_bytes: int | None = None
+    memory_rate: float | None = None
+    link_rate: float | None = None
+    host_rate: float | None = None
+    cores: int = 1
+    closes_rings_of: int | None = None
+
+
+# The first whose `kind` is in the device's wins. Sources:
+#   NVIDIA: datasheets of the products. Links are half of NVLink's "total bandwidth", which counts both directions.
+#     Other hosts: one 400 Gbit/s adapter a GPU as in DGX H100 (ConnectX-7), 200 Gbit/s as in DGX A100.
+#   TPUs: docs.cloud.google.com/tpu/docs, a page a generation. Links are half of the "bidirectional ICI bandwidth" by
+#     their number, 4 in two dimensions and 6 in three; v2, v3 and v4 by Jouppi et al., "TPU v4", ISCA 2023, and "A
+#     domain-specific supercomputer", CACM 2020. Memory is what libtpu's compiler gives a program (0.0.42).
+#     A v2, v3 or 7x chip is two devices.
+_CHIPS = (
+    Chip("h100 pcie", 756 * _TFLOPS, 80 * _GB, 2000 * _GB, 64 * _GB, 50 * _GB),
+    Chip("h100 nvl", 835 * _TFLOPS, 94 * _GB, 3900 * _GB, 300 * _GB, 50 * _GB),
+    Chip("h200", 989 * _TFLOPS, 150_754_820_096, 4800 * _GB, 450 * _GB, 50 * _GB),
+    Chip("gh200", 989 * _TFLOPS, 96 * _GB, 4000 * _GB, 450 * _GB, 50 * _GB),
+    Chip("h100", 989 * _TFLOPS, 84_942_979_072, 3350 * _GB, 450 * _GB, 50 * _GB),
+    Chip("b200", 2250 * _TFLOPS, 180 * _GB, 8000 * _GB, 900 * _GB, 50 * _GB),
+    Chip("a100", 312 * _TFLOPS, 84_987_740_160, 2039 * _GB, 300 * _GB, 25 * _GB),
+    Chip("l40s", 362 * _TFLOPS, 48 * _GB, 864 * _GB, 32 * _GB, 25 * _GB),
+    Chip("4090", 165 * _TFLOPS, 24 * _GB, 1008 * _GB, 32 * _GB),
+    Chip("tpu7", 2307 / 2 * _TFLOPS, int(94.75 * _GIB), 7380 / 2 * _GB, 100 * _GB, cores=2, closes_rings_of=4),
+    Chip("tpu v6", 918 * _TFLOPS, int(31.25 * _GIB), 1640 * _GB, 100 * _GB, closes_rings_of=16),
+    Chip("tpu v5p", 459 * _TFLOPS, int(95.74 * _GIB), 2765 * _GB, 100 * _GB, closes_rings_of=4),
+    Chip("tpu v5 lite", 197 * _TFLOPS, int(15.75 * _GIB), 819 * _GB, 50 * _GB, closes_rings_of=16),
+    Chip("tpu v5e", 197 * _TFLOPS, int(15.75 * _GIB), 819 * _GB, 50 * _GB, closes_rings_of=16),
+    Chip("tpu v5", 459 * _TFLOPS, int(95.74 * _GIB), 2765 * _GB, 100 * _GB, closes_rings_of=4),
+    Chip("tpu v4", 275 * _TFLOPS, int(30.75 * _GIB), 1200 * _GB, 50 * _GB, closes_rings_of=4),
+    Chip("tpu v3", 123 / 2 * _TFLOPS, int(15.48 * _GIB), 900 / 2 * _GB, 70 * _GB, cores=2, closes_rings_of=32),
+    Chip("tpu v2", 46 / 2 * _TFLOPS, int(7.48 * _GIB), 700 / 2 * _GB, 62 * _GB, cores=2, closes_rings_of=16),
+)
 
 
 def platform_of(device: Device) -> str:
@@ -35,26 +75,13 @@ def platform_of(device: Device) -> str:
     return "gpu" if is_recent else "other gpu"
 
 
+def chip_of(device: Device) -> Chip | None:
+    """The device's datasheet, or None where we know of none (CPUs)."""
+    kind = device.device_kind.lower()
+    return next((chip for chip in _CHIPS if chip.kind in kind), None)
+
+
 def peak_flops(device: Device) -> float | None:
     """The device's datasheet peak in FLOP/s (dense bfloat16), or None where we know of none (CPUs)."""
-    kind = device.device_kind.lower()
-    return next((flops for name, flops in _PEAK_FLOPS.items() if name in kind), None)
-
-
-# Bytes of memory that a device offers, by the vendors' datasheets less what the runtime takes.
-_MEMORY_GIB = {
-    "h200": 140.0,
-    "h100": 79.0,
-    "a100": 79.0,
-    "tpu v6": 31.25,
-    "tpu v5 lite": 15.75,
-    "tpu v5": 95.0,
-    "tpu v4": 31.25,
-    "tpu v3": 15.75,
-}
-
-
-def memory_bytes(device: Device) -> int | None:
-    """Of a device, for everything on it; None where we do not know."""
-    kind = device.device_kind.lower()
-    return next((int(gib * 2**30) for name, gib in _MEMORY_GIB.items() if name in kind), None)
+    chip = chip_of(device)
+    return None if chip is None else chip.peak_flops

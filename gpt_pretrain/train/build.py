@@ -12,7 +12,7 @@ from gpt_pretrain.model.gpt import flops_per_token, num_params
 from gpt_pretrain.model.losses import num_loss_chunks
 from gpt_pretrain.model.spec import ModelSpec
 from gpt_pretrain.optim.optimizer import Optimizer
-from gpt_pretrain.parallel.devices import Device, memory_bytes, peak_flops, platform_of
+from gpt_pretrain.parallel.devices import Device, chip_of, peak_flops, platform_of
 from gpt_pretrain.parallel.partition import batch_sharding
 from gpt_pretrain.parallel.placement import BatchLayout, Placement, fitting_per_device
 from gpt_pretrain.train import state as state_lib
@@ -136,6 +136,6 @@ def bytes_of_whole(spec: ModelSpec) -> int:
 def _gather(config: TrainConfig, spec: ModelSpec, mesh: Mesh) -> step_lib.Gather:
     if config.gather_weights != "auto":
         return config.gather_weights
-    memory = memory_bytes(mesh.devices.flat[0])
-    fits = memory is not None and bytes_of_whole(spec) <= memory / 4
+    chip = chip_of(mesh.devices.flat[0])
+    fits = chip is not None and chip.memory_bytes is not None and bytes_of_whole(spec) <= chip.memory_bytes / 4
     return "per_step" if fits else "per_use"

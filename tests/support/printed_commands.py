@@ -169,7 +169,7 @@ def _problem_with_arguments(module: ModuleType | str, words: list[str]) -> str:
 
 def _problem_with_gin(args: argparse.Namespace) -> str:
     """Files that are in configs/, bindings of parameters that there are."""
-    from gpt_pretrain import main, settings
+    from gpt_pretrain import flags, settings
 
     files = [file for file in args.gin_file if UNKNOWN not in file]
     for file in files:
@@ -178,7 +178,7 @@ def _problem_with_gin(args: argparse.Namespace) -> str:
     if getattr(args, "config", UNKNOWN) not in (UNKNOWN, *(path.stem for path in (REPO / "configs").glob("*.gin"))):
         return f"no configs/{args.config}.gin"
     try:
-        settings.parse([str(REPO / file) for file in files], main.bindings_of(args))
+        settings.parse([str(REPO / file) for file in files], flags.bindings_of(args))
     except ValueError as error:
         return str(error)
     return ""
