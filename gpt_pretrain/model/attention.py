@@ -86,7 +86,7 @@ def triton_attention(segment_ids_BT: Int[Array, "B T"] | None = None, *, interpr
             q_BTHK, k_BTHK, v_BTHK, segment_ids_BT, scale, causal=True, block_sizes=sizes, interpret=interpret
         )
 
-    return attend
+    return attend  # pyright: ignore[reportReturnType]
 
 
 SPLASH_BLOCKS = (512, 256, 128)  # tokens of a tile, the largest first that divides the sequence
