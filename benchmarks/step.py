@@ -5,11 +5,12 @@
 The step is the one that `gpt_pretrain.main` would run with the same settings, fed by its loader: from `--data_dir` if
 that is given, else with random tokens. tokens/s is the median over steps that are waited for one by one after two that
 are not counted; MFU is by the convention in `gpt_pretrain.model.gpt.flops_per_token`, null where the device's peak is
-not known.
+not known. Time and memory as `gpt_pretrain.preflight` predicts them stand beside what was measured.
 """
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import resource
 import statistics
@@ -31,6 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_run_flags(parser)
     parser.add_argument("--config", default="gpt2_124m", help="name in configs/ or path of a .gin file")
     parser.add_argument("--steps", type=int, default=30, help="that are timed (default %(default)s)")
+    parser.add_argument("--digest", action="store_true", help="also print a digest of the parameters at the end")
     return parser
 
 
@@ -40,6 +42,11 @@ def main() -> int:
     runtime.configure()
     import jax
 
+    from gpt_pretrain.forecast import memory as forecast_memory
+    from gpt_pretrain.forecast.hlo import Program
+    from gpt_pretrain.forecast.kernels import kernels_of
+    from gpt_pretrain.forecast.roofline import roofline_of
+    from gpt_pretrain.parallel.devices import chip_of, peak_flops
     from gpt_pretrain.settings import parse, train_config
     from gpt_pretrain.train.build import build
     from gpt_pretrain.train.feed import feed
@@ -68,7 +75,13 @@ def main() -> int:
         secs.append(time.perf_counter() - started)
     secs_per_step = statistics.median(secs[NUM_WARMUP_STEPS:] or secs)
     tokens_per_sec = layout.batch_size * config.data.seq_len / secs_per_step
-    peak = built.peak_flops
+    peak, device = built.peak_flops, jax.devices()[0]
+    assert compiled is not None
+    needed = forecast_memory.needed(
+        compiled, forecast_memory.bytes_a_device(built.abstract_state), built.mesh.devices.flat[0].platform
+    )
+    kernels = list(kernels_of(Program(compiled.as_text() or "")))
+    roofline = roofline_of(kernels, chip_of(device), config.peak_flops_per_device or peak_flops(device))
     memory = jax.devices()[0].memory_stats() or {}
     peak_memory = memory.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     result = {
@@ -86,10 +99,15 @@ def main() -> int:
         "tokens_per_sec": round(tokens_per_sec, 1),
         "step_ms": round(1e3 * secs_per_step, 2),
         "mfu": peak and round(tokens_per_sec * built.flops_per_token / peak, 4),
+        "predicted_ms": roofline.kernel_secs and round(1e3 * roofline.kernel_secs, 2),
         "peak_memory_mib": round(peak_memory / 2**20),
+        "predicted_memory_mib": round(needed.peak / 2**20),
         "compile_secs": round(compile_secs, 1),
         "last_loss": round(loss, 4),
     }
+    if args.digest:
+        leaves = jax.tree.leaves(jax.device_get(state.params))
+        result["params_digest"] = hashlib.blake2b(b"".join(leaf.tobytes() for leaf in leaves)).hexdigest()[:32]
     print(json.dumps(result), flush=True)
     return 0
 
