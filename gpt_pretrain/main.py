@@ -43,7 +43,11 @@ def main(argv: list[str] | None = None) -> int:
         command = f"{python_as_typed()} -m gpt_pretrain.main {shlex.join(arguments)}"
         default_secs = CLUSTER_START_SECS if args.coordinator_address is None else START_SECS
         runtime.connect(*several, timeout_secs=args.start_timeout_secs or default_secs, command=command)
-        return settings.run(command=command)
+        if argv is not None:  # called by another program
+            return settings.run(command=command)
+        status = settings.run(command=command, process_began=runtime.process_began())
+        runtime.end_with(status)
+        return status
     except KeyboardInterrupt:  # before the run looks after signals itself
         return 130
     except Exception as error:

@@ -84,10 +84,10 @@ def train_config(command: str = "python -m gpt_pretrain.main") -> TrainConfig:
         return _train_config(**texts, command=command)  # pyright: ignore
 
 
-def run(command: str) -> int:
-    """Trains as configured; returns the exit status."""
+def run(command: str, *, process_began: float | None = None) -> int:
+    """Trains as configured; returns the exit status. See `train` for `process_began`."""
     with gin.unlock_config():
-        return train(train_config(command))
+        return train(train_config(command), process_began=process_began)
 
 
 def values_of(config_text: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 from support.runs import build_anew, run_config
 
 from gpt_pretrain.train import actions as actions_lib
-from gpt_pretrain.train import clock as clock_lib
 from gpt_pretrain.train import train as train_lib
 from gpt_pretrain.train.actions.action import Action, Schedule
 from gpt_pretrain.train.actions.checkpointing import SaveCheckpoints
@@ -20,20 +18,20 @@ from gpt_pretrain.train.actions.profile import Profile
 from gpt_pretrain.train.actions.samples import PrintSample
 from gpt_pretrain.train.actions.statistics import WriteStatistics
 from gpt_pretrain.train.checkpoints import Checkpoints
-from gpt_pretrain.train.clock import Clock
 from gpt_pretrain.train.exclusive import HeldDirectory
 from gpt_pretrain.train.feed import feed
 from gpt_pretrain.train.loop import Loop
 from gpt_pretrain.train.stopping import StopSignal
+from gpt_pretrain.train.time_ledger import Category, TimeLedger
 from gpt_pretrain.train.writers.base import RunWriter
 
 
 class Recorder(Action):
     """Writes down every call; nothing else in the project knows of it."""
 
-    def __init__(self, *, due_at=(), before=False, pauses_clock=True, calls=None, name=""):
+    def __init__(self, *, due_at=(), before=False, counts_as=Category.EVALUATION, calls=None, name=""):
         self.calls = [] if calls is None else calls
-        self.is_before_step, self.pauses_clock = before, pauses_clock
+        self.is_before_step, self.counts_as = before, counts_as
         self._due_at, self._name = due_at, name
 
     def due(self, step):
@@ -71,7 +69,7 @@ def run_loop(config, actions, *, stop=None):
     built, start = build_anew(config)
     with contextlib.ExitStack() as stack:
         stop = stop or stack.enter_context(StopSignal())
-        loop = Loop(built, start, built.fresh_state(), actions, Clock())
+        loop = Loop(built, start, built.fresh_state(), actions, TimeLedger())
         loop.run(feed(built, start), stop)
     return loop
 
@@ -95,8 +93,8 @@ def test_an_action_is_called_around_the_steps_that_it_says(tiny_dataset):
     assert only(before.calls, "run") == [("run", 1, 1, False, BATCH)]  # before step 2
 
 
-def test_results_come_late_but_before_an_action_that_pauses_the_clock(tiny_dataset):
-    pausing, running = Recorder(due_at=(3,)), Recorder(due_at=(3,), pauses_clock=False)
+def test_results_come_late_but_before_an_action_that_is_not_part_of_the_step(tiny_dataset):
+    pausing, running = Recorder(due_at=(3,)), Recorder(due_at=(3,), counts_as=Category.STEP)
     run_loop(run_config(tiny_dataset, num_steps=4), [pausing])
     run_loop(run_config(tiny_dataset, num_steps=4), [running])
     assert pausing.calls.index(("result", 3)) < pausing.calls.index(("run", 3, 3, False, BATCH))
@@ -143,9 +141,8 @@ def test_a_signal_ends_the_run_after_the_step_and_the_actions_see_where(tiny_dat
 class SlowDevice:
     """Time as it passes for the host where a step takes a second on the device, told from its results alone."""
 
-    def __init__(self, monkeypatch):
+    def __init__(self):
         self.now = self.busy_until = 100.0
-        monkeypatch.setattr(clock_lib, "time", SimpleNamespace(monotonic=lambda: self.now))
 
     def slowed(self, built):
         def train_step(state, batch):
@@ -173,8 +170,8 @@ class _Pending:
 class Pausing(Action):
     """Uses the device for 100 seconds, when it is done with the steps that it was sent."""
 
-    def __init__(self, device, *, before, pauses_clock=True):
-        self.is_before_step, self.pauses_clock = before, pauses_clock
+    def __init__(self, device, *, before, counts_as=Category.EVALUATION):
+        self.is_before_step, self.counts_as = before, counts_as
         self._device = device
 
     def due(self, step):
@@ -185,35 +182,38 @@ class Pausing(Action):
         self._device.now += 100
 
 
-def logged_rates(config, monkeypatch, make_actions):
-    device, writer, clock = SlowDevice(monkeypatch), ScalarWriter(), Clock()
+def logged_rates(config, make_actions):
+    device, writer = SlowDevice(), ScalarWriter()
+    times = TimeLedger(clock=lambda: device.now)
     built, start = build_anew(config)
     built = device.slowed(built)
-    actions = [LogMetrics(built, start, writer, clock), *make_actions(device)]
+    actions = [LogMetrics(built, start, writer, times), *make_actions(device)]
     with StopSignal() as stop:
-        Loop(built, start, built.fresh_state(), actions, clock).run(feed(built, start), stop)
+        Loop(built, start, built.fresh_state(), actions, times).run(feed(built, start), stop)
     assert writer.steps_of("train/loss") == list(range(1, 9))
     return [scalars["train/tokens_per_sec"] for _, scalars in writer.written if "train/tokens_per_sec" in scalars]
 
 
 @pytest.mark.parametrize("before", [None, False, True])
-def test_the_clock_stands_still_for_actions_that_say_so_and_every_step_is_timed(tiny_dataset, monkeypatch, before):
+def test_the_clock_stands_still_for_actions_that_say_so_and_every_step_is_timed(tiny_dataset, before):
     """A step that was not read before the clock stopped would count as one that took no time."""
     config = run_config(tiny_dataset, num_steps=8)
     make_actions = (lambda device: []) if before is None else (lambda device: [Pausing(device, before=before)])
-    rates = logged_rates(config, monkeypatch, make_actions)
+    rates = logged_rates(config, make_actions)
     assert len(rates) >= 7 and rates == pytest.approx([64.0] * len(rates))
 
 
-def test_an_action_that_does_not_pause_the_clock_costs_training_time(tiny_dataset, monkeypatch):
+def test_an_action_that_is_part_of_the_step_costs_training_time(tiny_dataset):
     config = run_config(tiny_dataset, num_steps=8)
-    rates = logged_rates(config, monkeypatch, lambda device: [Pausing(device, before=False, pauses_clock=False)])
+    rates = logged_rates(config, lambda device: [Pausing(device, before=False, counts_as=Category.STEP)])
     assert min(rates) < 1
 
 
-def test_what_reads_the_whole_state_pauses_the_clock():
-    assert all(each.pauses_clock for each in (WriteStatistics, SaveCheckpoints, Evaluate, PrintSample))
-    assert WriteStatistics.is_before_step and not Profile.pauses_clock
+def test_each_action_says_what_its_time_is_spent_on_and_none_that_reads_the_whole_state_is_part_of_the_step():
+    assert WriteStatistics.counts_as is Category.STATISTICS and WriteStatistics.is_before_step
+    assert SaveCheckpoints.counts_as is Category.CHECKPOINT
+    assert Evaluate.counts_as is PrintSample.counts_as is Category.EVALUATION
+    assert Profile.counts_as is Category.STEP
 
 
 class NoCheckpoints:
@@ -309,7 +309,7 @@ def test_what_is_off_is_not_among_the_actions(tiny_dataset):
             writer=ScalarWriter(),
             checkpoints=NoCheckpoints(),
             held=HeldDirectory(tiny_dataset, None),
-            clock=Clock(),
+            times=TimeLedger(),
             stop=StopSignal(),
         )
         return [type(each).__name__ for each in made]

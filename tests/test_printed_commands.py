@@ -26,6 +26,7 @@ from data_prep import convert
 from data_prep.outcome import Outcome, summary
 from data_prep.store.manifest import load
 from gpt_pretrain.train.report import say_where_things_are
+from gpt_pretrain.train.time_ledger import TimeLedger
 
 
 def wrong(commands: list[str]) -> dict[str, str]:
@@ -106,7 +107,8 @@ def test_the_lines_that_a_run_ends_with(capsys, tmp_path, step):
     config = SimpleNamespace(save_dir=str(tmp_path / "a run"), writers=writers, command=command)
     config.data, config.num_tokens = SimpleNamespace(check_epochs=lambda plan, num_steps: None), 1000
     plan = SimpleNamespace(position=lambda step_index: 8 * step_index, num_steps=lambda num_tokens: 20)
-    say_where_things_are(SimpleNamespace(config=config, total_steps=10), SimpleNamespace(plan=plan), step)
+    built, start = SimpleNamespace(config=config, total_steps=10), SimpleNamespace(plan=plan)
+    say_where_things_are(built, start, step, TimeLedger().summary())
     commands = commands_in(capsys.readouterr().out)
     assert len(commands) == 3
     assert not wrong(commands)

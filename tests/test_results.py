@@ -1,12 +1,10 @@
-"""What a finished step measured, and how fast a run trains."""
+"""What a finished step measured."""
 
 import math
-import time
 
 import jax.numpy as jnp
 import pytest
 
-from gpt_pretrain.train.clock import Clock
 from gpt_pretrain.train.results import Diverged, MetricsReader
 
 
@@ -34,28 +32,3 @@ def test_what_is_not_finite_names_its_step_and_position(name, value):
     with pytest.raises(Diverged, match=f"step 7: .*{name} is {value}.*position 48") as caught:
         reader.flush()
     assert caught.value.step == 7
-
-
-class Time:
-    """A clock that is set by hand."""
-
-    def __init__(self, monkeypatch):
-        self.now = 100.0
-        monkeypatch.setattr(time, "monotonic", lambda: self.now)
-
-
-def test_the_clock_counts_neither_the_first_step_nor_pauses(monkeypatch):
-    time, clock = Time(monkeypatch), Clock()
-    with clock.paused():
-        time.now += 7  # before the first step: must not be taken off later
-    clock.step_done(1000)
-    assert clock.lap() is None
-    time.now += 2
-    with clock.paused():
-        time.now += 50
-    clock.step_done(1000)
-    assert clock.lap() == 500
-    assert clock.lap() == 500  # nothing new
-    time.now += 1
-    clock.step_done(300)
-    assert clock.lap() == 300

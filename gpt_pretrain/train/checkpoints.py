@@ -142,6 +142,11 @@ def _steps(directory: Path) -> list[int]:
     return sorted((int(path.name) for path in found), reverse=True)
 
 
+def saved_steps(save_dir: str | os.PathLike) -> list[int]:
+    """Steps whose checkpoints are finished, good or not; the newest first."""
+    return _steps(Path(save_dir, _DIRECTORY))
+
+
 def choose(save_dir: str | os.PathLike, *, run_id: str | None = None) -> CheckpointMetadata | None:
     """The metadata of the newest checkpoint that can be trusted; None if there is none.
 

@@ -8,11 +8,11 @@ from gpt_pretrain.data.batches import HostBatch
 from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.train.actions.action import Action, Now
 from gpt_pretrain.train.build import Built
-from gpt_pretrain.train.clock import Clock
 from gpt_pretrain.train.results import MetricsReader, StepResult
 from gpt_pretrain.train.start import Start
 from gpt_pretrain.train.state import TrainState
 from gpt_pretrain.train.stopping import Agreement, StopSignal
+from gpt_pretrain.train.time_ledger import Category, TimeLedger
 
 
 class Loop:
@@ -21,28 +21,32 @@ class Loop:
     Args:
       state: of the start. The first step donates it: keep no reference.
       actions: called in this order.
-      clock: stands still while an action runs that says so.
+      times: gets the time of everything that happens here.
 
     Attributes:
       step: updates made so far; with the plan, the whole state of the data.
       is_complete: all steps are made, and all that belongs to the last one.
     """
 
-    def __init__(self, built: Built, start: Start, state: TrainState, actions: Sequence[Action], clock: Clock):
+    def __init__(self, built: Built, start: Start, state: TrainState, actions: Sequence[Action], times: TimeLedger):
         self.step = start.step
         self.is_complete = False
         self._state = state
         self._built = built
-        self._plan = start.plan
         self._ledger: Ledger = start.ledger
         self._actions = actions
-        self._clock = clock
+        self._times = times
         self._reader = MetricsReader()
 
     def run(self, fed: Iterable[tuple[HostBatch, jax.Array]], stop_signal: StopSignal) -> None:
         """Trains until `fed` ends or a signal comes. Raises Diverged."""
+        with self._times.spent(Category.STEP):
+            self._run(fed, stop_signal)
+
+    def _run(self, fed: Iterable[tuple[HostBatch, jax.Array]], stop_signal: StopSignal) -> None:
         agreement = Agreement(self._built.mesh)
-        for batch, tokens_MBT in fed:
+        for batch, tokens_MBT in self._times.waiting(fed):
+            self._times.begin_step(self.step + 1)
             self._run_actions(self.step + 1, tokens_MBT, before=True)
             self._state, metrics = self._built.train_step(self._state, tokens_MBT)
             self.step += 1
@@ -54,26 +58,22 @@ class Loop:
         self._finished(self._reader.flush())
         now = Now(self.step, self._state, self.step == self._built.total_steps)
         for action in self._actions:
-            action.at_end(now)
+            with self._times.spent(action.counts_as):
+                action.at_end(now)
         self.is_complete = now.is_last and all(action.is_complete for action in self._actions)
 
     def _run_actions(self, step: int, tokens_MBT: jax.Array, *, before: bool) -> None:
         for action in self._actions:
             if action.is_before_step != before or not action.due(step):
                 continue
-            if action.pauses_clock:
-                # Reads what is under way, on the clock: a state that diverged is neither saved nor evaluated.
+            if action.counts_as is not Category.STEP:
+                # Reads what is under way, as part of the steps: a state that diverged is neither saved nor evaluated.
                 self._finished(self._reader.flush())
             now = Now(self.step, self._state, step == self._built.total_steps, tokens_MBT)
-            if action.pauses_clock:
-                with self._clock.paused():
-                    action.run(now)
-            else:
+            with self._times.spent(action.counts_as):
                 action.run(now)
 
     def _finished(self, result: StepResult | None) -> None:
         if result:
-            before, after = (self._plan.tokens_before(step) for step in (result.step - 1, result.step))
-            self._clock.step_done(after - before)
             for action in self._actions:
                 action.on_result(result)

@@ -120,8 +120,8 @@ def _say_data(built: Built, start: Start) -> None:
             )
 
 
-def say_where_things_are(built: Built, start: Start, step: int) -> None:
-    """The last lines: how far the run got, where its results are, which commands come next."""
+def say_where_things_are(built: Built, start: Start, step: int, where_time_went: str) -> None:
+    """The last lines: how far the run got, where its time and its results are, which commands come next."""
     config, total_steps = built.config, built.total_steps
     finished = step == total_steps
     python = python_as_typed()
@@ -129,6 +129,7 @@ def say_where_things_are(built: Built, start: Start, step: int) -> None:
     directory = shlex.quote(os.path.join(config.save_dir, ""))
     seen = f"{start.plan.position(step):,} examples"
     print(f"\n{'Done' if finished else 'Stopped and saved'} at step {step} of {total_steps} ({seen}).")
+    print(f"  time:        {where_time_went}")
     print(f"  checkpoints: {directory}checkpoints   configuration: {directory}config.gin")
     if "tensorboard" in config.writers:
         print(f"  curves:      tensorboard --logdir={directory}tensorboard   # pip install tensorboard")

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import jax
 
+from gpt_pretrain import runtime
 from gpt_pretrain.train import report
 from gpt_pretrain.train.actions import actions_of
 from gpt_pretrain.train.build import Built, build
 from gpt_pretrain.train.changes import announce, changes_of
 from gpt_pretrain.train.checkpoints import Checkpoints
-from gpt_pretrain.train.clock import Clock
 from gpt_pretrain.train.closing import closing
 from gpt_pretrain.train.config import TrainConfig
 from gpt_pretrain.train.exclusive import exclusive
@@ -25,11 +25,17 @@ from gpt_pretrain.train.results import Diverged
 from gpt_pretrain.train.start import Start, resume_or_begin
 from gpt_pretrain.train.state import TrainState
 from gpt_pretrain.train.stopping import StopSignal
+from gpt_pretrain.train.time_file import TimeFile
+from gpt_pretrain.train.time_ledger import Category, TimeLedger
 from gpt_pretrain.train.writers import MetricWriter, make_writer
 
 
-def train(config: TrainConfig) -> int:
+def train(config: TrainConfig, *, process_began: float | None = None) -> int:
     """Trains from the newest checkpoint in `config.save_dir`, or from the start, to the end of `config.num_tokens`.
+
+    Args:
+      process_began: when, by `time.monotonic()`, this process began, where it is there for this run alone: then the
+        time before the call and after it is the run's, too.
 
     Returns:
       0 when the run is complete, 128 + signal number when it was stopped by SIGTERM or SIGINT and saved.
@@ -39,36 +45,43 @@ def train(config: TrainConfig) -> int:
       Diverged: the loss became NaN or infinite; says where.
       RunFailed: the end could not be saved, or `config.save_dir` is not the run's any more.
     """
+    times = TimeLedger(process_began)
     is_primary = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
+        stack.enter_context(times.noting_compilation())
         stop = stack.enter_context(StopSignal())
         data = open_data(config)
         held = stack.enter_context(exclusive(config.save_dir))
-        start = resume_or_begin(config, data)
+        with times.spent(Category.RESTORE):
+            start = resume_or_begin(config, data)
+        if is_primary:
+            time_file = stack.enter_context(TimeFile(config.save_dir, times, start, held.check))
+            if process_began is not None:
+                runtime.at_the_end(time_file.write_last)
         built = build(config, data, start)
         checkpoints = Checkpoints(config.save_dir, num_kept=config.num_checkpoints_kept, check_directory=held.check)
         stack.enter_context(closing(checkpoints, progress=checkpoints.num_bytes_unfinished))
-        state = state_of(built, start, checkpoints)
+        state = state_of(built, start, checkpoints, times)
         if is_primary:
             report.say_what_runs(built, start)
             announce(changes_of(config, start), start.step, config.save_dir)
         provenance = write_record(built, start) if is_primary else None
-        writer = stack.enter_context(closing(writer_of(built, start, provenance)))
-        clock = Clock()
-        actions = actions_of(built, start, writer=writer, checkpoints=checkpoints, held=held, clock=clock, stop=stop)
-        loop = Loop(built, start, state, actions, clock)
+        writer = stack.enter_context(closing(writer_of(built, start, provenance, times)))
+        actions = actions_of(built, start, writer=writer, checkpoints=checkpoints, held=held, times=times, stop=stop)
+        loop = Loop(built, start, state, actions, times)
         del state  # the loop donates it
         with _last_good_checkpoint_named(config, checkpoints):
             loop.run(feed(built, start), stop)
     if is_primary:
-        report.say_where_things_are(built, start, loop.step)
+        report.say_where_things_are(built, start, loop.step, times.summary())
     return 0 if loop.is_complete else 128 + int(stop.received or 15)
 
 
-def state_of(built: Built, start: Start, checkpoints: Checkpoints) -> TrainState:
+def state_of(built: Built, start: Start, checkpoints: Checkpoints, times: TimeLedger) -> TrainState:
     """The state of the start: restored, or fresh, or fresh with the weights of another run."""
     if start.is_resumed:
-        return checkpoints.restore(start.step, built.abstract_state)
+        with times.spent(Category.RESTORE):
+            return checkpoints.restore(start.step, built.abstract_state)
     state = built.fresh_state()
     if source := built.config.from_pretrained:
         digest = built.data.first.tokenizer_digest
@@ -76,20 +89,22 @@ def state_of(built: Built, start: Start, checkpoints: Checkpoints) -> TrainState
     return state
 
 
-def writer_of(built: Built, start: Start, provenance: Provenance | None) -> MetricWriter:
+def writer_of(built: Built, start: Start, provenance: Provenance | None, times: TimeLedger) -> MetricWriter:
     """The writers that the configuration names; without provenance, as on processes that are not primary, none."""
     config = built.config
-    return make_writer(
-        tuple(config.writers),
-        save_dir=config.save_dir,
-        total_steps=built.total_steps,
-        start_step=start.step,
-        config_text=config.describe_config(),
-        settings=provenance and tracked_settings(config, provenance),
-        wandb_project=config.wandb_project,
-        run_name=os.path.basename(os.path.normpath(config.save_dir)),
-        is_primary=provenance is not None,
-    )
+    with times.spent(Category.WRITERS):
+        writer = make_writer(
+            tuple(config.writers),
+            save_dir=config.save_dir,
+            total_steps=built.total_steps,
+            start_step=start.step,
+            config_text=config.describe_config(),
+            settings=provenance and tracked_settings(config, provenance),
+            wandb_project=config.wandb_project,
+            run_name=os.path.basename(os.path.normpath(config.save_dir)),
+            is_primary=provenance is not None,
+        )
+    return times.counted(writer, MetricWriter.__abstractmethods__, Category.WRITERS)
 
 
 @contextlib.contextmanager

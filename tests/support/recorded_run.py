@@ -42,6 +42,8 @@ def recording(consumed: str | os.PathLike, secs_per_step: float = 0.0) -> Iterat
 if __name__ == "__main__":
     runtime.configure()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    with recording(sys.argv[1], float(sys.argv[2])):
-        status = main.main(sys.argv[3:])
+    program, consumed, secs_per_step, *flags = sys.argv
+    sys.argv = [program, *flags]
+    with recording(consumed, float(secs_per_step)):
+        status = main.main()  # as the process's own command, which the time ledger counts from the process's start
     sys.exit(status)

@@ -12,10 +12,10 @@ from gpt_pretrain.train.actions.statistics import WriteStatistics
 from gpt_pretrain.train.actions.verification import VerifyShards
 from gpt_pretrain.train.build import Built
 from gpt_pretrain.train.checkpoints import Checkpoints
-from gpt_pretrain.train.clock import Clock
 from gpt_pretrain.train.exclusive import HeldDirectory
 from gpt_pretrain.train.start import Start
 from gpt_pretrain.train.stopping import StopSignal
+from gpt_pretrain.train.time_ledger import TimeLedger
 from gpt_pretrain.train.writers import MetricWriter
 
 log = logging.getLogger(__name__)
@@ -28,12 +28,12 @@ def actions_of(
     writer: MetricWriter,
     checkpoints: Checkpoints,
     held: HeldDirectory,
-    clock: Clock,
+    times: TimeLedger,
     stop: StopSignal,
 ) -> list[Action]:
     """The actions that the configuration asks for, in the order in which they are called."""
     config, data = built.config, built.data
-    actions: list[Action] = [LogMetrics(built, start, writer, clock)]
+    actions: list[Action] = [LogMetrics(built, start, writer, times)]
     if config.statistics_interval:
         actions.append(WriteStatistics(built, writer))
     if config.profile_step:
@@ -41,7 +41,7 @@ def actions_of(
     if any(each.unverified for each in data.datasets.values()):
         actions.append(VerifyShards(built, start, checkpoints))
     # Saved before it is evaluated: an evaluation that fails costs no checkpoint.
-    actions.append(SaveCheckpoints(built, start, checkpoints, writer, held))
+    actions.append(SaveCheckpoints(built, start, checkpoints, writer, held, times))
     if validation := data.sources("val"):
         actions.append(Evaluate(built, validation, writer, stop))
     else:

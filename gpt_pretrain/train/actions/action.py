@@ -7,6 +7,7 @@ import jax
 
 from gpt_pretrain.train.results import StepResult
 from gpt_pretrain.train.state import TrainState
+from gpt_pretrain.train.time_ledger import Category
 from gpt_pretrain.train.writers import periodic_actions
 
 
@@ -34,12 +35,13 @@ class Action:
       is_before_step: `run` is called before the step that is due, with its batch and the state that it will
         change; else after it.
       is_complete: nothing of a finished run is missing. What is, the same command makes up for.
-      pauses_clock: the time of `run` is not training time, and all metrics are read before.
+      counts_as: what the time of `run` and `at_end` is spent on. STEP is training time, which the tokens a second are
+        of; for anything else, the metrics of all steps are read before `run`.
     """
 
     is_before_step = False
-    pauses_clock = True
     is_complete = True
+    counts_as = Category.EVALUATION
 
     def due(self, step: int) -> bool:
         """Whether to run at this step, counted from 1. Called once for each step, in order."""

@@ -16,6 +16,7 @@ from gpt_pretrain.train.metadata import CheckpointMetadata
 from gpt_pretrain.train.record import write_ledger
 from gpt_pretrain.train.results import RunFailed
 from gpt_pretrain.train.start import Start
+from gpt_pretrain.train.time_ledger import Category, TimeLedger
 from gpt_pretrain.train.writers import MetricWriter
 
 log = logging.getLogger(__name__)
@@ -30,10 +31,20 @@ class SaveCheckpoints(Action):
     checkpoint, or several processes, which could not agree on what is there, end with an error.
     """
 
-    def __init__(self, built: Built, start: Start, checkpoints: Checkpoints, writer: MetricWriter, held: HeldDirectory):
+    counts_as = Category.CHECKPOINT
+
+    def __init__(
+        self,
+        built: Built,
+        start: Start,
+        checkpoints: Checkpoints,
+        writer: MetricWriter,
+        held: HeldDirectory,
+        times: TimeLedger,
+    ):
         self._schedule = Schedule(built.config.save_interval, also=(built.total_steps,))
         self._built, self._start = built, start
-        self._checkpoints, self._writer, self._held = checkpoints, writer, held
+        self._checkpoints, self._writer, self._held, self._times = checkpoints, writer, held, times
         self._saved_step = start.step  # or being saved
         self._looked_secs = time.monotonic()
         self._is_saving = self._is_ending = False
@@ -49,6 +60,7 @@ class SaveCheckpoints(Action):
     def run(self, now: Now) -> None:
         """Starts saving, if this step is not saved."""
         self._settle()
+        self._times.at_checkpoint(now.step)
         if now.step == self._saved_step:
             return
         self._held.check()

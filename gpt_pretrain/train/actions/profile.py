@@ -5,6 +5,7 @@ import os
 import jax
 
 from gpt_pretrain.train.actions.action import Action, Now
+from gpt_pretrain.train.time_ledger import Category
 from gpt_pretrain.train.writers import periodic_actions
 
 NUM_STEPS = 5
@@ -13,7 +14,7 @@ NUM_STEPS = 5
 class Profile(Action):
     """Records the steps that follow `first_step`, in the first process."""
 
-    pauses_clock = False
+    counts_as = Category.STEP
 
     def __init__(self, first_step: int, save_dir: str):
         self._profile = periodic_actions.Profile(

@@ -4,6 +4,7 @@ import jax
 
 from gpt_pretrain.train.actions.action import Action, Now, Schedule
 from gpt_pretrain.train.build import Built
+from gpt_pretrain.train.time_ledger import Category
 from gpt_pretrain.train.writers import MetricWriter
 
 
@@ -11,6 +12,7 @@ class WriteStatistics(Action):
     """At an interval, those of the step to come: of its batch, and of the parameters before it."""
 
     is_before_step = True
+    counts_as = Category.STATISTICS
 
     def __init__(self, built: Built, writer: MetricWriter):
         self.due = Schedule(built.config.statistics_interval)

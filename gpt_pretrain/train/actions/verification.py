@@ -17,6 +17,7 @@ from gpt_pretrain.train.build import Built
 from gpt_pretrain.train.checkpoints import Checkpoints
 from gpt_pretrain.train.results import RunFailed
 from gpt_pretrain.train.start import Start
+from gpt_pretrain.train.time_ledger import Category
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ class VerifyShards(Action):
     """Stops the run when a shard is not what its manifest says. Each host verifies all files as it sees them: its
     processes share the work."""
 
-    pauses_clock = False
+    counts_as = Category.STEP
 
     def __init__(self, built: Built, start: Start, checkpoints: Checkpoints):
         suspects = suspects_of(built.data.datasets, start.plan, start.step)

@@ -17,6 +17,7 @@ TRAIN_COLUMNS = {
     "mfu": lambda x: f"MFU {x:5.1%}",
 }
 CURVES_ONLY = ("param_norm", "update_norm", "examples_seen", "eta_secs")  # Too much for a line.
+CURVES_ONLY_GROUPS = ("time_percent",)
 MAX_VALUES_PER_LINE = 8
 
 
@@ -40,6 +41,8 @@ class ConsoleWriter(RunWriter):
             group, _, metric = name.partition("/") if "/" in name else ("", "", name)
             groups.setdefault(group, {})[metric] = value
         for group, values in groups.items():
+            if group in CURVES_ONLY_GROUPS:
+                continue
             if group == "train":
                 self._print(step, *self._train_columns(step, values))
             elif len(values) > MAX_VALUES_PER_LINE:
