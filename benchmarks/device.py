@@ -1,6 +1,6 @@
 """Everything that is to be known of this device, in one command: about eight minutes on a GPU, one on a CPU.
 
-    python benchmarks/device.py [--output=device.json] [--minutes=8]
+    python benchmarks/device.py --output=device.json
 
 Attention kernels against their reference, the four GPT-2 sizes with the real loader, the variants of the step, whether
 two runs are bitwise equal and what that costs, and memory and time as predicted and as measured. Writes one JSON file

@@ -1,6 +1,6 @@
 """Attention kernels of this device against attention written out in float32, and their speed, as one JSON line.
 
-    python benchmarks/kernels.py [--batch=16 --time=1024 --heads=12 --head_dim=64]
+    python benchmarks/kernels.py --batch=16 --time=1024 --heads=12 --head_dim=64
 
 Errors are relative to the norm of the reference, of outputs and of the three gradients. Times are of a forward and a
 backward pass, the median of ten. A kernel that cannot run here is listed with the reason.
