@@ -148,9 +148,12 @@ class SplitWeights:
         def gather(shard):
             return _gathered(shard.astype(wire.gather), spec).astype(shard.dtype)
 
-        gather.defvjp(
-            lambda shard: (gather(shard), None), lambda _, grad: (_summed_and_split(grad, spec, wire.reduce),)
-        )
+        def gradient(_, grad):
+            # Without the barrier XLA for TPUs moves the sums of all microbatches behind their loop, where whole
+            # gradients wait for them.
+            return (jax.lax.optimization_barrier(_summed_and_split(grad, spec, wire.reduce)),)
+
+        gather.defvjp(lambda shard: (gather(shard), None), gradient)
         return gather(shard) if split_axes(spec) else shard
 
 
