@@ -92,7 +92,8 @@ def _run(prediction: Prediction, name: str, effort: str) -> Iterator[str]:
     yield f"step       {tokens} in {pieces} of {layout.per_device} windows a device"
     word = "compiled" if step.text is not None else "refused"
     note = f" ({effort})" if effort else ""
-    yield f"gradients  {how_reduced(built)}"
+    if prediction.num_devices > 1:
+        yield f"gradients  {how_reduced(built)}"
     yield f"compiler   lowered in {step.lower_secs:.1f} s, {word} in {step.compile_secs:.1f} s{note}"
 
 
