@@ -141,7 +141,7 @@ class GcsRules:
         query, path = request.query, request.path.partition("?")[0]
         bucket = path.partition("/b/")[2].partition("/")[0]
         upload = query.get("upload_id", "")
-        target = path.removeprefix("/upload")
+        target = path.removeprefix("/upload").removeprefix("/download")
         if "uploadType" in query:
             target += "/" + urllib.parse.quote(query["name"], safe="")
         if upload and request.method == "DELETE":
@@ -151,9 +151,8 @@ class GcsRules:
             target, condition = self.conditions[upload]
         if condition is not None and condition != self.generation(target, ask):
             return refusal(412, "conditionNotMet")
-        if query.get("alt") == "media" and query.get("generation", self.generation(target, ask)) != self.generation(
-            target, ask
-        ):
+        wanted = query.get("generation")
+        if query.get("alt") == "media" and wanted and wanted != self.generation(target, ask):
             return refusal(404, "No such object: another generation")
         reply = ask(request)
         if reply.status == 404 and not upload and ask(get(f"/storage/v1/b/{bucket}", request)).status == 404:
