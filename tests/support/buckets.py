@@ -29,7 +29,8 @@ import pytest
 from support.fault_proxy import Fault, FaultProxy, Reply, Request, running
 
 STORES = ("gs", "s3")
-PATIENCE_SECS = "1"
+PATIENCE_SECS = 3.0  # enough on a busy machine
+IMPATIENT_SECS = 1.0  # where a test waits for the end of it
 _numbers = itertools.count()
 
 
@@ -72,6 +73,13 @@ def bucket_server(request, bucket_servers, monkeypatch) -> Iterator[BucketServer
 
 
 @pytest.fixture
+def impatient(bucket_server: BucketServer, monkeypatch) -> float:
+    """Stores are given up after so many seconds."""
+    monkeypatch.setenv("GPT_PRETRAIN_BUCKET_PATIENCE_SECS", f"{IMPATIENT_SECS:g}")
+    return IMPATIENT_SECS
+
+
+@pytest.fixture
 def bucket(bucket_server: BucketServer) -> str:
     """The URL of a new bucket of it."""
     return bucket_server.make_bucket()
@@ -85,7 +93,7 @@ def variables(servers: dict[str, BucketServer]) -> dict[str, str]:
         "AWS_SECRET_ACCESS_KEY": "test-secret",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
-        "GPT_PRETRAIN_BUCKET_PATIENCE_SECS": PATIENCE_SECS,
+        "GPT_PRETRAIN_BUCKET_PATIENCE_SECS": f"{PATIENCE_SECS:g}",
     }
 
 
