@@ -179,6 +179,14 @@ def test_the_search_does_not_compile_what_is_far_too_large():
     assert found.next_bytes == 102 * GIB and 101 not in compiled
 
 
+def test_the_search_makes_no_leap_where_the_compiler_begins_to_compute_things_again():
+    found, compiled = searched(
+        lambda size: min(1 + size, 7.9), There(8 * GIB, 8 * GIB), batch_size=4 * 5040, refused_from=15
+    )
+    assert (found.per_device_batch_size, found.is_final) == (14, True)
+    assert max(compiled) == 15
+
+
 def test_the_search_ends_after_eight_compilations_and_says_that_more_may_fit():
     # From 2 on, each needs a little too much, and the next smaller one always looks as if it fitted.
     found, compiled = searched(
