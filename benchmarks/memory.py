@@ -71,7 +71,8 @@ def main() -> int:
 def _in_a_process(name: str) -> dict:
     num_devices = 2 if "two devices" in name else 1
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={num_devices}"
-    environment = os.environ | _RETURN_FREED_PAGES | {"XLA_FLAGS": flags.strip(), "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    changes = {"XLA_FLAGS": flags.strip(), "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    environment = os.environ | _RETURN_FREED_PAGES | changes
     done = subprocess.run([sys.executable, __file__, f"--only={name}"], capture_output=True, text=True, env=environment)
     try:
         return json.loads(done.stdout.splitlines()[-1])
