@@ -40,6 +40,11 @@ CASES = {
     "documents": (*TWO_MICROBATCHES, setting("data.document_mask", True), setting("train.reduce_dtype", "bfloat16")),
     "per_step": (*TWO_MICROBATCHES, *PER_STEP),
     "per_use": (*TWO_MICROBATCHES, *PER_USE),
+    # Only at full effort, which takes long, does XLA for TPUs move collectives out of loops.
+    "per_use in full": (
+        *(*TWO_MICROBATCHES, *PER_USE, "--exact"),
+        *("--model.n_layer=2", "--model.n_head=2", "--model.n_embd=256", "--model.vocab_size=1024"),
+    ),
     "none": LARGE_BATCH,
     "dots": (*LARGE_BATCH, setting("model.remat", "dots")),
     "full": (*LARGE_BATCH, setting("model.remat", "full")),
@@ -120,6 +125,12 @@ def test_over_fsdp_weights_are_gathered_in_bfloat16_and_gradients_are_scattered_
     assert gathered == pytest.approx(2 * (matrices + (layers if case == "per_use" else 0)), rel=0.02)
     inside = network_ops_inside_loops(found)
     assert inside >= {"all-gather"} if case == "per_use" else inside == set()
+
+
+def test_for_each_use_gradients_are_scattered_in_every_microbatch_at_full_effort_too(compiled):
+    found = compiled("per_use in full")
+    assert {each["times_a_step"] for each in found.traffic("reduce-scatter")} == {2}
+    assert network_ops_inside_loops(found) >= {"all-gather"}
 
 
 def test_gathered_for_each_use_whole_weights_and_gradients_take_no_memory(compiled):
