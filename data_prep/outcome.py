@@ -83,9 +83,10 @@ def summary(outcome: Outcome, source: str, output_dir: str, seconds: float) -> s
 def share_summary(outcome: ShareOutcome, output_dir: str, seconds: float) -> str:
     """The one line that a task ends with."""
     there = f" ({outcome.num_reused:,} were there)" if outcome.num_reused else ""
+    units = "1 unit" if outcome.num_units == 1 else f"{outcome.num_units:,} units"
     return (
-        f"{output_dir}: --unit_range={outcome.unit_range}: {outcome.num_units:,} unit{'s' * (outcome.num_units != 1)}{there}, {outcome.num_tokens:,} "
-        f"tokens in {duration(seconds)}. Next, when all tasks are done: the same command without --unit_range"
+        f"{output_dir}: --unit_range={outcome.unit_range}: {units}{there}, {outcome.num_tokens:,} tokens in "
+        f"{duration(seconds)}. Next, when all tasks are done: the same command without --unit_range"
     )
 
 

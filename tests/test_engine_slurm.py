@@ -1,5 +1,6 @@
 """Array jobs: several processes at once on one directory, each with its share of the units, and a command that finishes."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -141,17 +142,25 @@ def test_a_damaged_input_fails_its_task_alone_and_may_be_replaced(corpus, local,
     assert {name: tree(tmp_path / "out")[name] for name in shards} == {name: local[name] for name in shards}
 
 
-def start(*options: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "data_prep.fineweb", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+@pytest.fixture
+def start():
+    """Starts a command as a process, in a group that ends with the test."""
+    started = []
+
+    def start_one(*options: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "data_prep.fineweb", *options]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, **pipes, start_new_session=True))
+        return started[-1]
+
+    yield start_one
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
-def test_tasks_at_the_same_time_one_killed_and_repeated(tmp_path, capsys):
+def test_tasks_at_the_same_time_one_killed_and_repeated(tmp_path, capsys, start):
     """Real processes with workers of their own; the finishing command meanwhile is refused."""
     corpus = tmp_path / "corpus"
     corpus.mkdir()
