@@ -35,11 +35,17 @@ def add_engine(parser: argparse.ArgumentParser, engines: Sequence[str]) -> None:
         help="where jobs run, which changes no byte: processes of this machine, or a cluster with a shared disk "
         "(default: %(default)s)",
     )
+    add("--dask_scheduler", metavar="ADDRESS", help="of --engine=dask: tcp://HOST:PORT of a scheduler with workers")
+    add(
+        "--beam_options",
+        metavar="OPTIONS",
+        help="of --engine=beam: Beam's own, in one argument: '--runner=DataflowRunner --region=...'",
+    )
 
 
 def engine_choice(args: argparse.Namespace) -> EngineChoice:
     """What `add_engine`'s options say. ValueError where that cannot be."""
-    return EngineChoice(args.engine, num_processes(args.num_workers))
+    return EngineChoice(args.engine, num_processes(args.num_workers), args.dask_scheduler, args.beam_options)
 
 
 def unit_range(args: argparse.Namespace) -> UnitRange | None:

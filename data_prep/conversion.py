@@ -70,6 +70,7 @@ def convert(
     origin = open_origin(source, changes, tokenizer, num_shards, headerless)
     if (output / MANIFEST_NAME).exists():
         return origin.confirm(output)
+    engine.check()
     spec = origin.spec(output)
     refuse_strays(output)
     with (

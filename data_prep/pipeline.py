@@ -72,6 +72,7 @@ def prepare(wanted: Wanted, engine: EngineChoice, *, require_parts: bool = False
     if (output / MANIFEST_NAME).exists():
         choose_engine(user_tokenizer(wanted.options.tokenizer), wanted.tokenizer_engine)
         return _already_complete(wanted.options, wanted.patterns, output)
+    engine.check()
     spec, jobs = _plan(wanted)
     with (
         full_disk_in_words(output, len(spec.formats), lambda: _num_tokens_ahead(spec, work)),

@@ -17,6 +17,7 @@ from typing import TextIO
 
 LOCK, WORKERS_LOCK, SPEC_LOCK = "lock", "workers.lock", "spec.lock"
 TASKS = "tasks"  # folder of the locks of tasks
+TICKETS = "tickets"  # folder of the tickets of jobs on other machines, see remote.py
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
@@ -24,8 +25,8 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 def locked(directory: Path) -> Iterator[Path]:
     """Only this process works in `directory`, which is made if need be; gives the file that its workers lock.
 
-    The workers of a killed process end within moments; entering waits for them, so that they
-    don't write into files that are ours now.
+    The workers of a killed process end within moments, those of other machines as soon as they miss
+    their ticket; entering waits for them, so that they don't write into files that are ours now.
 
     Raises ValueError when another process, or a task, has a lock.
     """
@@ -33,6 +34,8 @@ def locked(directory: Path) -> Iterator[Path]:
     with open(directory / LOCK, "w") as own:
         if not try_lock(own, fcntl.LOCK_EX):
             raise ValueError(_at_work(directory))
+        for ticket in directory.glob(f"{TICKETS}/*"):
+            ticket.unlink(missing_ok=True)
         for path in [directory / WORKERS_LOCK, *directory.glob(f"{TASKS}/*.{WORKERS_LOCK}")]:
             wait_for_workers(path)
         yield directory / WORKERS_LOCK
@@ -120,5 +123,5 @@ def wait_for_workers(path: Path) -> None:
     """Until no worker holds the lock at `path`, which is made if need be."""
     with open(path, "w") as lock:
         if not try_lock(lock, fcntl.LOCK_EX):
-            print("waiting for workers of an earlier command to end their jobs", file=sys.stderr, flush=True)
+            print("waiting for workers to end jobs that nobody wants any more", file=sys.stderr, flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
