@@ -52,6 +52,10 @@ class EngineChoice:
             from data_prep.engines.dask import require_scheduler
 
             require_scheduler(self.dask_scheduler)
+        if self.beam_options is not None:
+            from data_prep.engines.beam import require_runner
+
+            require_runner(self.beam_options)
 
     def open(self, lock: Path) -> Engine:
         """The engine, which ends as a context manager.
@@ -63,4 +67,8 @@ class EngineChoice:
             from data_prep.engines.dask import DaskCluster
 
             return DaskCluster(self.dask_scheduler, lock)
+        if self.beam_options is not None:
+            from data_prep.engines.beam import BeamPipelines
+
+            return BeamPipelines(self.beam_options, lock)
         return Workers(self.num_workers, lock)
