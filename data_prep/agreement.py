@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.engines.locks import spec_locked
 from data_prep.outcome import Outcome
 from data_prep.parts import PARTS
 from data_prep.store.files import read_note, write_note
@@ -69,6 +70,11 @@ def confirm_complete(
 def begin_or_continue(spec: Spec, output: Path) -> None:
     """Makes the work directory ready: continues an unfinished preparation of the same spec, refuses any other."""
     work = output / WORK_DIR
+    with spec_locked(work):
+        _begin_or_continue(spec, output, work)
+
+
+def _begin_or_continue(spec: Spec, output: Path, work: Path) -> None:
     try:
         note = read_note(work / SPEC_NAME)
         there = Spec.from_json(note.get("spec")) if note else None
@@ -86,7 +92,9 @@ def begin_or_continue(spec: Spec, output: Path) -> None:
 
 def note_failed(work: Path, paths: Sequence[str]) -> None:
     """Notes inputs that could not be read, so that they may differ when the preparation is continued."""
-    write_note(work / FAILED_NAME, {"paths": list(paths)})
+    with spec_locked(work):
+        noted = (read_note(work / FAILED_NAME) or {}).get("paths", [])
+        write_note(work / FAILED_NAME, {"paths": sorted({*noted, *paths})})
 
 
 def forget_spec(work: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from data_prep.agreement import confirm_complete
 from data_prep.downloads import DownloadJob, download
-from data_prep.engines.local import Workers
+from data_prep.engines.engine import Engine
 from data_prep.inputs.paths import Wanted, expand
 from data_prep.inputs.patterns import at_home, split_names
 from data_prep.options import Options
@@ -187,7 +187,7 @@ class BareShards:
         # Nobody knows what the texts were cut from, and the files' names say what val is.
         return replace(spec, text_column=None, val_tokens=None, num_shards=self._num_shards)
 
-    def read(self, work: Path, workers: Workers) -> tuple[dict[str, StoredStream], dict[str, StoredStream]]:
+    def read(self, work: Path, workers: Engine) -> tuple[dict[str, StoredStream], dict[str, StoredStream]]:
         """Of each split the tokens, and its documents: see `write_dataset`.
 
         Raises ValueError: files that cannot be downloaded, are damaged, or of another tokenizer.
@@ -224,7 +224,7 @@ class BareShards:
             {split: StoredStream(scans[i].table for i in own) for split, own in places.items()},
         )
 
-    def _download(self, directory: Path, workers: Workers) -> dict[str, str]:
+    def _download(self, directory: Path, workers: Engine) -> dict[str, str]:
         """Where each file is on this machine."""
         local = {
             path: str(directory / f"{index:05d}.bin") if is_remote(path) else path

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from data_prep.card import write_card
-from data_prep.engines.local import locked
+from data_prep.engines.locks import locked
 from data_prep.pages.text import printable
 from data_prep.store.manifest import WORK_DIR
 

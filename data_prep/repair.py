@@ -20,7 +20,8 @@ from typing import Any
 from data_prep.agreement import SHARDS
 from data_prep.cuts import shard_jobs, split_streams
 from data_prep.encoders import choose_engine
-from data_prep.engines.local import Workers, locked
+from data_prep.engines.local import Workers
+from data_prep.engines.locks import locked
 from data_prep.inputs.paths import TFDS
 from data_prep.inputs.units import Inspection, input_of, inspect
 from data_prep.pages.progress import Progress
@@ -60,7 +61,7 @@ def repair(
     for folder in (work, work / PARTS, work / SHARDS):
         if folder.is_symlink():
             raise RepairError(f"{folder}: is a link; nothing is written where it leads. Remove it.")
-    with locked(work), Workers(num_workers, work) as workers:
+    with locked(work) as lock, Workers(num_workers, lock) as workers:
         for name in (PARTS, SHARDS):
             (work / name).mkdir(exist_ok=True)
         from_shards, from_inputs = _plan(directory, manifest, names, work)
