@@ -8,7 +8,6 @@ import threading
 import time
 
 import pytest
-from support.buckets import _servers, bucket, bucket_server  # noqa: F401
 from support.fault_proxy import ALWAYS, Fault
 
 from data_prep.store import buckets, leases
@@ -29,7 +28,7 @@ def short(monkeypatch):
 
 
 @pytest.fixture
-def directory(bucket):  # noqa: F811
+def directory(bucket):
     return f"{bucket}/run"
 
 
@@ -201,7 +200,7 @@ def test_the_thread_finds_out_about_a_lost_lease_by_itself(directory):
 
 
 @pytest.mark.parametrize("kind", ["status", "reset", "lost", "truncated"])
-def test_trouble_of_the_network_costs_no_lease(directory, bucket_server, kind):  # noqa: F811
+def test_trouble_of_the_network_costs_no_lease(directory, bucket_server, kind):
     with leases.hold(directory) as lease:
         bucket_server.fail(*(Fault(kind, having=".lease", times=1, skip=skip) for skip in (0, 0, 1)))
         before, deadline = lease.num_renewals, time.monotonic() + 4 * TTL_SECS
@@ -217,7 +216,7 @@ def test_a_bucket_that_is_away_for_longer_than_the_ttl_is_an_error_to_retry_and_
     directory,
     bucket_server,
     monkeypatch,
-    caplog,  # noqa: F811
+    caplog,
 ):
     monkeypatch.setenv("GPT_PRETRAIN_BUCKET_PATIENCE_SECS", "0.3")
     with leases.hold(directory) as lease:

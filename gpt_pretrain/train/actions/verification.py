@@ -32,7 +32,7 @@ class VerifyShards(Action):
         suspects = suspects_of(built.data.datasets, start.plan, start.step)
         rank, count = _among_processes_of_this_host()
         self._plan, self._checkpoints = start.plan, checkpoints
-        self._verification = Verification(suspects[rank::count], built.config.save_dir, number=jax.process_index())
+        self._verification = Verification(suspects[rank::count], built.config.directory, number=jax.process_index())
         self._is_said = self._verification.is_done
         self._verification.start()
         if not self._is_said:
