@@ -1,15 +1,25 @@
-"""A run whose save_dir is in a bucket: killed anywhere, on a machine whose disk is lost, it is the run that nobody disturbed."""
+"""A run whose save_dir is in a bucket: killed anywhere, on a machine whose disk is lost, it is the run that nobody
+disturbed."""
 
+import dataclasses
 import os
+import re
 import shutil
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
+from support.fault_proxy import ALWAYS, Fault
+from support.recorded_run import recording
 from support.shared import made_once
-from support.training_runs import assert_bitwise_equal, final_state, finish, flags, start, train_here
+from support.training_runs import assert_bitwise_equal, final_state, flags, start, train_here
 
 from data_prep.store import buckets, leases
+from gpt_pretrain import generate, inspect, replay
 from gpt_pretrain.data.ledger import Ledger
+from gpt_pretrain.train.actions import checkpointing
 
 NUM_STEPS = 12
 TTL_SECS = 2.0
@@ -26,11 +36,12 @@ def cache(tmp_path, monkeypatch) -> Path:
 @pytest.fixture(scope="session")
 def undisturbed(tiny_dataset, tmp_path_factory) -> Path:
     """A run on this machine's disk."""
-
-    def make(directory):
-        train_here(run_flags(tiny_dataset, directory / "run"))
-
-    return made_once(tmp_path_factory, "undisturbed-by-buckets", make) / "run"
+    directory = made_once(
+        tmp_path_factory,
+        "undisturbed-by-buckets",
+        lambda directory: train_here(run_flags(tiny_dataset, directory / "run")),
+    )
+    return directory / "run"
 
 
 def run_flags(dataset, save_dir, **changes):
@@ -60,15 +71,255 @@ def assert_is_the_undisturbed_run(url, directory, undisturbed):
     step, arrays = final_state(run)
     assert step == NUM_STEPS
     assert_bitwise_equal(arrays, final_state(undisturbed)[1])
+    assert not [name for name in names_in(url) if name.endswith(".lease")]
 
 
-def test_a_run_leaves_in_its_bucket_what_it_would_leave_on_a_disk(bucket, tiny_dataset, tmp_path, undisturbed, cache):
-    url = f"{bucket}/runs/one"
+def written(server) -> list[tuple[str, str]]:
+    """("PUT" or "DELETE", name below the run) of what was asked of the store, in order."""
+    found = []
+    for request in server.proxy.seen:
+        path = request.query.get("name", request.path.partition("?")[0]).replace("%2F", "/")
+        if request.method in ("PUT", "POST", "DELETE") and "/run/" in f"/{path}":
+            found.append(("DELETE" if request.method == "DELETE" else "PUT", f"/{path}".rpartition("/run/")[2]))
+    return found
+
+
+def test_a_run_leaves_in_its_bucket_what_it_would_leave_on_a_disk_and_it_can_be_read_there(
+    bucket, bucket_server, tiny_dataset, tmp_path, undisturbed, cache, capsys
+):
+    url = f"{bucket}/a/run"
     output = train_here(run_flags(tiny_dataset, url))
-    assert_is_the_undisturbed_run(url, tmp_path / "got", undisturbed)
-    assert committed(url) == [8, 12]
-    local = {str(path.relative_to(undisturbed)) for path in undisturbed.rglob("*") if path.is_file()}
-    ours, theirs = ({name for name in names if not name.startswith("tensorboard")} for names in (names_in(url), local))
-    assert ours == theirs - {".lock"}
     assert f"checkpoints: {url}/checkpoints " in output and f"--checkpoint={url} " in output
     assert str(cache) not in output
+    assert committed(url) == [8, 12]
+    assert_is_the_undisturbed_run(url, tmp_path / "got", undisturbed)
+
+    def names(files):  # but for those that chance names
+        return {re.sub(r"(ocdbt.*/d/|tensorboard/).*", r"\1", name) for name in files}
+
+    local = [str(path.relative_to(undisturbed)) for path in undisturbed.rglob("*") if path.is_file()]
+    assert names(names_in(url)) == names(local) - {".lock"}
+
+    shutil.rmtree(cache)
+    bucket_server.proxy.seen.clear()
+    commands = [
+        (replay, [url, "--verify", "--num_workers=1"], f"{url}: updates 1 to 12 are as the ledger says"),
+        (inspect, [url, "--step=3", "--rows=0"], f"{url}: update 3 of 12, consumed"),
+        (generate, [f"--checkpoint={url}", "--num_tokens=2"], ""),
+    ]
+    for command, arguments, expected in commands:
+        assert command.main(arguments) == 0, capsys.readouterr()
+        assert expected in capsys.readouterr().out
+        copies = [path.name for path in cache.glob("read/*/checkpoints/*")]
+        assert copies == (["12"] if command is generate else [])  # no checkpoint where none is needed
+    assert not [each for each in bucket_server.proxy.seen if each.method not in ("GET", "HEAD")]
+    assert replay.main([url, "--against", str(undisturbed)]) == 0
+
+
+def test_killed_while_it_uploads_on_a_disk_that_is_lost_it_goes_on_as_if_nothing_had_happened(
+    bucket, bucket_server, tiny_dataset, tmp_path, undisturbed, cache
+):
+    url = f"{bucket}/run"
+    # The last file of the second checkpoint is never answered: all else of it is there.
+    bucket_server.fail(*(Fault("silent", secs=60, method=m, having=h, times=ALWAYS) for m, h in _second_seal(bucket)))
+    process = start(run_flags(tiny_dataset, url), consumed=tmp_path / "consumed", secs_per_step=0.1, num_devices=4)
+    deadline = time.monotonic() + 60
+    while not any("checkpoints/8/run/metadata" in name for name in names_in(url)) and time.monotonic() < deadline:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    bucket_server.proxy.faults.clear()
+    bucket_server.proxy.ended.set()
+    bucket_server.proxy.ended.clear()
+    assert committed(url) == [4]
+    shutil.rmtree(cache)
+    output = train_here(run_flags(tiny_dataset, url))
+    assert f"Continuing {url} from step 4 of {NUM_STEPS}" in output
+    assert_is_the_undisturbed_run(url, tmp_path / "got", undisturbed)
+
+
+def _second_seal(bucket):
+    seal = "checkpoints/8/digests.json"
+    return [("POST", seal.replace("/", "%2F")), ("POST", seal), ("PUT", seal)]
+
+
+def test_the_bucket_can_be_resumed_from_at_any_moment(bucket, bucket_server, tiny_dataset, cache):
+    url = f"{bucket}/run"
+    train_here(run_flags(tiny_dataset, url, **{"train.save_interval": 2}))
+    asked = written(bucket_server)
+    seals = [name for what, name in asked if what == "PUT" and name.endswith("digests.json")]
+    assert "checkpoints/12/digests.json" in seals
+    for seal in seals:
+        at, folder = asked.index(("PUT", seal)), seal.removesuffix("digests.json")
+        mine = [i for i, (what, name) in enumerate(asked) if what == "PUT" and name.startswith(folder)]
+        assert max(mine) == at and len(mine) > 5
+        before = [name for what, name in asked[: min(mine)] if what == "PUT"]
+        assert "ledger.bin" in before and any(name.startswith("tensorboard/") for name in before)
+    removed = [(i, name) for i, (what, name) in enumerate(asked) if what == "DELETE" and name.startswith("checkpoints")]
+    for step in {name.split("/")[1] for _, name in removed}:
+        first = next((i, name) for i, name in removed if name.split("/")[1] == step)
+        assert first[1] == f"checkpoints/{step}/digests.json"
+        newer = [asked.index(("PUT", seal)) for seal in seals if int(seal.split("/")[1]) > int(step)]
+        assert len([at for at in newer if at < first[0]]) >= 2
+    # The ledger before what says how far it goes.
+    ledgers = [name for what, name in asked if what == "PUT" and name in ("ledger.bin", "data.json")]
+    assert ledgers[:2] in (["ledger.bin", "data.json"], ["data.json", "ledger.bin"])
+    assert ledgers[2:] == ["ledger.bin", "data.json"] * (len(ledgers) // 2 - 1)
+
+
+def test_what_is_on_the_disk_already_is_not_fetched_and_what_the_bucket_lacks_is_dropped(
+    bucket, bucket_server, tiny_dataset, cache
+):
+    url = f"{bucket}/run"
+    train_here(run_flags(tiny_dataset, url))
+    bucket_server.proxy.seen.clear()
+    assert f"Continuing {url} from step 12" in train_here(run_flags(tiny_dataset, url))
+    gets = [each.path for each in bucket_server.proxy.seen if each.method == "GET" and "checkpoints" in each.path]
+    assert not [path for path in gets if "alt=media" in path or ("prefix" not in path and "checkpoints/" in path)]
+    # Somebody goes back to step 8, by hand.
+    buckets.remove_all(f"{url}/checkpoints/12")
+    output = train_here(run_flags(tiny_dataset, url))
+    assert f"Continuing {url} from step 8" in output and committed(url) == [8, 12]
+
+
+def test_a_damaged_checkpoint_of_the_bucket_is_passed_over_and_a_dead_runs_lease_waited_for(
+    bucket, tiny_dataset, tmp_path, undisturbed, cache
+):
+    url = f"{bucket}/run"
+    train_here(run_flags(tiny_dataset, url))
+    damaged = max(name for name in names_in(url) if re.fullmatch(r"checkpoints/12/state/.*/d/.*", name))
+    buckets.write(f"{url}/{damaged}", b"x" * buckets.stat(f"{url}/{damaged}").num_bytes)
+    dead = dataclasses.replace(leases.Holder.this_process(TTL_SECS), host="far-away", machine="another")
+    buckets.write(f"{url}/.lease", dead.to_bytes())
+    shutil.rmtree(cache)
+    output = train_here(run_flags(tiny_dataset, url))
+    assert f"waiting for at most {TTL_SECS:g} s" in output
+    assert re.search(rf"Checkpoint {url}/checkpoints/12 cannot be trusted: .* has digest", output), output
+    assert f"Continuing {url} from step 8" in output
+    assert_is_the_undisturbed_run(url, tmp_path / "got", undisturbed)
+    assert committed(url) == [8, 12] and not [name for name in names_in(url) if name.endswith(".damaged")]
+
+
+def test_a_second_run_is_kept_out(bucket, tiny_dataset, cache):
+    with leases.hold(f"{bucket}/run"):
+        output = train_here(run_flags(tiny_dataset, f"{bucket}/run"), expect=1)
+    assert f"error: {bucket}/run: another run is using it (process {os.getpid()} of " in output
+    assert names_in(f"{bucket}/run") == set()
+
+
+def test_uploads_that_fail_for_a_while_stop_nothing(
+    bucket, bucket_server, tiny_dataset, tmp_path, undisturbed, monkeypatch
+):
+    monkeypatch.setenv("GPT_PRETRAIN_BUCKET_PATIENCE_SECS", "0.2")
+    url = f"{bucket}/run"
+    bucket_server.fail(*(Fault("status", having=f"checkpoints{slash}4", times=15) for slash in ("/", "%2F")))
+    with recording(tmp_path / "consumed", 0.1):
+        output = train_here(run_flags(tiny_dataset, url))
+    assert re.search(rf"UPLOADING to {url} FAILED: .*503.*Training goes on; .* newest checkpoint there is none", output)
+    assert f"UPLOADING to {url} works again" in output
+    assert_is_the_undisturbed_run(url, tmp_path / "got", undisturbed)
+
+
+def test_uploads_that_fail_for_ever_end_the_run_with_an_error_and_the_same_command_makes_up_for_it(
+    bucket, bucket_server, tiny_dataset, tmp_path, undisturbed, monkeypatch, cache
+):
+    monkeypatch.setenv("GPT_PRETRAIN_BUCKET_PATIENCE_SECS", "0.2")
+    url = f"{bucket}/run"
+    train_here(run_flags(tiny_dataset, url, **{"train.save_interval": 4}), expect=0) if False else None
+    bucket_server.fail(*(Fault("status", having=f"checkpoints{slash}", times=ALWAYS) for slash in ("/1", "%2F1")))
+    output = train_here(run_flags(tiny_dataset, url), expect=1)
+    mirror = next(cache.glob("runs/run-*"))
+    assert re.search(
+        rf"error: What the run has written is not all in {url}: the newest checkpoint there is that of step 8, here in "
+        rf"{mirror} it is that of step 12\. Mend the bucket",
+        output,
+    ), output
+    assert "Done at step" not in output and committed(url)[-1] == 8
+    bucket_server.proxy.faults.clear()
+    output = train_here(run_flags(tiny_dataset, url))
+    assert f"Continuing {url} from step 12" in output
+    assert_is_the_undisturbed_run(url, tmp_path / "got", undisturbed)
+
+
+def test_a_signal_saves_and_uploads(bucket, tiny_dataset, tmp_path, cache):
+    url, consumed = f"{bucket}/run", tmp_path / "consumed"
+    consumed.touch()
+
+    def send():
+        while len(consumed.read_text().splitlines()) < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=send, daemon=True).start()
+    with recording(consumed, 0.1):
+        output = train_here(run_flags(tiny_dataset, url, **{"train.save_interval": 0}), expect=143)
+    stopped = int(re.search(r"Stopped and saved at step (\d+) of 12", output)[1])
+    assert committed(url) == [stopped] and stopped < NUM_STEPS
+
+
+def test_a_run_whose_lease_is_lost_stops_in_a_line_and_writes_nothing_more(bucket, tiny_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpointing, "_LOOK_SECS", 0.0)
+    monkeypatch.setenv(leases.TTL, "0.4")
+    url, consumed = f"{bucket}/run", tmp_path / "consumed"
+    consumed.touch()
+
+    def take():
+        while len(consumed.read_text().splitlines()) < 2:
+            time.sleep(0.01)
+        other = dataclasses.replace(leases.Holder.this_process(60.0), host="far-away", machine="another")
+        buckets.write(f"{url}/.lease", other.to_bytes())
+
+    threading.Thread(target=take, daemon=True).start()
+    with recording(consumed, 0.3):
+        output = train_here(run_flags(tiny_dataset, url, **{"train.save_interval": 0}), expect=1)
+    assert re.search(rf"error: {url}: is now held by process \d+ of far-away, since .* Stopped;", output), output
+    assert not committed(url) and buckets.stat(f"{url}/.lease")
+
+
+def test_the_weights_of_a_run_in_a_bucket_begin_another_one(bucket, tiny_dataset, tmp_path):
+    url = f"{bucket}/run"
+    train_here(run_flags(tiny_dataset, url))
+    output = train_here(run_flags(tiny_dataset, tmp_path / "other", **{"train.from_pretrained": repr(url)}))
+    assert f"Weights from {url}/checkpoints/12;" in output
+    output = train_here(
+        run_flags(tiny_dataset, tmp_path / "third", **{"train.from_pretrained": repr(f"{url}/checkpoints/8")})
+    )
+    assert f"Weights from {url}/checkpoints/8;" in output
+
+
+@pytest.mark.parametrize(
+    "save_dir, changes, message",
+    [
+        ("{bucket}-missing/run", {}, r"error: {bucket}-missing/run: there is no bucket"),
+        ("{bucket}/a//b", {}, r"error: {bucket}/a//b: has an empty part"),
+        ("{tmp}/run", {"train.from_pretrained": "'{bucket}-missing/run'"}, r"error: {bucket}-missing/run: there is no"),
+        (
+            "{tmp}/run",
+            {"train.work_dir": "'w'"},
+            r"error: .*train\.work_dir: found w, expected None, as train\.save_dir",
+        ),
+        (
+            "http://host/run",
+            {},
+            r"error: .*train\.save_dir: http://host/run is a URL; expected a directory of this machine,",
+        ),
+    ],
+)
+def test_a_place_that_cannot_be_used_is_an_error_before_any_work(
+    bucket, tiny_dataset, tmp_path, save_dir, changes, message
+):
+    where = {"bucket": bucket, "tmp": tmp_path}
+    changes = {name: text.format(**where) for name, text in changes.items()}
+    output = train_here(run_flags("nowhere", save_dir.format(**where), **changes), expect=1)
+    assert re.search(message.replace("{bucket}", bucket), output), output
+    assert len(output.strip().splitlines()) == 1
+
+
+def test_a_working_directory_that_holds_something_else_is_not_touched(bucket, tiny_dataset, tmp_path, undisturbed):
+    other = shutil.copytree(undisturbed, tmp_path / "other")
+    before = {path: path.stat().st_mtime_ns for path in other.rglob("*.json")}
+    arguments = run_flags(tiny_dataset, f"{bucket}/run", **{"train.work_dir": repr(str(other))})
+    output = train_here(arguments, expect=1)
+    assert f"error: {other}: holds " in output and f"which is not of {bucket}/run" in output
+    assert before == {path: path.stat().st_mtime_ns for path in other.rglob("*.json")}

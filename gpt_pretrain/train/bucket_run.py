@@ -176,8 +176,8 @@ def _choose(mirror: Mirror, checkpoints: Mapping[int, Objects], committed: set[i
         which = "the only checkpoint is" if len(bad) == 1 else f"all {len(bad)} checkpoints are"
         step, problem = next(iter(bad.items()))
         raise ValueError(
-            f"{mirror.url}/checkpoints: {which} damaged, or not of this run (step {step}: {problem}). Restore one from a "
-            "copy, or choose another save_dir to start anew."
+            f"{mirror.url}/checkpoints: {which} damaged, or not of this run (step {step}: {problem}). Restore one "
+            "from a copy, or choose another save_dir to start anew."
         )
     for step, problem in bad.items():
         shutil.rmtree(_folder(mirror, step))
@@ -514,11 +514,11 @@ def _shared_token(config: TrainConfig) -> str:
     if jax.process_index() == 0:
         probe.unlink(missing_ok=True)
     if not everywhere.all():
-        blind = ", ".join(map(str, np.flatnonzero(~everywhere)))
+        blind, directory = ", ".join(map(str, np.flatnonzero(~everywhere))), config.directory
         raise ValueError(
-            f"{config.save_dir}: the processes of a run in a bucket share a directory, and {config.directory} is not the "
-            f"same one for process {blind} as for process 0. Set train.work_dir to a directory on a disk that all of "
-            "them see."
+            f"{config.save_dir}: the processes of a run in a bucket share a directory, and {directory} is not "
+            f"the same one for process {blind} as for process 0. Set train.work_dir to a directory on a disk that "
+            "all of them see."
         )
     return text
 

@@ -85,5 +85,6 @@ def exclusive(save_dir: str | os.PathLike, called: str | None = None) -> Iterato
         if jax.process_count() > 1:
             is_free = bool(multihost_utils.broadcast_one_to_all(np.bool_(is_free)))
         if not is_free:
-            raise ValueError(f"{called or save_dir}: another run is using it. Wait for its end, or choose another save_dir.")
+            which = called or save_dir
+            raise ValueError(f"{which}: another run is using it. Wait for its end, or choose another save_dir.")
         yield HeldDirectory(save_dir, lock, called)

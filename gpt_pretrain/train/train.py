@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import jax
 
 from gpt_pretrain import runtime
+from gpt_pretrain.mirrors import Place
 from gpt_pretrain.train import report
 from gpt_pretrain.train.actions import actions_of
 from gpt_pretrain.train.bucket_run import check_places, in_bucket
@@ -56,7 +57,7 @@ def train(config: TrainConfig, *, process_began: float | None = None) -> int:
         held = stack.enter_context(exclusive(config.directory, config.save_dir if config.is_in_bucket else None))
         if config.is_in_bucket:
             held = stack.enter_context(in_bucket(config, held, times))
-        with times.spent(Category.RESTORE):
+        with times.spent(Category.RESTORE), Place(config.save_dir, config.directory).named():
             start = resume_or_begin(config, data)
         if is_primary:
             time_file = stack.enter_context(TimeFile(config.directory, times, start, held.check))
@@ -107,6 +108,7 @@ def writer_of(built: Built, start: Start, provenance: Provenance | None, times: 
         writer = make_writer(
             tuple(config.writers),
             save_dir=config.directory,
+            called=config.save_dir,
             total_steps=built.total_steps,
             start_step=start.step,
             config_text=config.describe_config(),

@@ -79,11 +79,14 @@ class VerifyShards(Action):
         good, bad = [each for each in saved if each < steps[0]], [each for each in saved if each >= steps[0]]
         if not good:
             return f"{used} No checkpoint from before step {steps[0]} is left: begin anew, with another --save_dir."
-        newest = self._checkpoints.directory / str(good[-1])
+        newest = self._checkpoints.name_of(good[-1])
         if not bad:
             return f"{used} {newest} is from before: the same command resumes from there."
-        folders = " ".join(shlex.quote(str(self._checkpoints.directory / str(each))) for each in bad)
-        return f"{used} {newest} is from before: remove the later ones (rm -r {folders}), and the same command resumes."
+        folders = [shlex.quote(self._checkpoints.name_of(each)) for each in bad]
+        how = "; ".join(f"aws s3 rm --recursive {each}" for each in folders)
+        if not newest.startswith("s3://"):
+            how = f"{'gcloud storage ' * newest.startswith(('gs://', 'gcs://'))}rm -r {' '.join(folders)}"
+        return f"{used} {newest} is from before: remove the later ones ({how}), and the same command resumes."
 
 
 def _among_processes_of_this_host() -> tuple[int, int]:
