@@ -107,7 +107,7 @@ def in_bucket(config: TrainConfig, held: HeldDirectory, times: TimeLedger) -> It
         yield held
         _wait_for_first_process(f"{token}/uploaded")
         return
-    with leases.hold(config.save_dir) as lease:
+    with leases.hold(config.save_dir, say=log.warning) as lease:
         mirror = Mirror(config.save_dir, config.directory)
         with times.spent(Category.RESTORE):
             committed, junk = take_up(mirror)
@@ -264,7 +264,7 @@ class Uploads:
     ):
         self._mirror, self._held, self._lease, self._num_kept = mirror, held, lease, num_kept
         self._committed, self._junk = committed, junk
-        self._is_abandoned = False
+        self._is_abandoned = self._has_given_up = False
         self._failures = 0
         self._try_at = self._files_at = 0.0  # by time.monotonic(): not before
         self._there: tuple[int, str] | None = self._mark_there()
@@ -293,6 +293,7 @@ class Uploads:
         Raises RunFailed: it cannot be brought there.
         """
         self.check()
+        self._try_at = float("inf")  # from here on it is tried here
         for attempt in range(LAST_ATTEMPTS):
             try:
                 with self._saying_what_is_left():
@@ -304,6 +305,7 @@ class Uploads:
                 log.error("UPLOADING to %s FAILED: %s.", self._mirror.url, reason.rstrip("."))
                 if attempt + 1 < LAST_ATTEMPTS:
                     self._ends.wait(patience_secs() / 6)
+        self._has_given_up = True
         local = next(iter(saved_steps(self._mirror.directory)), None)
         raise RunFailed(
             f"What the run has written is not all in {self._mirror.url}: the newest checkpoint there is "
@@ -316,7 +318,8 @@ class Uploads:
         """The same once more, for what was written since; then the thread ends."""
         self._ends.set()
         self._thread.join()
-        self.finish()
+        if not self._has_given_up:
+            self.finish()
 
     @contextlib.contextmanager
     def _saying_what_is_left(self) -> Iterator[None]:
