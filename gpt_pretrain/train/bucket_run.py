@@ -70,12 +70,10 @@ LAST_ATTEMPTS = 3  # to upload what the end of the run left, each with the patie
 ERROR_PATIENCE_SECS = 15.0  # with an upload that does not get on, after an error of the run
 
 
-def check_places(config: TrainConfig) -> None:
-    """BucketError where the places in buckets that a run names cannot be used: before any work."""
+def check_bucket(config: TrainConfig) -> None:
+    """BucketError where `config.save_dir` is in a bucket that cannot be written to: before any work."""
     if config.is_in_bucket and jax.process_index() == 0:
         buckets.check_writable(config.save_dir)
-    if config.from_pretrained and buckets.is_bucket(config.from_pretrained):
-        buckets.check_readable(config.from_pretrained)
 
 
 class HeldBucket(HeldDirectory):
@@ -297,12 +295,13 @@ class Uploads:
         for attempt in range(LAST_ATTEMPTS):
             try:
                 with self._saying_what_is_left():
-                    return self._sync()
+                    self._sync()
+                return self._succeeded()
             except leases.LeaseLost as error:
                 raise RunFailed(str(error)) from None
             except (BucketError, OSError) as error:
-                reason = str(error)
-                log.error("UPLOADING to %s FAILED: %s.", self._mirror.url, reason.rstrip("."))
+                self._failures += 1
+                log.error("UPLOADING to %s FAILED: %s.", self._mirror.url, str(error).rstrip("."))
                 if attempt + 1 < LAST_ATTEMPTS:
                     self._ends.wait(patience_secs() / 6)
         self._has_given_up = True
@@ -349,13 +348,16 @@ class Uploads:
             except (BucketError, OSError) as error:
                 self._failed(error)
             else:
-                if self._failures:
-                    log.warning("UPLOADING to %s works again.", self._mirror.url)
-                self._failures = 0
+                self._succeeded()
 
     def _is_due(self) -> bool:
         is_changed = self._mirror.path(run_lib.FILE_NAME).exists() and self._mirror.is_changed(run_lib.FILE_NAME)
         return is_changed or time.monotonic() >= self._files_at or self._next_step() is not None
+
+    def _succeeded(self) -> None:
+        if self._failures:
+            log.warning("UPLOADING to %s works again.", self._mirror.url)
+        self._failures = 0
 
     def _failed(self, error: Exception) -> None:
         pause_secs = patience_secs() * min(2.0**self._failures / 6, 5.0)

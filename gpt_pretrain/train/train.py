@@ -10,7 +10,7 @@ from gpt_pretrain import runtime
 from gpt_pretrain.mirrors import Place
 from gpt_pretrain.train import report
 from gpt_pretrain.train.actions import actions_of
-from gpt_pretrain.train.bucket_run import check_places, in_bucket
+from gpt_pretrain.train.bucket_run import check_bucket, in_bucket
 from gpt_pretrain.train.build import Built, build
 from gpt_pretrain.train.changes import announce, changes_of
 from gpt_pretrain.train.checkpoints import Checkpoints
@@ -52,7 +52,7 @@ def train(config: TrainConfig, *, process_began: float | None = None) -> int:
     with contextlib.ExitStack() as stack:
         stack.enter_context(times.noting_compilation())
         stop = stack.enter_context(StopSignal())
-        check_places(config)
+        check_bucket(config)
         data = open_data(config)
         held = stack.enter_context(exclusive(config.directory, config.save_dir if config.is_in_bucket else None))
         if config.is_in_bucket:
@@ -94,11 +94,11 @@ def state_of(built: Built, start: Start, checkpoints: Checkpoints, times: TimeLe
     if start.is_resumed:
         with times.spent(Category.RESTORE):
             return checkpoints.restore(start.step, built.abstract_state)
+    source, digest = built.config.from_pretrained, built.data.first.tokenizer_digest
+    # Before anything is compiled: it may not be there.
+    params = weights_of(source, built.spec, built.abstract_state.params, digest) if source else None
     state = built.fresh_state()
-    if source := built.config.from_pretrained:
-        digest = built.data.first.tokenizer_digest
-        state = state._replace(params=weights_of(source, built.spec, built.abstract_state.params, digest))
-    return state
+    return state if params is None else state._replace(params=params)
 
 
 def writer_of(built: Built, start: Start, provenance: Provenance | None, times: TimeLedger) -> MetricWriter:
