@@ -174,6 +174,18 @@ def test_renewals_go_on_and_each_is_another_version(directory):
         lease.check()
 
 
+def test_a_bucket_that_does_not_answer_keeps_nobody_at_the_end(directory, bucket_server, monkeypatch):
+    monkeypatch.setattr(leases, "RELEASE_SECS", 0.2)
+    monkeypatch.setenv("GPT_PRETRAIN_BUCKET_PATIENCE_SECS", "2.5")
+    with leases.hold(directory):
+        bucket_server.fail(Fault("silent", secs=2.5, having="run", times=ALWAYS))
+        began = time.monotonic()
+    assert time.monotonic() - began < 2
+    bucket_server.proxy.faults.clear()
+    for thread in [each for each in threading.enumerate() if each.name == "lease-release"]:
+        thread.join(20)
+
+
 @pytest.mark.parametrize("how", ["taken", "removed"])
 def test_a_lost_lease_is_said_before_a_commit_and_not_removed(directory, how):
     with leases.hold(directory) as lease:
