@@ -322,6 +322,7 @@ def test_a_run_whose_lease_is_lost_stops_in_a_line_and_writes_nothing_more(bucke
     with recording(consumed, 0.3):
         output = train_here(run_flags(tiny_dataset, url, **{"train.save_interval": 0}), expect=1)
     assert re.search(rf"error: {url}: is now held by process \d+ of far-away, since .* Stopped;", output), output
+    assert f"step {NUM_STEPS}/{NUM_STEPS}" not in output  # not at the end only
     assert not committed(url) and buckets.stat(f"{url}/.lease")
 
 
