@@ -23,8 +23,10 @@ from support.training_runs import assert_bitwise_equal, final_state, finish, fla
 from data_prep.store import buckets, leases
 from gpt_pretrain import generate, inspect, replay
 from gpt_pretrain.data.ledger import MAGIC, Ledger
+from gpt_pretrain.mirrors import Mirror
 from gpt_pretrain.train import bucket_run
 from gpt_pretrain.train.actions import checkpointing
+from gpt_pretrain.train.exclusive import HeldDirectory
 
 NUM_STEPS = 8
 TTL_SECS = 2.0
@@ -184,6 +186,22 @@ def test_the_bucket_can_be_resumed_from_at_any_moment(bucket, bucket_server, tin
     ledgers = [name for what, name in asked if what == "PUT" and name in ("ledger.bin", "data.json")]
     assert ledgers[:2] in (["ledger.bin", "data.json"], ["data.json", "ledger.bin"])
     assert ledgers[2:] == ["ledger.bin", "data.json"] * (len(ledgers) // 2 - 1)
+
+
+@in_one_store("gs")
+def test_what_leads_up_to_a_checkpoint_is_in_the_bucket_before_it(bucket, bucket_server, tmp_path, undisturbed):
+    url, directory = f"{bucket}/run", shutil.copytree(undisturbed, tmp_path / "mirror")
+    with leases.hold(url) as lease:
+        held = HeldDirectory(directory, None)
+        bucket_run.Uploads(Mirror(url, directory), held, lease, 2, set(), set()).close()
+    asked = [name for what, name in written(bucket_server) if what == "PUT" and name != ".lease"]
+    files = asked[: next(i for i, name in enumerate(asked) if name.startswith("checkpoints/"))]
+    assert {"ledger.bin", "data.json", "evaluation.json", "time_ledger.json"} <= set(files)
+    assert any(name.startswith("tensorboard/") for name in files)
+    assert files.index("ledger.bin") + 1 == files.index("data.json")
+    assert committed(url) == [4, 8] and asked.index("checkpoints/8/digests.json") == asked.index(
+        "checkpoints/4/digests.json"
+    ) - len([name for name in asked if name.startswith("checkpoints/4/")])
 
 
 @in_one_store("gs")
