@@ -21,6 +21,8 @@ from gpt_pretrain.data import ledger as ledger_lib
 from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.data.run import open_run
 from gpt_pretrain.data.stages import Stage, Stream
+from gpt_pretrain.mirrors import Place
+from gpt_pretrain.train.run_copies import run_at
 
 NUMBERING = (
     "Updates are numbered as in the training log: the first one is 1. Rows, positions, windows, tokens and epochs "
@@ -58,14 +60,20 @@ class OpenedRun:
     verify: Verify = "auto"
 
     def __post_init__(self):
-        if not os.path.isdir(self.save_dir):
+        if not os.path.isdir(self.place.directory):
             raise ValueError(f"{self.save_dir}: no such directory; expected the save_dir of a run of gpt_pretrain.main")
         _ = self._given
 
     @functools.cached_property
     def data(self):
         """Plan, directories and length of the run."""
-        return open_run(self.save_dir)
+        with self.place.named():
+            return open_run(self.place.directory)
+
+    @functools.cached_property
+    def place(self) -> Place:
+        """The `save_dir`, and where its files are on this machine."""
+        return run_at(self.save_dir)
 
     @property
     def plan(self):
@@ -74,9 +82,11 @@ class OpenedRun:
     @functools.cached_property
     def ledger(self) -> Ledger:
         """What the run has consumed; empty before its first save. ValueError where it is not this run's."""
-        written = Path(self.save_dir, ledger_lib.FILE_NAME).exists()
-        ledger = Ledger.read(self.save_dir) if written else Ledger()
-        self.data.check_ledger(ledger)
+        directory = self.place.directory
+        with self.place.named():
+            written = Path(directory, ledger_lib.FILE_NAME).exists()
+            ledger = Ledger.read(directory) if written else Ledger()
+            self.data.check_ledger(ledger)
         return ledger
 
     def index_of(self, update: int, option: str = "--step") -> int:

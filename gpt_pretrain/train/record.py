@@ -16,14 +16,16 @@ from gpt_pretrain.train.start import Start
 
 log = logging.getLogger(__name__)
 
+CONFIG_FILE_NAME = "config.gin"
+
 
 def write_record(built: Built, start: Start) -> Provenance:
     """Writes the configuration, the plan with the places of its datasets, the ledger and the provenance.
 
     Returns the provenance.
     """
-    save_dir = built.config.save_dir
-    with whole_file(Path(save_dir, "config.gin")) as partial:
+    save_dir = built.config.directory
+    with whole_file(Path(save_dir, CONFIG_FILE_NAME)) as partial:
         partial.write_text(built.config.describe_config(), encoding="utf-8", errors="backslashreplace")
     directories = _known_directories(save_dir) if start.is_resumed else {}
     for name, path in built.config.data.directories.items():  # by fingerprint, too: a fork gives a name other data

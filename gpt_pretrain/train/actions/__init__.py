@@ -37,7 +37,7 @@ def actions_of(
     if config.statistics_interval:
         actions.append(WriteStatistics(built, writer))
     if config.profile_step:
-        actions.append(Profile(config.profile_step, config.save_dir))
+        actions.append(Profile(config.profile_step, config.directory))
     if any(each.unverified for each in data.datasets.values()):
         actions.append(VerifyShards(built, start, checkpoints))
     # Saved before it is evaluated: an evaluation that fails costs no checkpoint.
