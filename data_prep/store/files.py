@@ -98,6 +98,11 @@ def read_json(path: str | os.PathLike) -> Any:
         content = read_bytes(path)
     except FileNotFoundError:
         return None
+    return parse_json(content, path)
+
+
+def parse_json(content: bytes, path: str | os.PathLike) -> Any:
+    """The value that a file holds. ValueError, with the path, where it is not JSON."""
     try:
         return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
