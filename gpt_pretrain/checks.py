@@ -8,6 +8,8 @@ import os
 from collections.abc import Collection
 from numbers import Integral, Real
 
+from data_prep.store.buckets import is_bucket
+
 MOST_ROWS = 2**31 - 1  # what JAX counts without 64-bit integers: rows, columns, steps
 MOST_TOKENS = 2**62  # what NumPy counts, with room for sums
 
@@ -78,6 +80,11 @@ def path(name: str, value: object) -> str:
     if "\0" in given:
         raise ValueError(f"{name}: found {value!r}, expected a path, which holds no NUL")
     return os.path.expanduser(given)
+
+
+def data_directory(name: str, value: object) -> str:
+    """A path of this machine, or the URL of what lies in a bucket, as it is."""
+    return value if isinstance(value, str) and is_bucket(value) else path(name, value)
 
 
 def output_directory(name: str, value: object) -> str:

@@ -64,6 +64,10 @@ class BlockSource(MappedSource):
 
         Not those of which a window needs a few tokens only that are known.
         """
+        return self.needed_at(starts, length)[0]
+
+    def needed_at(self, starts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """(what is needed, the first of the starts that needs it): int64 (n,) each."""
         starts = np.asarray(starts, np.int64)
         first, last = starts // BLOCK_TOKENS, (starts + length - 1) // BLOCK_TOKENS
         over = starts + length - last * BLOCK_TOKENS  # tokens in the last block
@@ -71,7 +75,8 @@ class BlockSource(MappedSource):
         most = int((last - first).max(initial=0))
         blocks = np.minimum(first[:, None] + np.arange(most + 1), last[:, None]).reshape(-1)
         blocks, places = np.unique(blocks, return_index=True)
-        return blocks[np.argsort(places, kind="stable")]
+        in_order = np.argsort(places, kind="stable")
+        return blocks[in_order], places[in_order] // (most + 1)
 
     def is_here(self, block: int) -> bool:
         """Whether the cache has it."""

@@ -1,13 +1,16 @@
 """Files of a prepared dataset as files of this machine, wherever the dataset lies."""
 
+import atexit
 import functools
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 from data_prep.store import buckets
 from data_prep.store.block_cache import BlockCache
 from data_prep.store.files import digest_json, require_whole
-from data_prep.store.manifest import Shard
+from data_prep.store.manifest import MANIFEST_NAME, Shard
 from data_prep.store.secrets import public_name
 
 
@@ -43,20 +46,33 @@ def require_whole_file(directory: str | os.PathLike, shard: Shard, cache: BlockC
     return path
 
 
+def reaches(url: str) -> bool:
+    """Whether there is a prepared dataset in a bucket, and this machine may read it."""
+    try:
+        return buckets.stat(buckets.join(url, MANIFEST_NAME)) is not None
+    except ValueError:
+        return False
+
+
 def local_folder_with(url: str, name: str) -> Path:
     """A folder of this machine with a copy of the object `name` below the URL; without it where there is none.
 
-    Nobody has recorded its digest: it is fetched each time, and what it says must be compared with what is expected.
+    Nobody has recorded its digest: each process fetches it, and must compare what it says.
 
     Raises ValueError where it cannot be fetched.
     """
-    folder = Path(default_cache().folder, "unverified", digest_json([url, name]))
-    folder.mkdir(parents=True, exist_ok=True)
-    source = buckets.join(url, name)
-    if buckets.stat(source) is None:
-        (folder / name).unlink(missing_ok=True)
-    else:
+    folder, source = Path(_temporary_folder(), digest_json([url, name])), buckets.join(url, name)
+    folder.mkdir(exist_ok=True)
+    if buckets.stat(source):
         buckets.download(source, folder / name)
+    return folder
+
+
+@functools.lru_cache(maxsize=1)
+def _temporary_folder() -> str:
+    """Gone when the process ends."""
+    folder = tempfile.mkdtemp(prefix="gpt_pretrain-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
