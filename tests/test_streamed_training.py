@@ -10,41 +10,55 @@ from support.training_runs import flags, train_here
 from data_prep.store.fingerprints import BLOCK_TOKENS
 from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.data.run import open_run
+from gpt_pretrain.history.opened_run import OpenedRun
+from gpt_pretrain.history.replayed import check_batch
+from gpt_pretrain.train.provenance import Provenance
 
-NUM_STEPS = 12
-BLOCK_SHUFFLE = {"data.shuffle": "'block'", "data.shuffle_block_windows": 64, "data.shuffle_group_blocks": 4}
+NUM_STEPS = 16
+SETTINGS = {"data.shuffle": "'block'", "data.shuffle_block_windows": 4096, "data.shuffle_group_blocks": 4}
 
 
 @pytest.fixture(scope="session")
 def streams(tmp_path_factory):
-    """16 blocks, 32 MiB, and others of 3."""
+    """16 blocks, 32 MiB."""
 
     def make(directory):
         make_streams(directory / "a", train=16 * BLOCK_TOKENS, val=100_000, shard_tokens=5_000_000)
-        make_streams(directory / "b", train=3 * BLOCK_TOKENS - 17, val=100_000, seed=1)
 
-    return made_once(tmp_path_factory, "streamed", make)
-
-
-def ledger_of(data, save_dir, **changes) -> tuple[np.ndarray, str]:
-    """The batch digests of a run, and what it said."""
-    output = train_here(flags(data, save_dir, num_steps=NUM_STEPS, **{"train.save_interval": 0, **changes}))
-    return Ledger.read(save_dir).digests, output
+    return made_once(tmp_path_factory, "streamed-training", make) / "a"
 
 
-@pytest.mark.parametrize("shuffle", [BLOCK_SHUFFLE, {"data.shuffle": "'global'"}, {"data.shuffle": "'none'"}])
-def test_batches_from_a_bucket_are_those_of_the_files_through_a_quarter_of_a_cache(
+@pytest.fixture(scope="session")
+def local_run(tmp_path_factory, streams):
+    """The ledger of a run from files."""
+
+    def make(directory):
+        train_here(flags(streams, directory / "run", num_steps=NUM_STEPS, **SETTINGS))
+
+    return Ledger.read(str(made_once(tmp_path_factory, "local-run", make) / "run")).digests
+
+
+def test_a_run_from_a_bucket_through_a_quarter_of_a_cache_has_the_ledger_of_one_from_files(
     bucket,  # noqa: F811
     streams,
+    local_run,
     tmp_path,
-    shuffle,
+    monkeypatch,
 ):
-    cache = {"data.cache_dir": repr(str(tmp_path / "cache")), "data.cache_bytes": 8 << 20}
-    url = upload(streams / "a", f"{bucket}/a")
-    expected, _ = ledger_of(streams / "a", tmp_path / "local", **shuffle)
-    found, output = ledger_of(url, tmp_path / "remote", **shuffle, **cache)
-    assert len(found) == NUM_STEPS and np.array_equal(found, expected)
-    assert sum(path.stat().st_size for path in (tmp_path / "cache" / "blocks").rglob("*") if path.is_file()) <= 8 << 20
-    assert open_run(str(tmp_path / "remote")).directories[""] == url
-    assert "The first batch takes " in output and "Verifying" not in output
-    assert ("The cache is small" in output) == (shuffle["data.shuffle"] == "'global'"), output
+    url, save_dir, cache = upload(streams, f"{bucket}/a"), tmp_path / "run", tmp_path / "cache"
+    more = {"data.cache_dir": repr(str(cache)), "data.cache_bytes": 8 << 20}
+    half = flags(url, save_dir, num_steps=NUM_STEPS // 2, **SETTINGS, **more)
+    output = train_here(half)
+    assert "The first batch takes " in output and "Verifying" not in output and "The cache is small" not in output
+    train_here(flags(url, save_dir, num_steps=NUM_STEPS, **SETTINGS, **more))  # resumed
+    found = Ledger.read(str(save_dir)).digests
+    assert len(found) == NUM_STEPS and np.array_equal(found, local_run)
+    assert sum(path.stat().st_size for path in (cache / "blocks").rglob("*") if path.is_file()) <= 8 << 20
+    assert open_run(str(save_dir)).directories[""] == url
+    assert Provenance.read(save_dir).datasets["data"].directory == url
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "users"))
+    run = OpenedRun(str(save_dir))
+    (stream,) = run.streams()
+    assert run.directory(stream) == url
+    check_batch(run, 3)  # reads it again, and compares it with the ledger
+    assert (tmp_path / "users" / "gpt_pretrain" / "data" / "blocks").is_dir()

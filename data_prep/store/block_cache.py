@@ -261,8 +261,9 @@ class BlockCache:
         used = sum(each.num_bytes for each in entries) + sum(self._under_way.copy().values())
         if used + num_bytes <= self.max_bytes:  # a process that was killed had counted what never came
             return used
+        slack = self.max_bytes // _SLACK
         for each in self._last_needed_first(entries):
-            if used + num_bytes <= self.max_bytes - self.max_bytes // _SLACK:
+            if used + num_bytes <= self.max_bytes - (slack if slack > num_bytes else 0):
                 break
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(each.path)

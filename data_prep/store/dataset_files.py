@@ -8,16 +8,20 @@ import tempfile
 from pathlib import Path
 
 from data_prep.store import buckets
-from data_prep.store.block_cache import BlockCache
+from data_prep.store.block_cache import BlockCache, default_folder
 from data_prep.store.files import digest_json, require_whole
 from data_prep.store.manifest import MANIFEST_NAME, Shard
 from data_prep.store.secrets import public_name
 
 
-@functools.lru_cache(maxsize=1)
 def default_cache() -> BlockCache:
     """Of who did not say which: in the user's cache folder."""
-    return BlockCache()
+    return _cache_in(default_folder())
+
+
+@functools.lru_cache(maxsize=1)
+def _cache_in(folder: str) -> BlockCache:
+    return BlockCache(folder)
 
 
 def local_file(directory: str | os.PathLike, shard: Shard, cache: BlockCache | None = None) -> Path:
