@@ -1,6 +1,6 @@
 """Speed of the loader from the cache of a bucket: warm, against the files themselves; and while it fills.
 
-    python benchmarks/cache.py [--blocks 64 --batches 300 --latency_ms 20 --mb_per_sec 200]
+    python benchmarks/cache.py [--blocks 64 --batches 3000 --latency_ms 20 --mb_per_sec 200]
 
 Makes a dataset of random tokens and serves it on loopback as S3 would, after a pause for each request and no faster
 than the given rate. First, from the page cache, files and a warm cache take turns (A B A B ...), medians of seven
@@ -205,7 +205,7 @@ def filling(folder: Path, url: str, args) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, default=64)
-    parser.add_argument("--batches", type=int, default=300)
+    parser.add_argument("--batches", type=int, default=3000)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--seq_len", type=int, default=1024)
     parser.add_argument("--group_blocks", type=int, default=4)

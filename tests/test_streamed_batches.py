@@ -114,21 +114,21 @@ def test_it_fetches_in_the_order_of_use_and_no_further_than_the_look_ahead(urls,
     brought, bring = [], source.bring
     source.bring = lambda block: brought.append(block) or bring(block)
     fetching.start()
-    wait_until(lambda: len(brought) == 2 and source.is_here(0) and source.is_here(1))
+    wait_until(lambda: all(map(source.is_here, range(3))))
     time.sleep(0.2)
-    assert sorted(brought) == [0, 1]  # 4 MiB of 8
-    assert fetching.next_uses(source.digests[:4])[:2] == [SOON, SOON]
-    soon, later = fetching.next_uses(source.digests[2:4])
+    assert sorted(brought) == [0, 1, 2]  # 6 MiB of 8
+    assert fetching.next_uses(source.digests[:3]) == [SOON, SOON, SOON]
+    soon, later = fetching.next_uses(source.digests[4:6])
     assert 0 < soon < later
     wait_until(lambda: said)
     assert (said[0].num_blocks, said[0].num_missing) == (1, 1) and 0 < said[0].secs < 60
     fetching.at(80)  # 64 steps of 16 windows of 1024 are a block
-    wait_until(lambda: source.is_here(2))
+    wait_until(lambda: source.is_here(3))
     assert SOON not in fetching.next_uses([source.digests[0]])
     fetching.close()
     fetching.at(300)
     time.sleep(0.1)
-    assert sorted(set(brought)) == [0, 1, 2]
+    assert sorted(set(brought)) == [0, 1, 2, 3]
 
 
 def test_a_warm_cache_is_left_alone(urls, tmp_path, bucket_server):  # noqa: F811
@@ -197,7 +197,7 @@ def test_what_a_cache_costs_that_is_too_small_is_said_with_its_arithmetic(urls, 
     expected = round(1.875 * total / 8 * (1 - 4 * MIB / total))
     assert f"about {expected:,} bytes are fetched for every step of 2 windows" in words and "'block'" in words
     assert cost(seq_len=1024, shuffle="none") is None
-    assert cost(seq_len=1024, **ORDERS["block"]) is None
+    assert cost(seq_len=1024, shuffle="block", shuffle_block_windows=512, shuffle_group_blocks=1) is None
     assert "data.shuffle_group_blocks" in cost(seq_len=1024, shuffle="block", shuffle_group_blocks=8)
     sources[""].cache.max_bytes = total
     assert cost(seq_len=1024) is None

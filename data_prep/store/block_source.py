@@ -1,5 +1,6 @@
 """A split's token stream in a bucket, read block by block through a cache on this machine."""
 
+import contextlib
 import mmap
 import os
 from collections.abc import Sequence
@@ -47,6 +48,7 @@ class BlockSource(MappedSource):
             self._blocks_of.setdefault(digest, []).append(block)
         self._heads = np.zeros((len(digests), _HEAD_TOKENS), dtype)
         self._has_head = np.zeros(len(digests), bool)
+        self._is_open = np.zeros(len(digests), bool)  # as `_tokens` says it, for many blocks at once
         at_once = cache.max_bytes // (4 * BLOCK_TOKENS * dtype.itemsize)
         self._at_once = max(1, min(_MOST_AT_ONCE, at_once))  # what is fetched for one read must not push itself out
         cache.add_user(self)
@@ -64,19 +66,25 @@ class BlockSource(MappedSource):
 
         Not those of which a window needs a few tokens only that are known.
         """
-        return self.needed_at(starts, length)[0]
+        whole, heads = self.needed_at(starts, length)
+        return np.concatenate([whole[0], np.setdiff1d(heads[0], whole[0])])
 
-    def needed_at(self, starts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """(what is needed, the first of the starts that needs it): int64 (n,) each."""
+    def needed_at(self, starts: np.ndarray, length: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+        """Twice (blocks, the number of the first start that needs each), both int64 (n,) in the order of the starts:
+        those that must be there to be read, and those of which only the first tokens are needed and not known yet."""
         starts = np.asarray(starts, np.int64)
         first, last = starts // BLOCK_TOKENS, (starts + length - 1) // BLOCK_TOKENS
-        over = starts + length - last * BLOCK_TOKENS  # tokens in the last block
-        last = np.where((last > first) & (over <= _HEAD_TOKENS) & self._has_head[last], last - 1, last)
+        is_head = (last > first) & (starts + length - last * BLOCK_TOKENS <= _HEAD_TOKENS)
+        rows = np.flatnonzero(is_head & ~self._has_head[last])
+        heads = _first_uses(last[rows])
+        last = last - is_head
         most = int((last - first).max(initial=0))
-        blocks = np.minimum(first[:, None] + np.arange(most + 1), last[:, None]).reshape(-1)
-        blocks, places = np.unique(blocks, return_index=True)
-        in_order = np.argsort(places, kind="stable")
-        return blocks[in_order], places[in_order] // (most + 1)
+        blocks, places = _first_uses(np.minimum(first[:, None] + np.arange(most + 1), last[:, None]).reshape(-1))
+        return (blocks, places // (most + 1)), (heads[0], rows[heads[1]])
+
+    def has_head(self, block: int) -> bool:
+        """Whether its first tokens are known."""
+        return bool(self._has_head[block])
 
     def is_here(self, block: int) -> bool:
         """Whether the cache has it."""
@@ -91,7 +99,7 @@ class BlockSource(MappedSource):
                     file.write(self._fetch(self._files[shard], first, last))
 
         number = self._stretches(block)[0].file
-        return self.cache.get(
+        path = self.cache.get(
             "blocks",
             self.digests[block],
             self.block_bytes(block),
@@ -99,6 +107,12 @@ class BlockSource(MappedSource):
             what=f"{buckets.join(self._url, self._files[number].name)}: block {block} of the stream",
             advice="Upload the dataset again from a copy that `python -m data_prep.check` finds good.",
         )
+        if not self._has_head[block]:
+            with contextlib.suppress(OSError):  # removed already
+                head = np.fromfile(path, self.dtype, _HEAD_TOKENS)
+                self._heads[block, : len(head)] = head
+                self._has_head[block] = True
+        return path
 
     def damage(self, starts: np.ndarray, length: int) -> list[str]:
         """A sentence for each block of these windows that was changed in the cache since it came; it is removed."""
@@ -116,13 +130,17 @@ class BlockSource(MappedSource):
         """As `MappedSource`, of what is in the cache: from the bucket it comes by `bring`."""
         starts = np.asarray(starts, np.int64)
         starts = starts[starts < self.num_tokens]
-        firsts = (starts // BLOCK_TOKENS).tolist()
-        lasts = ((np.minimum(starts + length, self.num_tokens) - 1) // BLOCK_TOKENS).tolist()
-        here = [
-            all(self._tokens[block] is not None or self.is_here(block) for block in range(first, last + 1))
-            for first, last in zip(firsts, lasts, strict=True)
-        ]
-        super().fetch_ahead(starts[here], length)
+        edges = np.stack([starts, np.minimum(starts + length, self.num_tokens) - 1]) // BLOCK_TOKENS
+        is_here = self._is_open.copy()
+        for block in np.unique(edges[~is_here[edges]]).tolist():
+            is_here[block] = self.is_here(block)
+        is_here = is_here[edges].all(0) & (edges[1] - edges[0] < 2)
+        super().fetch_ahead(starts[is_here], length)
+
+    def let_go(self, number: int) -> None:
+        """See `open_files.HoldsFiles`."""
+        self._is_open[number] = False
+        super().let_go(number)
 
     def forget(self, digest: str) -> None:
         """See `block_cache.Forgets`."""
@@ -160,10 +178,8 @@ class BlockSource(MappedSource):
                 f"{self.cache.folder}: what is fetched is removed before it is read, as others need the room. Raise "
                 "data.cache_bytes."
             )
-        head = opened.tokens[:_HEAD_TOKENS]
-        self._heads[shard, : len(head)] = head
-        self._has_head[shard] = True
         self._mapped[shard], self._tokens[shard] = opened, opened.tokens
+        self._is_open[shard] = True
         return opened
 
     def _opened(self, path: str) -> MappedTokens:
@@ -180,9 +196,7 @@ class BlockSource(MappedSource):
         self._looked_secs[shard] = now
 
     def _read(self, starts: np.ndarray, length: int, begin: int, end: int, now: float) -> np.ndarray:
-        needed = self.needed(starts, length)
-        closed = [block for block in needed.tolist() if self._tokens[block] is None]
-        if len(closed) < 2:
+        if self._is_open[starts // BLOCK_TOKENS].all() or np.sum(~self._is_open[self.needed(starts, length)]) < 2:
             return super()._read(starts, length, begin, end, now)
         # A few blocks after the other, of each all rows: several are fetched at once, and none twice.
         out = np.empty((len(starts), length), self.dtype)
@@ -201,6 +215,13 @@ class BlockSource(MappedSource):
         if not others or over > _HEAD_TOKENS or not self._has_head[block]:
             return super()._across(start, length, now)
         return np.concatenate([super()._across(start, length - over, now), self._heads[block, :over]])
+
+
+def _first_uses(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[7, 3, 7] -> each number once, in this order, and where it is first: [7, 3], [0, 1]."""
+    found, places = np.unique(blocks, return_index=True)
+    in_order = np.argsort(places, kind="stable")
+    return found[in_order], places[in_order]
 
 
 def open_blocks(url: str, manifest: Manifest, split: str, cache: BlockCache) -> BlockSource:

@@ -10,6 +10,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from gpt_pretrain.data.stages import Stage
 
 log = logging.getLogger(__name__)
 
+LOOK_AHEAD = 0.75  # of the cache: the rest is for what is read beside the plan, and to keep what is needed later
 MOST_LOOK_AHEAD_BYTES = 4 << 30  # what was fetched and is not used, as the run is stopped, was paid for nothing
 _CHUNK_EXAMPLES = 1 << 15  # looked up at once, at most
 _POLL_SECS = 0.02
@@ -32,18 +34,26 @@ _SAMPLES = 16  # places of a block at which its next use is looked up, at most
 Key = tuple[str, int]  # a stream's name, and a block of it
 
 
+class _Need(NamedTuple):
+    """A block that is to be fetched, and whether it is to stay: of some only the first tokens are needed, once."""
+
+    row: int
+    key: Key
+    stays: bool
+
+
 @dataclasses.dataclass
 class _Chunk:
     """What some steps need.
 
     Attributes:
       stop: index of the step after them.
-      keys: in order of use; the first `num_admitted` of them are to stay in the cache until `stop`.
+      needs: in order of use; the first `num_admitted` of them are fetched, and stay in the cache until `stop`.
     """
 
     stop: int
     num_tokens: int
-    keys: list[Key]
+    needs: list[_Need]
     num_admitted: int = 0
 
 
@@ -94,6 +104,7 @@ class FetchAhead:
         self._reading = self._walked = first_index  # the step that is read, and the one that is looked up next
         self._chunks: deque[_Chunk] = deque()
         self._uses: dict[Key, int] = {}  # in how many chunks each is that is to stay
+        self._under_way: set[Key] = set()
         self._staying_bytes = 0
         self._tokens_admitted = self._bytes_missed = 0
         self._first: FirstBatch | None = None
@@ -104,7 +115,7 @@ class FetchAhead:
         self.cache: BlockCache | None = None
         if self.sources and num_steps > 0:
             self.cache = next(iter(self.sources.values())).cache
-            self.look_ahead_bytes = min(self.cache.max_bytes // 2, MOST_LOOK_AHEAD_BYTES)
+            self.look_ahead_bytes = min(int(self.cache.max_bytes * LOOK_AHEAD), MOST_LOOK_AHEAD_BYTES)
             self._key_of = {
                 digest: (name, block)
                 for name, source in self.sources.items()
@@ -160,10 +171,17 @@ class FetchAhead:
         """See `block_cache.Future`: in examples from here."""
         position = self._plan.position(self._reading)
         about = {name: self._about(name, position) for name in self.sources}
+        # What was looked up and has no room yet comes before all that is only estimated.
+        needs = [each for chunk in list(self._chunks) for each in chunk.needs]
+        next_ones = {each.key: 1e-9 * (len(needs) - i) for i, each in enumerate(reversed(needs))}
         found: list[float | None] = []
         for digest in digests:
             key = self._key_of.get(digest)
-            found.append(SOON if key in self._uses else None if key is None else float(about[key[0]][key[1]]))
+            if key is None:
+                found.append(None)
+            else:
+                estimate = next_ones.get(key, float(about[key[0]][key[1]]))
+                found.append(SOON if key in self._uses else estimate)
         return found
 
     def _about(self, name: str, position: int) -> np.ndarray:
@@ -213,6 +231,7 @@ class FetchAhead:
             except ValueError as error:  # who reads it gets it, too, and says it
                 log.debug("%s", error)
                 self._ending.wait(_AFTER_ERROR_SECS)
+            self._under_way.discard(key)
 
     def _all_here(self) -> bool:
         return all(each.is_here(block) for each in self.sources.values() for block in range(len(each.digests)))
@@ -227,34 +246,39 @@ class FetchAhead:
         """What to fetch next; None where all of the look-ahead is there or under way."""
         while True:
             self._release()
-            chunk = next((each for each in self._chunks if each.num_admitted < len(each.keys)), None)
+            chunk = next((each for each in self._chunks if each.num_admitted < len(each.needs)), None)
             if chunk is None:
                 if self._walked >= self._end or self._staying_bytes >= self.look_ahead_bytes:
                     return None
                 self._walked = max(self._walked, self._reading)
                 self._chunks.append(self._chunk())
-                if not self._chunks[-1].keys:  # other streams only
+                if not self._chunks[-1].needs:  # other streams only
                     self._chunks.pop()
                 continue
-            key = chunk.keys[chunk.num_admitted]
+            _, key, stays = chunk.needs[chunk.num_admitted]
             source = self.sources[key[0]]
-            size = source.block_bytes(key[1])
-            if key not in self._uses and self._staying_bytes + size > self.look_ahead_bytes:
+            size, is_new = source.block_bytes(key[1]), key not in self._uses
+            if is_new and self._staying_bytes + size > self.look_ahead_bytes:
                 return None
-            is_new = key not in self._uses
-            self._uses[key] = self._uses.get(key, 0) + 1
-            self._staying_bytes += size * is_new
+            if stays:
+                self._uses[key] = self._uses.get(key, 0) + 1
+                self._staying_bytes += size * is_new
             chunk.num_admitted += 1
-            if chunk.num_admitted == len(chunk.keys):
+            if chunk.num_admitted == len(chunk.needs):
                 self._tokens_admitted += chunk.num_tokens
-            if is_new and not source.is_here(key[1]):
-                self._bytes_missed += size
+            # A block that is here and whose first tokens are not known is read once, too.
+            is_known = source.is_here(key[1]) if stays else source.has_head(key[1])
+            if is_new and not is_known and key not in self._under_way:
+                self._bytes_missed += size * (not source.is_here(key[1]))
+                self._under_way.add(key)
                 return key
 
     def _release(self) -> None:
         while self._chunks and self._chunks[0].stop <= self._reading:
             chunk = self._chunks.popleft()
-            for key in chunk.keys[: chunk.num_admitted]:
+            for _, key, stays in chunk.needs[: chunk.num_admitted]:
+                if not stays:
+                    continue
                 self._uses[key] -= 1
                 if not self._uses[key]:
                     del self._uses[key]
@@ -272,24 +296,27 @@ class FetchAhead:
                 break
             stop += 1
         positions = stage.position(first) + np.arange(size * (stop - first))
-        keys = self._keys(stage, positions)
+        needs = self._needs(stage, positions)
         if self._first is None:
+            keys = {each.key for each in needs}
             missing = [key for key in keys if not self.sources[key[0]].is_here(key[1])]
             missing_bytes = sum(self.sources[name].block_bytes(block) for name, block in missing)
             self._first = FirstBatch(len(keys), len(missing), missing_bytes, None)
         self._walked = stop
-        return _Chunk(stop, len(positions) * stage.seq_len, keys)
+        return _Chunk(stop, len(positions) * stage.seq_len, needs)
 
-    def _keys(self, stage: Stage, positions: np.ndarray) -> list[Key]:
+    def _needs(self, stage: Stage, positions: np.ndarray) -> list[_Need]:
         """What the examples at these positions need, in order of use."""
         streams, windows = stage.examples_at(positions)
-        found: list[tuple[int, Key]] = []
+        found: list[_Need] = []
         for index, stream in enumerate(stage.streams):
             if source := self.sources.get(stream.name):
                 rows = np.flatnonzero(streams == index)
-                blocks, places = source.needed_at(windows[rows] * stage.seq_len, stage.seq_len + 1)
-                found += zip(rows[places].tolist(), ((stream.name, block) for block in blocks.tolist()), strict=True)
-        return [key for _, key in sorted(found)]
+                whole_and_heads = source.needed_at(windows[rows] * stage.seq_len, stage.seq_len + 1)
+                for (blocks, places), stays in zip(whole_and_heads, (True, False), strict=True):
+                    for block, row in zip(blocks.tolist(), rows[places].tolist(), strict=True):
+                        found.append(_Need(row, (stream.name, block), stays))
+        return sorted(found)
 
     def _measured(self) -> None:
         """Says once what the first batch waits for, as soon as that is known."""
@@ -314,13 +341,13 @@ def cost_in_words(sources: Mapping[str, TokenSource], stage: Stage, batch_size: 
         return None
     if stage.shuffle == "block":
         windows = stage.block_windows * stage.group_blocks
-        group = max(min(windows * stage.seq_len, each.num_tokens) * each.dtype.itemsize for each in remote.values())
-        if group <= room // 2:
+        group = sum(min(windows * stage.seq_len, each.num_tokens) * each.dtype.itemsize for each in remote.values())
+        if 2 * group <= room * LOOK_AHEAD:  # one that is read, and the next
             return None
         return (
-            f"the {stage.group_blocks} blocks of a group of the shuffle take {group:,} bytes, more than half of the "
-            f"cache's {room:,}, so some are fetched again and again. Raise data.cache_bytes, or lower "
-            "data.shuffle_group_blocks"
+            f"the {stage.group_blocks} blocks of a group of the shuffle take {group:,} bytes. Two groups should have "
+            f"room in three quarters of the cache, which holds {room:,}; else some are fetched again and again. Raise "
+            "data.cache_bytes, or lower data.shuffle_group_blocks"
         )
     if stage.shuffle == "none":
         return None
