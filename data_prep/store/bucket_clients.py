@@ -5,6 +5,7 @@ Amazon's.
 """
 
 import asyncio
+import importlib
 import os
 import threading
 from collections.abc import Coroutine
@@ -30,14 +31,36 @@ _VARIABLES = (
 )
 
 
+def input_file_system(url: str) -> tuple[Any, str]:
+    """For inputs, which fsspec reads by itself: the same servers, credentials and timeouts, with its own retries.
+
+    Returns the file system and the path in it. ImportError: the extra is missing.
+    """
+    import fsspec.core
+
+    if url.startswith("s3://"):
+        check_installed("s3")
+        return fsspec.core.url_to_fs(url, **s3_options())
+    check_installed("gcs")
+    if not _has_emulator():
+        return fsspec.core.url_to_fs(url, **gcs_options())
+    from gcsfs.core import GCSFileSystem  # the registered one asks Google by gRPC, which no variable leads elsewhere
+
+    return GCSFileSystem(**gcs_options()), url.partition("://")[2]
+
+
 def gcs_options() -> dict[str, Any]:
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_secs(), sock_read=silence_secs())
     options: dict[str, Any] = {"session_kwargs": {"timeout": timeout}}
-    if os.environ.get("STORAGE_EMULATOR_HOST", "") not in ("", "default"):  # as gcsfs reads it
+    if _has_emulator():
         options["token"] = "anon"
     return options
+
+
+def _has_emulator() -> bool:
+    return os.environ.get("STORAGE_EMULATOR_HOST", "") not in ("", "default")  # as gcsfs reads it
 
 
 def s3_options(**config: Any) -> dict[str, Any]:
@@ -63,8 +86,17 @@ _clients = _Clients()
 os.register_at_fork(after_in_child=_clients.after_fork)
 
 
+def check_installed(extra: str) -> None:
+    """ImportError, with what to do, where the extra gcs or s3 is missing."""
+    try:
+        importlib.import_module(f"{extra}fs")
+    except ImportError as error:
+        raise ImportError(f"needs {extra}fs ({error}). Install it: `pip install 'gpt-pretrain[{extra}]'`") from None
+
+
 def gcs_client() -> Any:
     """gcsfs without its gRPC part. ImportError: the extra is missing."""
+    check_installed("gcs")
     from gcsfs.core import GCSFileSystem
 
     return _client(GCSFileSystem, gcs_options)
@@ -72,6 +104,7 @@ def gcs_client() -> Any:
 
 def s3_client() -> Any:
     """s3fs which tries once, and leaves digests to us. ImportError: the extra is missing."""
+    check_installed("s3")
     from s3fs import S3FileSystem
 
     return _client(

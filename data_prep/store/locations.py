@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from data_prep.store.bucket_clients import input_file_system
 from data_prep.store.secrets import hide_secrets, whole_url
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -118,7 +119,9 @@ def open_file(path: str) -> BinaryIO:
 
 
 def download(path: str, target: str | os.PathLike, received: Callable[[int], None]) -> None:
-    """Copies a remote file, and says how many more bytes are there as they come.
+    """Copies a file of the Hub or a web server, and says how many more bytes are there as they come.
+
+    `buckets.download` is the one for buckets.
 
     Raises InputError: the file is not there, or does not arrive to its end.
     """
@@ -148,6 +151,8 @@ def file_system_of(path: str) -> tuple[Any, str]:
     path = whole_url(path)
     if path.startswith(EMBEDDED):
         path = str(ASSETS / path.removeprefix(EMBEDDED))
+    if path.startswith(("gs://", "gcs://", "s3://")):
+        return input_file_system(path)
     if not path.startswith(("http://", "https://")):
         return fsspec.core.url_to_fs(path)
     import aiohttp

@@ -1,6 +1,6 @@
 """Emulators of both stores on loopback, behind a proxy that breaks what it is told to break.
 
-Use it by `from support.buckets import bucket_server, bucket` (fixtures; `bucket_server` has the parameters "gs", "s3").
+Tests take the fixtures `bucket_server` and `bucket`, and run for both stores.
 
 The emulators do not do all that the stores do. The proxies add what is missing, and nothing else:
 
@@ -29,7 +29,8 @@ import pytest
 from support.fault_proxy import Fault, FaultProxy, Reply, Request, running
 
 STORES = ("gs", "s3")
-PATIENCE_SECS = "1.5"
+PATIENCE_SECS = 3.0  # enough on a busy machine
+IMPATIENT_SECS = 1.0  # where a test waits for the end of it
 _numbers = itertools.count()
 
 
@@ -54,21 +55,28 @@ class BucketServer:
 
 
 @pytest.fixture(scope="session")
-def _servers() -> Iterator[dict[str, BucketServer]]:
+def bucket_servers() -> Iterator[dict[str, BucketServer]]:
     with gcs_emulator() as gcs, s3_emulator() as s3:
         yield {"gs": gcs, "s3": s3}
 
 
 @pytest.fixture(params=STORES)
-def bucket_server(request, _servers, monkeypatch) -> Iterator[BucketServer]:
+def bucket_server(request, bucket_servers, monkeypatch) -> Iterator[BucketServer]:
     """One of the stores, with the standard variables that lead to it, and retries that are over soon."""
-    server = _servers[request.param]
-    for name, text in variables(_servers).items():
+    server = bucket_servers[request.param]
+    for name, text in variables(bucket_servers).items():
         monkeypatch.setenv(name, text)
     server.proxy.faults.clear()
     server.proxy.seen.clear()
     yield server
     server.proxy.faults.clear()
+
+
+@pytest.fixture
+def impatient(bucket_server: BucketServer, monkeypatch) -> float:
+    """Stores are given up after so many seconds."""
+    monkeypatch.setenv("GPT_PRETRAIN_BUCKET_PATIENCE_SECS", f"{IMPATIENT_SECS:g}")
+    return IMPATIENT_SECS
 
 
 @pytest.fixture
@@ -85,7 +93,7 @@ def variables(servers: dict[str, BucketServer]) -> dict[str, str]:
         "AWS_SECRET_ACCESS_KEY": "test-secret",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
-        "GPT_PRETRAIN_BUCKET_PATIENCE_SECS": PATIENCE_SECS,
+        "GPT_PRETRAIN_BUCKET_PATIENCE_SECS": f"{PATIENCE_SECS:g}",
     }
 
 
@@ -141,7 +149,7 @@ class GcsRules:
         query, path = request.query, request.path.partition("?")[0]
         bucket = path.partition("/b/")[2].partition("/")[0]
         upload = query.get("upload_id", "")
-        target = path.removeprefix("/upload")
+        target = path.removeprefix("/upload").removeprefix("/download")
         if "uploadType" in query:
             target += "/" + urllib.parse.quote(query["name"], safe="")
         if upload and request.method == "DELETE":
@@ -151,9 +159,8 @@ class GcsRules:
             target, condition = self.conditions[upload]
         if condition is not None and condition != self.generation(target, ask):
             return refusal(412, "conditionNotMet")
-        if query.get("alt") == "media" and query.get("generation", self.generation(target, ask)) != self.generation(
-            target, ask
-        ):
+        wanted = query.get("generation")
+        if query.get("alt") == "media" and wanted and wanted != self.generation(target, ask):
             return refusal(404, "No such object: another generation")
         reply = ask(request)
         if reply.status == 404 and not upload and ask(get(f"/storage/v1/b/{bucket}", request)).status == 404:
@@ -179,10 +186,10 @@ def is_last(request: Request) -> bool:
 
 
 def page_of(listing: dict, query: dict[str, str]) -> bytes:
-    start, most = int(query.get("pageToken", 0)), int(query.get("maxResults", 1000))
-    items = listing["items"]
-    more = {"nextPageToken": str(start + most)} if len(items) > start + most else {}
-    return json.dumps({**listing, "items": items[start : start + most], **more}).encode()
+    most = int(query.get("maxResults", 1000))
+    items = [item for item in listing["items"] if item["name"] > query.get("pageToken", "")]
+    more = {"nextPageToken": items[most - 1]["name"]} if len(items) > most else {}
+    return json.dumps({**listing, "items": items[:most], **more}).encode()
 
 
 def refusal(status: int, message: str) -> Reply:
