@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from support.buckets import _servers, bucket, bucket_server  # noqa: F401
 from support.streamed import make_streams, upload
 
 from data_prep.store.block_cache import BlockCache
@@ -14,7 +13,7 @@ TRAIN = 3 * BLOCK_TOKENS + 12_345
 
 @pytest.mark.parametrize("vocab_size, header", [(257, "short"), (100_000, "llmc")])
 def test_random_windows_are_those_of_the_files_across_blocks_and_shards(
-    bucket,  # noqa: F811
+    bucket,
     tmp_path,
     vocab_size,
     header,

@@ -4,7 +4,6 @@ import time
 
 import numpy as np
 import pytest
-from support.buckets import _servers, bucket, bucket_server  # noqa: F401
 from support.fault_proxy import ALWAYS, Fault
 from support.prepared import flip
 from support.shared import made_once
@@ -41,7 +40,7 @@ def streams(tmp_path_factory):
 
 
 @pytest.fixture
-def urls(streams, bucket_server):  # noqa: F811
+def urls(streams, bucket_server):
     """Where they lie in a bucket; uploaded once a session for each store."""
     known = bucket_server.__dict__.setdefault("urls", {})
     if not known:
@@ -131,7 +130,7 @@ def test_it_fetches_in_the_order_of_use_and_no_further_than_the_look_ahead(urls,
     assert sorted(set(brought)) == [0, 1, 2, 3]
 
 
-def test_a_warm_cache_is_left_alone(urls, tmp_path, bucket_server):  # noqa: F811
+def test_a_warm_cache_is_left_alone(urls, tmp_path, bucket_server):
     dataset = opened(urls["b"], BlockCache(tmp_path))
     source, said = dataset[""].splits["train"], []
     for block in range(3):
@@ -147,7 +146,7 @@ def test_a_warm_cache_is_left_alone(urls, tmp_path, bucket_server):  # noqa: F81
     assert len(bucket_server.proxy.seen) == asked
 
 
-def test_opening_touches_the_manifest_and_the_blocks_files_only(urls, tmp_path, bucket_server):  # noqa: F811
+def test_opening_touches_the_manifest_and_the_blocks_files_only(urls, tmp_path, bucket_server):
     bucket_server.proxy.seen.clear()
     open_dataset(urls["a"], cache=BlockCache(tmp_path))
     asked = [each.path for each in bucket_server.proxy.seen]
@@ -157,7 +156,7 @@ def test_opening_touches_the_manifest_and_the_blocks_files_only(urls, tmp_path, 
     assert not [each.path for each in bucket_server.proxy.seen if "blocks-" in each.path]  # it is in the cache
 
 
-def test_blocks_that_arrive_wrong_are_an_error_in_a_line(urls, tmp_path, bucket_server):  # noqa: F811
+def test_blocks_that_arrive_wrong_are_an_error_in_a_line(urls, tmp_path, bucket_server):
     source = open_dataset(urls["a"], cache=BlockCache(tmp_path)).splits["train"]
     bucket_server.fail(Fault("wrong", times=1, having="000001.bin"))
     starts = np.array([3 * BLOCK_TOKENS])
@@ -230,7 +229,7 @@ def test_the_first_tokens_of_a_block_that_was_here_are_not_fetched_again(urls, t
 )
 def test_what_cannot_be_streamed_is_said_in_a_line(
     tmp_path,
-    bucket,  # noqa: F811
+    bucket,
     words_copy,
     change,
     message,
@@ -267,7 +266,7 @@ def test_a_url_is_kept_as_it_is_and_settings_of_the_cache_are_checked(tmp_path):
         DataConfig(cache_dir=str(tmp_path / "file"))
 
 
-def test_files_of_a_dataset_in_a_bucket_are_verified_and_kept(bucket, words_copy, tmp_path):  # noqa: F811
+def test_files_of_a_dataset_in_a_bucket_are_verified_and_kept(bucket, words_copy, tmp_path):
     from data_prep.store.documents import DocumentTables
 
     url, cache = upload(words_copy, f"{bucket}/d"), BlockCache(tmp_path / "cache")

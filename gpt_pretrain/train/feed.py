@@ -24,7 +24,7 @@ def fetch_ahead(built: Built, start: Start) -> FetchAhead:
         start.plan,
         first_index=start.step,
         num_steps=built.total_steps - start.step,
-        say=report.say_first_batch,
+        say=report.say_first_batch if jax.process_index() == 0 else lambda _: None,
     )
     fetching.start()
     return fetching
