@@ -82,9 +82,15 @@ def path(name: str, value: object) -> str:
     return os.path.expanduser(given)
 
 
-def data_directory(name: str, value: object) -> str:
-    """A path of this machine, or the URL of what lies in a bucket, as it is."""
-    return value if isinstance(value, str) and is_bucket(value) else path(name, value)
+def place(name: str, value: object) -> str:
+    """A path of this machine, or the URL of something in a bucket."""
+    if isinstance(value, str) and is_bucket(value):
+        return value.rstrip("/")
+    if isinstance(value, str) and "://" in value:
+        raise ValueError(
+            f"{name}: {value} is a URL; expected a directory of this machine, or gs://BUCKET/NAME or s3://BUCKET/NAME"
+        )
+    return path(name, value)
 
 
 def output_directory(name: str, value: object) -> str:

@@ -71,7 +71,7 @@ class DataConfig:
             checks.number("data.max_epochs", self.max_epochs, least=0, most=1e9)
         if self.tokenizer is not None:
             checks.text("data.tokenizer", self.tokenizer)
-        object.__setattr__(self, "dir", checks.data_directory("data.dir", self.dir))
+        object.__setattr__(self, "dir", checks.place("data.dir", self.dir))
         if self.cache_dir is not None:
             object.__setattr__(self, "cache_dir", checks.output_directory("data.cache_dir", self.cache_dir))
         if self.cache_bytes is not None:
@@ -92,7 +92,7 @@ class DataConfig:
         if self.mixture is not None:
             expanded = {
                 # By name, as gin sorts them in the config.gin that a run leaves: started from that, it is the same run.
-                name: (checks.data_directory("data.mixture", entry[0]), *entry[1:])
+                name: (checks.place("data.mixture", entry[0]), *entry[1:])
                 for name, entry in sorted(self.mixture.items())
             }
             object.__setattr__(self, "mixture", expanded)
