@@ -22,8 +22,11 @@ def is_there(data: DataConfig) -> bool:
     return all(reaches(path) if is_bucket(path) else os.path.exists(path) or bool(glob.glob(path)) for path in paths)
 
 
-def offered_tokens_per_sec(built: Built, start: Start, *, max_secs: float = 3.0) -> float:
-    """Of one process's rows, from the second batch on. What the run's own feed reads, but for the copy to devices."""
+def offered_tokens_per_sec(built: Built, start: Start, *, max_secs: float = 3.0) -> float | None:
+    """Of one process's rows, from the second batch on. What the run's own feed reads, but for the copy to devices.
+
+    None for a run of one batch.
+    """
     fetching = fetch_ahead(built, start)
     batches = Batches(
         built.data.sources("train"),
@@ -42,7 +45,7 @@ def offered_tokens_per_sec(built: Built, start: Start, *, max_secs: float = 3.0)
         if time.perf_counter() - started > max_secs:
             break
     fetching.close()
-    return num_tokens / (time.perf_counter() - started)
+    return num_tokens / (time.perf_counter() - started) if num_tokens else None
 
 
 def _rows_of_one_process(built: Built, batch_size: int) -> np.ndarray:
