@@ -174,7 +174,7 @@ def _fields_in_bucket(url: str, path: str) -> Any:
         raise ValueError(
             f"{path}: holds {there.num_bytes} bytes, expected at most {MAX_JSON_BYTES}; it is another file"
         )
-    return parse_json(buckets.read(path), path)
+    return parse_json([buckets.read(path)], path)
 
 
 def _manifest_of(fields: dict[str, Any]) -> Manifest:
