@@ -37,6 +37,7 @@ from data_prep.store.token_bin import write_tokens
 from gpt_pretrain.data import loader
 from gpt_pretrain.data.batches import Batches
 from gpt_pretrain.data.fetching import FetchAhead
+from gpt_pretrain.data.order import Shuffle
 from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.data.stages import Stage, Stream
 
@@ -86,7 +87,7 @@ def serving(directory: Path, latency_secs: float, bytes_per_sec: float) -> Itera
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
 
-        def log_message(self, *_) -> None:
+        def log_message(self, format, *args) -> None:
             pass
 
         def do_GET(self) -> None:
@@ -143,14 +144,21 @@ def serving(directory: Path, latency_secs: float, bytes_per_sec: float) -> Itera
         server.shutdown()
 
 
-def plan_of(dataset: TokenDataset, args, shuffle) -> Plan:
+def plan_of(dataset: TokenDataset, args, shuffle: Shuffle) -> Plan:
     stream = Stream("", dataset.fingerprint, dataset.splits["train"].num_tokens)
-    settings = {"shuffle": shuffle, "block_windows": BLOCK_TOKENS // args.seq_len, "group_blocks": args.group_blocks}
-    stage = Stage(seed=0, seq_len=args.seq_len, batch_sizes=((0, args.batch_size),), streams=(stream,), **settings)
+    stage = Stage(
+        seed=0,
+        seq_len=args.seq_len,
+        batch_sizes=((0, args.batch_size),),
+        streams=(stream,),
+        shuffle=shuffle,
+        block_windows=BLOCK_TOKENS // args.seq_len,
+        group_blocks=args.group_blocks,
+    )
     return Plan((stage,))
 
 
-def tokens_per_sec(dataset: TokenDataset, args, num_steps: int, shuffle="global") -> tuple[float, float]:
+def tokens_per_sec(dataset: TokenDataset, args, num_steps: int, shuffle: Shuffle) -> tuple[float, float]:
     """(of the loader, from its first batch on, as the trainer iterates it; seconds to that batch)"""
     plan, source = plan_of(dataset, args, shuffle), dataset.splits["train"]
     started = time.perf_counter()
@@ -172,7 +180,8 @@ def warm(folder: Path, url: str, args) -> dict[str, float]:
     source = there.splits["train"]
     list(cache.threads.map(source.bring, range(args.blocks)))  # pyright: ignore[reportAttributeAccessIssue]
     results = {}
-    for shuffle in ("global", "block"):
+    orders: tuple[Shuffle, ...] = ("global", "block")
+    for shuffle in orders:
         rates: dict[str, list[float]] = {"files": [], "cache": []}
         for turn in range(NUM_TURNS + 1):
             for name, dataset in (("files", here), ("cache", there)):
@@ -202,7 +211,7 @@ def filling(folder: Path, url: str, args) -> dict[str, float]:
     return {"first_batch_secs": first_secs, "filling": rate / 1e6, "fetched_ratio": ratio, "mb_s": fetched / secs / 1e6}
 
 
-def main() -> int:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, default=64)
     parser.add_argument("--batches", type=int, default=3000)
@@ -211,7 +220,11 @@ def main() -> int:
     parser.add_argument("--group_blocks", type=int, default=4)
     parser.add_argument("--latency_ms", type=float, default=20)
     parser.add_argument("--mb_per_sec", type=float, default=200)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    args = make_parser().parse_args()
     folder = Path(tempfile.mkdtemp(prefix="cache-"))
     try:
         (folder / "data").mkdir()
