@@ -124,6 +124,7 @@ def test_what_failed_takes_no_room(tmp_path):
     for number in range(1, 9):
         with pytest.raises(ValueError):
             store.get(number, wrong=99)
+    assert int((tmp_path / "locks" / "room").read_text()) == SIZE
     store.get(10)
     assert held(store.cache) == {content_of(0)[1], content_of(10)[1]}
 

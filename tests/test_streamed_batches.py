@@ -1,5 +1,6 @@
 """Batches from a bucket are those of the files, through a cache that holds a quarter of the dataset."""
 
+import threading
 import time
 
 import numpy as np
@@ -19,6 +20,7 @@ from gpt_pretrain.data.config import DataConfig
 from gpt_pretrain.data.damage import explain
 from gpt_pretrain.data.fetching import FetchAhead, cost_in_words
 from gpt_pretrain.data.plan import Plan
+from gpt_pretrain.data.stages import Stage
 
 MIB = 1 << 20
 ORDERS = {
@@ -130,20 +132,40 @@ def test_it_fetches_in_the_order_of_use_and_no_further_than_the_look_ahead(urls,
     assert sorted(set(brought)) == [0, 1, 2, 3]
 
 
-def test_a_warm_cache_is_left_alone(urls, tmp_path, bucket_server):
+def test_what_has_no_room_in_the_look_ahead_does_not_stay(urls, tmp_path):
+    dataset = opened(urls["a"], BlockCache(tmp_path, 8 * MIB))
+    source = dataset[""].splits["train"]
+    plan = plan_of(dataset, DataConfig(dir="x", seq_len=1024), batch_size=64)  # windows from all 8 blocks
+    fetching = FetchAhead({"": source}, plan, first_index=0, num_steps=5)
+    fetching.start()
+    wait_until(lambda: sum(map(source.is_here, range(8))) == 3)
+    time.sleep(0.2)
+    assert fetching.next_uses(source.digests).count(SOON) == 3
+    fetching.close()
+
+
+def test_a_warm_cache_is_left_alone(urls, tmp_path, bucket_server, monkeypatch):
     dataset = opened(urls["b"], BlockCache(tmp_path))
     source, said = dataset[""].splits["train"], []
     for block in range(3):
         source.bring(block)
     config = DataConfig(dir="x", seq_len=1024)
     plan = plan_of(dataset, config)
-    asked = len(bucket_server.proxy.seen)
+    asked, looks, examples_at = len(bucket_server.proxy.seen), [], Stage.examples_at
+
+    def counted(stage, positions):
+        looks.append(threading.current_thread().name)
+        return examples_at(stage, positions)
+
+    monkeypatch.setattr(Stage, "examples_at", counted)
     fetching = FetchAhead({"": source}, plan, first_index=0, num_steps=100, say=said.append)
     fetching.start()
-    batches_of(dataset, plan, 100, on_step=fetching.at)[50]
+    wait_until(lambda: said)
+    assert batches_of(dataset, plan, 100, on_step=fetching.at)[50].digest
     time.sleep(0.1)
     fetching.close()
     assert len(bucket_server.proxy.seen) == asked
+    assert said[0].num_missing == 0 and looks.count("fetch-ahead") == 1  # the order is walked by the loader alone
 
 
 def test_opening_touches_the_manifest_and_the_blocks_files_only(urls, tmp_path, bucket_server):

@@ -205,6 +205,8 @@ class FetchAhead:
                 for source in self.sources.values():
                     source.forget_removed()
                 if self._all_here():
+                    if self._first is None:
+                        self._chunk()
                     self._measured()
                     self._forget_chunks()
                     self._ending.wait(_LOOK_AGAIN_SECS)
