@@ -19,6 +19,7 @@ from gpt_pretrain.data.batches import Batches
 from gpt_pretrain.data.config import DataConfig
 from gpt_pretrain.data.damage import explain
 from gpt_pretrain.data.fetching import FetchAhead, cost_in_words
+from gpt_pretrain.data.loader import load
 from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.data.stages import Stage
 
@@ -189,6 +190,19 @@ def test_blocks_that_arrive_wrong_are_an_error_in_a_line(urls, tmp_path, bucket_
     ) as error:
         source.read(np.array([4 * BLOCK_TOKENS]), 10)
     assert "\n" not in str(error.value)
+
+
+def test_a_bucket_that_cannot_be_reached_ends_the_loader_with_a_line(urls, tmp_path, bucket_server, impatient):
+    dataset = opened(urls["a"], BlockCache(tmp_path))
+    plan = plan_of(dataset, DataConfig(dir="x", seq_len=1024, shuffle="none"))
+    bucket_server.fail(Fault("status", times=ALWAYS, having="000001.bin"))
+    num_steps = 3 * 64  # the second shard begins in the third block
+    fetching = FetchAhead({"": dataset[""].splits["train"]}, plan, first_index=0, num_steps=num_steps)
+    fetching.start()
+    with pytest.raises(ValueError, match=r"000001\.bin: cannot be read, tried again for") as error:
+        list(load(batches_of(dataset, plan, num_steps, on_step=fetching.at)))
+    assert "\n" not in str(error.value)
+    fetching.close()
 
 
 def test_a_damaged_block_of_the_cache_is_named_where_the_ledger_differs(urls, tmp_path):
