@@ -34,7 +34,7 @@ def actions_of(
     held: HeldDirectory,
     times: TimeLedger,
     stop: StopSignal,
-    fetching: FetchAhead,
+    fetching: FetchAhead | None = None,
 ) -> list[Action]:
     """The actions that the configuration asks for, in the order in which they are called."""
     config, data = built.config, built.data
@@ -45,7 +45,7 @@ def actions_of(
         actions.append(Profile(config.profile_step, config.save_dir))
     if any(each.unverified for each in data.datasets.values()):
         actions.append(VerifyShards(built, start, checkpoints))
-    if fetching.sources and jax.process_index() == 0:
+    if fetching and fetching.sources and jax.process_index() == 0:
         actions.append(CompareNetwork(start, fetching, times))
     # Saved before it is evaluated: an evaluation that fails costs no checkpoint.
     actions.append(SaveCheckpoints(built, start, checkpoints, writer, held, times))
