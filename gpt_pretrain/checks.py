@@ -96,8 +96,12 @@ def place(name: str, value: object) -> str:
 def output_directory(name: str, value: object) -> str:
     """A path where a directory is or can be made, or the URL of one in a bucket."""
     directory = place(name, value)
-    if is_bucket(directory):
-        return directory
+    return directory if is_bucket(directory) else local_directory(name, directory)
+
+
+def local_directory(name: str, value: object) -> str:
+    """A path of this machine where a directory is or can be made."""
+    directory = path(name, value)
     above = os.path.abspath(directory)
     while not os.path.lexists(above):
         above = os.path.dirname(above)

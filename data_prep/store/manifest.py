@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.store.files import digest_json, read_json, write_json
+from data_prep.store import buckets
+from data_prep.store.files import MAX_JSON_BYTES, digest_json, parse_json, read_json, write_json
 from data_prep.store.spec import FORMATS, Spec
 from data_prep.store.typed import Count, typed
 
@@ -113,14 +114,18 @@ def save(manifest: Manifest, directory: str | os.PathLike) -> None:
 
 
 def load(directory: str | os.PathLike) -> Manifest:
-    """The manifest of a prepared dataset.
+    """The manifest of a prepared dataset, in a directory or in a bucket.
 
     Raises:
       ValueError: there is none (unfinished, or another kind of directory), or it is damaged or
         of another format version. Says which, and what to do.
     """
-    path = Path(directory, MANIFEST_NAME)
-    fields = read_json(path)
+    if buckets.is_bucket(directory):
+        path = buckets.join(os.fspath(directory), MANIFEST_NAME)
+        fields = _fields_in_bucket(os.fspath(directory), path)
+    else:
+        path = Path(directory, MANIFEST_NAME)
+        fields = read_json(path)
     if fields is None:
         if Path(directory, WORK_DIR).is_dir():
             raise ValueError(
@@ -149,6 +154,27 @@ def load(directory: str | os.PathLike) -> Manifest:
         return _manifest_of(fields)
     except ValueError as error:
         raise ValueError(f"{path}: {error}. Prepare the dataset again.") from None
+
+
+def _fields_in_bucket(url: str, path: str) -> Any:
+    """The parsed object `path`. ValueError where it cannot be read, with what else is there."""
+    there = buckets.stat(path)
+    if there is None:
+        names = (each.url for each in buckets.list_objects(url, recursive=False))
+        if any(name.endswith(".bin") for name in names):
+            raise ValueError(
+                f"{url}: holds .bin files without a {MANIFEST_NAME}, of which no digests are known. "
+                f"`python -m data_prep.convert {shlex.quote(url)} OUT` makes a prepared dataset to upload."
+            )
+        raise ValueError(
+            f"{url}: no prepared dataset ({MANIFEST_NAME} is not there). Prepare it on this machine "
+            "(data_prep.fineweb) and upload its directory."
+        )
+    if there.num_bytes > MAX_JSON_BYTES:
+        raise ValueError(
+            f"{path}: holds {there.num_bytes} bytes, expected at most {MAX_JSON_BYTES}; it is another file"
+        )
+    return parse_json([buckets.read(path)], path)
 
 
 def _manifest_of(fields: dict[str, Any]) -> Manifest:

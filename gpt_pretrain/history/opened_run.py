@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.store import manifest as manifest_lib
+from data_prep.store.buckets import is_bucket
 from data_prep.store.datasets import TokenDataset, Verify, open_dataset
 from data_prep.store.documents import DocumentTables
 from data_prep.store.token_sources import TokenSource
@@ -112,7 +113,7 @@ class OpenedRun:
         advice = f"Say where it is now: --data_dir {stream.name + '=' if stream.name else ''}DIR."
         if directory is None:
             raise ValueError(f"{self.save_dir}: does not say where the dataset of stream {stream.name!r} is. {advice}")
-        if not os.path.isdir(directory) and not glob.glob(directory):
+        if not (is_bucket(directory) or os.path.isdir(directory) or glob.glob(directory)):
             raise ValueError(f"{directory}: not there, seen from {os.getcwd()}. {advice}")
         return directory
 
@@ -191,7 +192,7 @@ class OpenedRun:
 def _fingerprint_at(directory: str) -> str | None:
     """Of the dataset that is there, if one is."""
     try:
-        if Path(directory, manifest_lib.MANIFEST_NAME).exists():
+        if is_bucket(directory) or Path(directory, manifest_lib.MANIFEST_NAME).exists():
             return manifest_lib.load(directory).fingerprint
         return open_dataset(directory, verify="size").fingerprint
     except ValueError:

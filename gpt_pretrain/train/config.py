@@ -116,8 +116,7 @@ class TrainConfig:
             checks.number("train.peak_flops_per_device", self.peak_flops_per_device, least=1, most=1e18)
         object.__setattr__(self, "save_dir", checks.output_directory("train.save_dir", self.save_dir))
         if self.work_dir is not None:
-            work_dir = checks.path("train.work_dir", self.work_dir)
-            object.__setattr__(self, "work_dir", checks.output_directory("train.work_dir", work_dir))
+            object.__setattr__(self, "work_dir", checks.local_directory("train.work_dir", self.work_dir))
             if not self.is_in_bucket:
                 raise ValueError(
                     f"train.work_dir: found {self.work_dir}, expected None, as train.save_dir={self.save_dir} is on "

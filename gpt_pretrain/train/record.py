@@ -2,10 +2,10 @@
 
 import dataclasses
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
+from data_prep.store.dataset_files import whereabouts
 from data_prep.store.files import whole_file
 from gpt_pretrain.data import run as run_lib
 from gpt_pretrain.data.ledger import Ledger
@@ -30,7 +30,7 @@ def write_record(built: Built, start: Start) -> Provenance:
     directories = _known_directories(save_dir) if start.is_resumed else {}
     for name, path in built.config.data.directories.items():  # by fingerprint, too: a fork gives a name other data
         fingerprint = built.data.datasets[name].fingerprint
-        directories |= {key: os.path.abspath(path) for key in (name, fingerprint)}
+        directories |= {key: whereabouts(path) for key in (name, fingerprint)}
     mark = run_lib.LedgerMark.of(start.ledger)
     # The file that knows less comes first: between the two writes, the ledger may go on further than its mark.
     run_lib.RunData(save_dir, start.plan, directories, built.total_steps, start.run_id, mark).write()

@@ -17,7 +17,7 @@ from gpt_pretrain.train.checkpoints import Checkpoints
 from gpt_pretrain.train.closing import closing
 from gpt_pretrain.train.config import TrainConfig
 from gpt_pretrain.train.exclusive import exclusive
-from gpt_pretrain.train.feed import feed
+from gpt_pretrain.train.feed import feed, fetch_ahead
 from gpt_pretrain.train.loop import Loop
 from gpt_pretrain.train.opened_data import open_data
 from gpt_pretrain.train.pretrained import weights_of
@@ -64,6 +64,7 @@ def train(config: TrainConfig, *, process_began: float | None = None) -> int:
             if process_began is not None:
                 runtime.at_the_end(time_file.write_last)
         built = build(config, data, start)
+        fetching = stack.enter_context(closing(fetch_ahead(built, start)))
         checkpoints = Checkpoints(
             config.directory,
             num_kept=config.num_checkpoints_kept,
@@ -77,11 +78,20 @@ def train(config: TrainConfig, *, process_began: float | None = None) -> int:
             announce(changes_of(config, start), start.step, config.directory)
         provenance = write_record(built, start) if is_primary else None
         writer = stack.enter_context(closing(writer_of(built, start, provenance, times)))
-        actions = actions_of(built, start, writer=writer, checkpoints=checkpoints, held=held, times=times, stop=stop)
+        actions = actions_of(
+            built,
+            start,
+            writer=writer,
+            checkpoints=checkpoints,
+            held=held,
+            times=times,
+            stop=stop,
+            fetching=fetching,
+        )
         loop = Loop(built, start, state, actions, times)
         del state  # the loop donates it
         with _last_good_checkpoint_named(config, checkpoints):
-            loop.run(feed(built, start), stop)
+            loop.run(feed(built, start, fetching.at), stop)
         with times.spent(Category.CHECKPOINT):
             held.finish()
     if is_primary:
