@@ -4,7 +4,6 @@ import contextlib
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from data_prep.agreement import SHARDS, begin_or_continue, confirm_complete, forget_spec, refuse_strays
@@ -19,6 +18,7 @@ from data_prep.outcome import Outcome
 from data_prep.parts import PARTS, Part, noted_part
 from data_prep.store.locations import InputError, is_remote
 from data_prep.store.manifest import MANIFEST_NAME, WORK_DIR, Manifest, Source, save
+from data_prep.store.places import check_writable, exists, join, names_in
 from data_prep.store.spec import Spec
 from data_prep.store.tokenizers import user_tokenizer
 from data_prep.tokenizing import inspect_all, part_jobs, tokenize, warnings_about
@@ -51,9 +51,10 @@ def prepare(
     """
     tokenizer = user_tokenizer(options.tokenizer)
     engine = choose_engine(tokenizer, engine)
-    output, work = Path(output_dir), Path(output_dir, WORK_DIR)
-    if (output / MANIFEST_NAME).exists():
+    output, work = join(output_dir), join(output_dir, WORK_DIR)
+    if exists(join(output, MANIFEST_NAME)):
         return _already_complete(options, patterns, output)
+    check_writable(output)
     found = inspect_all(expand(patterns), options.text_column)
     spec = options.spec(tokenizer, [inspection.identity for inspection in found])
     for line in warnings_about(found):
@@ -62,13 +63,14 @@ def prepare(
     refuse_strays(output)
     with (
         full_disk_in_words(output, len(spec.formats), lambda: _num_tokens_ahead(spec, work)),
-        locked(work),
+        locked(work) as confirm,
         Workers(num_workers, work) as workers,
     ):
         begin_or_continue(spec, output)
-        jobs = part_jobs(found, spec, work / PARTS, engine, verify)
+        jobs = part_jobs(found, spec, join(work, PARTS), engine, verify)
         parts = tokenize(jobs, spec.max_tokens, workers, work)
         manifest = _write(parts, spec, output, workers)
+        confirm()
         save(manifest, output)
     return Outcome(
         manifest,
@@ -77,20 +79,20 @@ def prepare(
     )
 
 
-def _write(parts: list[Part], spec: Spec, output: Path, workers: Workers) -> Manifest:
+def _write(parts: list[Part], spec: Spec, output: str, workers: Workers) -> Manifest:
     """Stage 2, and where the stream came from."""
-    work = output / WORK_DIR
+    work = join(output, WORK_DIR)
     try:
-        streams = part_streams(parts, work / PARTS, spec)
+        streams = part_streams(parts, join(work, PARTS), spec)
     except ValueError:
         # Other cuts of the same parts are welcome to this directory.
         forget_spec(work)
         raise
-    manifest = write_dataset(streams, spec, output, work / SHARDS, workers)
+    manifest = write_dataset(streams, spec, output, join(work, SHARDS), workers)
     return replace(manifest, sources=tuple(Source(part.name, part.num_tokens, part.digest) for part in parts))
 
 
-def _already_complete(options: Options, patterns: str, output: Path) -> Outcome:
+def _already_complete(options: Options, patterns: str, output: str) -> Outcome:
     """Compares the command with the complete dataset in `output`, and does nothing."""
     found: list[Inspection] | None = None
     if not is_remote(patterns):
@@ -109,9 +111,10 @@ def _engine_in_words(tokenizer: str, engine: str, verify: str) -> str:
     return f"tokenizer {tokenizer}: by gigatoken; {checked[verify]} checked against the reference"
 
 
-def _num_tokens_ahead(spec: Spec, work: Path) -> int:
+def _num_tokens_ahead(spec: Spec, work: str) -> int:
     """A rough estimate of how many tokens the stream will have."""
-    noted = [noted_part(path) for path in (work / PARTS).glob("*.json")]
+    parts = join(work, PARTS)
+    noted = [noted_part(join(parts, name)) for name in names_in(parts) if name.endswith(".json")]
     done = [each[0].num_tokens for each in noted if each]
     # A token is four bytes of text, roughly; parquet is packed 2:1.
     num_tokens = sum(entry["size"] or 0 for entry in spec.inputs) // 2

@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 from data_prep.agreement import forget_spec, note_failed
 from data_prep.engines.local import Workers
@@ -68,7 +67,7 @@ def warnings_about(found: Sequence[Inspection]) -> list[str]:
 
 
 def part_jobs(
-    found: Sequence[Inspection], spec: Spec, directory: Path, engine: str, verify: str
+    found: Sequence[Inspection], spec: Spec, directory: str, engine: str, verify: str
 ) -> list[PartJob | Unreadable]:
     """A job for each unit, in input order, or what is wrong with a whole file."""
     assert spec.text_column is not None, spec
@@ -83,7 +82,7 @@ def part_jobs(
                 tokenizer=spec.tokenizer,
                 tokenizer_digest=spec.tokenizer_digest,
                 text_column=spec.text_column,
-                directory=str(directory),
+                directory=directory,
                 engine=engine,
                 verify=verify,
             )
@@ -111,7 +110,7 @@ class _Prefix:
 
 
 def tokenize(
-    work: Sequence[PartJob | Unreadable], max_tokens: int | None, workers: Workers, directory: Path
+    work: Sequence[PartJob | Unreadable], max_tokens: int | None, workers: Workers, directory: str
 ) -> list[Part]:
     """The parts of the whole input, or of as much of it as max_tokens needs.
 
@@ -151,7 +150,7 @@ def tokenize(
     return [each for each in prefix.results if isinstance(each, Part)]
 
 
-def _give_up(unreadable: Sequence[Unreadable], directory: Path) -> None:
+def _give_up(unreadable: Sequence[Unreadable], directory: str) -> None:
     messages = sorted({each.message for each in unreadable})
     if all(each.is_damaged for each in unreadable):
         note_failed(directory, sorted({each.path for each in unreadable}))

@@ -14,10 +14,12 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from multiprocessing import connection
-from pathlib import Path
 from typing import Any, TypeVar
 
 from data_prep.pages.progress import Done, Progress
+from data_prep.store.leases import hold
+from data_prep.store.locations import is_bucket
+from data_prep.store.places import join
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -34,26 +36,38 @@ class WorkerDied(RuntimeError):
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: str) -> Iterator[Callable[[], None]]:
     """Only one process at a time works in `directory`, which is made if need be.
 
     The lock ends with the process, however it ends. The workers of a killed process end within
-    moments; entering waits for them, so that they don't write into files that are ours now.
+    moments; entering waits for them, so that they don't write into files that are ours now. (In a
+    bucket, what they put last is what would be put again.)
+
+    Gives a function to be called before what was written becomes what counts. In a bucket a lock can
+    be lost, to one who saw no sign of this process for long: then it raises LeaseLost.
 
     Raises ValueError when another process has the lock.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / LOCK, "w") as own, open(directory / WORKERS_LOCK, "w") as workers:
+    if is_bucket(directory):
+        with hold(directory, what="preparation", say=_say) as lease:
+            yield lease.check
+        return
+    os.makedirs(directory, exist_ok=True)
+    with open(join(directory, LOCK), "w") as own, open(join(directory, WORKERS_LOCK), "w") as workers:
         try:
             fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"{directory.parent}: another process is at work in this directory. Wait for it, "
+                f"{os.path.dirname(directory)}: another process is at work in this directory. Wait for it, "
                 "or use another directory."
             ) from None
         fcntl.flock(workers, fcntl.LOCK_EX)
         fcntl.flock(workers, fcntl.LOCK_UN)
-        yield
+        yield lambda: None
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def all_cores() -> int:
@@ -73,7 +87,7 @@ class Workers:
       directory: the one that `locked` was given; None where jobs write nothing.
     """
 
-    def __init__(self, num_workers: int, directory: Path | None = None):
+    def __init__(self, num_workers: int, directory: str | None = None):
         self._num_workers = num_workers
         self._directory = directory
         self._workers: list[_Worker] = []
@@ -154,11 +168,11 @@ class Workers:
 class _Worker:
     """A process, the job that it does, and what it has reported of it."""
 
-    def __init__(self, directory: Path | None):
+    def __init__(self, directory: str | None):
         # Spawned, not forked: a fork of a process with threads (fsspec has one) can deadlock.
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        lock = directory / WORKERS_LOCK if directory else None
+        lock = join(directory, WORKERS_LOCK) if directory and not is_bucket(directory) else None
         self.process = context.Process(target=_work, args=(theirs, lock), daemon=True)
         self.process.start()
         theirs.close()  # so that reading ends when the worker does
@@ -195,7 +209,7 @@ def _lost(worker: _Worker, tries: collections.Counter) -> None:
     print(f"{what}; its piece of work is done again", file=sys.stderr, flush=True)
 
 
-def _work(pipe, lock_path: Path | None) -> None:
+def _work(pipe, lock_path: str | None) -> None:
     """Main loop of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -22,6 +22,8 @@ from data_prep.store.addresses import Addresses
 from data_prep.store.document_index import find_rows
 from data_prep.store.files import require_whole, whole_file
 from data_prep.store.manifest import DOCUMENTS, INDEX, Manifest, Shard, load
+from data_prep.store.places import join
+from data_prep.store.scratch import local_copy
 
 GROUP_ROWS = 4096  # documents in a row group of a table: what a look-up reads
 _VERIFYING_THREADS = 8  # digests are computed without Python's lock
@@ -62,7 +64,7 @@ class DocumentTables:
     """
 
     def __init__(self, directory: str | Path, split: str = "train", manifest: Manifest | None = None):
-        self._directory = Path(directory)
+        self._directory = join(directory)
         manifest = manifest or load(directory)
         if split not in manifest.splits:
             raise ValueError(f"{directory}: no split {split!r}; the splits are {', '.join(manifest.splits)}")
@@ -114,7 +116,9 @@ class DocumentTables:
         self._require_whole(self._indexes)
         found = []
         for table, index in enumerate(self._indexes):
-            for row in find_rows(self._directory / index.name, value):
+            with local_copy(join(self._directory, index.name), index.digest) as path:
+                rows_found = find_rows(path, value)
+            for row in rows_found:
                 group, offset = divmod(row, GROUP_ROWS)
                 rows = self._group(table, group)
                 if offset >= rows.num_rows:
@@ -128,7 +132,7 @@ class DocumentTables:
         """ValueError unless all these files are what the manifest says."""
 
         def require(shard: Shard) -> None:
-            require_whole(self._directory / shard.name, shard.num_bytes, shard.digest)
+            require_whole(join(self._directory, shard.name), shard.num_bytes, shard.digest)
 
         if len(shards) == 1:
             return require(shards[0])
@@ -140,8 +144,8 @@ class DocumentTables:
     def _file(self, table: int) -> pq.ParquetFile:
         shard = self._tables[table]
         self._require_whole([shard])
-        with self._readable(table):
-            file = pq.ParquetFile(self._directory / shard.name)
+        with self._readable(table), local_copy(join(self._directory, shard.name), shard.digest) as path:
+            file = pq.ParquetFile(path)
         if not file.schema_arrow.equals(DOCUMENT_COLUMNS):
             raise self._nonsense(table, "its columns are not those of a documents table")
         return file
@@ -197,7 +201,7 @@ class DocumentTables:
 
     def _nonsense(self, table: int, what: str) -> ValueError:
         """A file is what the manifest says, and cannot be right."""
-        path = self._directory / self._tables[table].name
+        path = join(self._directory, self._tables[table].name)
         return ValueError(f"{path}: {what}. Run `python -m data_prep.check {self._directory}`.")
 
 
@@ -207,9 +211,9 @@ def write_documents(path: str | Path, table: pa.Table) -> None:
         pq.write_table(table, partial, compression="zstd", row_group_size=GROUP_ROWS)
 
 
-def read_starting_in(path: str, start: int, stop: int, columns: list[str]) -> pa.Table:
+def read_starting_in(path: str, digest: str, start: int, stop: int, columns: list[str]) -> pa.Table:
     """Of a table of documents those row groups that may list one that starts in [start, stop)."""
-    with pq.ParquetFile(path) as file:
+    with local_copy(path, digest) as copy, pq.ParquetFile(copy) as file:
         groups = []
         for index in range(file.num_row_groups):
             group = file.metadata.row_group(index)

@@ -1,4 +1,8 @@
-"""Files that are either whole or absent, and their digests."""
+"""Files that are either whole or absent, and their digests; here or in a bucket.
+
+A path may be the URL of an object where nothing else is said. Buckets are imported when one is named: they import
+this module, and others do without.
+"""
 
 import json
 import os
@@ -12,6 +16,9 @@ from typing import Any, BinaryIO, Literal
 
 from blake3 import blake3
 
+from data_prep.store.bucket_errors import BucketError
+from data_prep.store.locations import is_bucket
+
 READ_BYTES = 1 << 20
 MAX_JSON_BYTES = 1 << 28  # of what is parsed: a file that somebody made large must not fill the memory
 
@@ -22,11 +29,18 @@ def whole_file(path: str | os.PathLike, *, durable: bool = True) -> Iterator[Pat
 
     The temporary name is a function of `path`, so a killed run leaves at most one stray file per
     output and the same work done again replaces it. `durable=False` does not wait for the disk:
-    for files whose digest is checked before they are used.
+    for files whose digest is checked before they are used. For the URL of an object the temporary
+    path is in the scratch folder.
 
         with whole_file("a.parquet") as partial:
             pq.write_table(table, partial)
     """
+    if is_bucket(path):
+        from data_prep.store.scratch import uploaded
+
+        with uploaded(os.fspath(path)) as partial:
+            yield partial
+        return
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     partial.unlink(missing_ok=True)  # in a directory from elsewhere it may be a link to anything
@@ -55,7 +69,12 @@ def sync_directory(directory: Path) -> None:
 def write_json(path: str | os.PathLike, value: Any, *, durable: bool = True) -> None:
     """Writes `value` so that equal values always give equal bytes."""
     with whole_file(path, durable=durable) as partial:
-        partial.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        partial.write_bytes(json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """What `write_json` writes."""
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
@@ -83,13 +102,25 @@ def _kind_in_words(mode: int) -> str:
 
 def read_bytes(path: str | os.PathLike, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     """All of a small file. ValueError for what is no file, or holds more than `max_bytes`."""
+    if is_bucket(path):
+        from data_prep.store import buckets
+
+        found = buckets.stat(os.fspath(path))
+        if found is None:
+            raise FileNotFoundError(f"{path}: no such object")
+        _refuse_large(path, found.num_bytes, max_bytes)
+        return buckets.read(os.fspath(path))
     with open_regular(path) as file:
-        if (size := os.fstat(file.fileno()).st_size) > max_bytes:
-            raise ValueError(f"{path}: holds {size} bytes, expected at most {max_bytes}; it is something else")
+        _refuse_large(path, os.fstat(file.fileno()).st_size, max_bytes)
         pieces = []
         while piece := file.read(max_bytes):
             pieces.append(piece)
     return b"".join(pieces)
+
+
+def _refuse_large(path: str | os.PathLike, num_bytes: int, max_bytes: int) -> None:
+    if num_bytes > max_bytes:
+        raise ValueError(f"{path}: holds {num_bytes} bytes, expected at most {max_bytes}; it is something else")
 
 
 def read_json(path: str | os.PathLike) -> Any:
@@ -110,9 +141,14 @@ def write_note(path: str | os.PathLike, fields: Mapping[str, Any], *, durable: b
 
 
 def read_note(path: str | os.PathLike) -> dict[str, Any] | None:
-    """What `write_note` wrote. None where that is absent or was changed: the work is then done again."""
+    """What `write_note` wrote. None where that is absent or was changed: the work is then done again.
+
+    Raises BucketError: a bucket does not say what is there.
+    """
     try:
         fields = read_json(path)
+    except BucketError:
+        raise
     except (ValueError, OSError):
         return None
     if not isinstance(fields, dict):
@@ -138,6 +174,11 @@ def digest_of(path: str | os.PathLike) -> str:
     a cryptographic digest: a fingerprint names a dataset that nobody can forge, which the even
     faster xxh3 could not promise.
     """
+    if is_bucket(path):
+        from data_prep.store.scratch import local_copy
+
+        with local_copy(path) as copy:
+            return digest_of(copy)
     digest = blake3()
     with open_regular(path) as file:
         while piece := file.read(READ_BYTES):
@@ -186,8 +227,12 @@ def file_problem(path: str | os.PathLike, num_bytes: int, digest: str, *, read: 
 
     Args:
       read: also compare the digest, for which the whole file is read; the size comes first, as it is free.
+
+    Raises BucketError: an object that is there cannot be read.
     """
     where = os.fspath(path)
+    if is_bucket(where):
+        return _object_problem(where, num_bytes, digest, read=read)
     try:
         if os.path.islink(where):
             target = os.path.realpath(where)
@@ -207,19 +252,44 @@ def file_problem(path: str | os.PathLike, num_bytes: int, digest: str, *, read: 
     return None
 
 
+def _object_problem(url: str, num_bytes: int, digest: str, *, read: bool) -> FileProblem | None:
+    from data_prep.store import buckets
+    from data_prep.store.scratch import OtherContent, local_copy
+
+    there = buckets.stat(url)
+    if there is None:
+        return FileProblem(url, "missing", None, num_bytes)
+    if there.num_bytes != num_bytes:
+        return FileProblem(url, "size", there.num_bytes, num_bytes)
+    try:
+        if read:
+            with local_copy(url, digest):
+                pass
+    except OtherContent as error:
+        return FileProblem(url, "digest", error.found, digest)
+    return None
+
+
 def require_whole(path: str | os.PathLike, num_bytes: int, digest: str) -> None:
     """ValueError unless the file is what its manifest says. It is read once a process, and again where it was changed.
 
-    A GB takes about 0.2 s from memory.
+    A GB takes about 0.2 s from memory. An object is fetched once, and again where it was changed.
     """
-    try:
-        there = os.stat(path)
-        state = there.st_dev, there.st_ino, there.st_size, there.st_mtime_ns, there.st_ctime_ns
-    except OSError:
-        state = ()
-    if problem := _known_problem(os.fspath(path), num_bytes, digest, state):
+    if is_bucket(path):
+        problem = file_problem(path, num_bytes, digest)
+    else:
+        problem = _known_problem(os.fspath(path), num_bytes, digest, _state_of(path))
+    if problem:
         directory = os.path.dirname(os.fspath(path))
         raise ValueError(f"{problem}. `python -m data_prep.check {directory} --repair` makes it again, if it can.")
+
+
+def _state_of(path: str | os.PathLike) -> tuple[int, ...]:
+    try:
+        there = os.stat(path)
+        return there.st_dev, there.st_ino, there.st_size, there.st_mtime_ns, there.st_ctime_ns
+    except OSError:
+        return ()
 
 
 @lru_cache(maxsize=1 << 14)

@@ -12,12 +12,14 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_prep.store.files import digest_json, read_json, write_json
+from data_prep.store import buckets
+from data_prep.store.files import digest_json, json_bytes, read_json, write_json
+from data_prep.store.locations import is_bucket
+from data_prep.store.places import exists, join
 from data_prep.store.spec import FORMATS, Spec
 from data_prep.store.typed import Count, typed
 
@@ -106,9 +108,17 @@ def unigram_entropy(counts_V: np.ndarray) -> float:
 
 
 def save(manifest: Manifest, directory: str | os.PathLike) -> None:
-    """Writes the manifest with its own digest; equal manifests give equal bytes."""
+    """Writes the manifest with its own digest; equal manifests give equal bytes.
+
+    Raises Changed: one is in the bucket already. Here a lock keeps others out; there one can be lost.
+    """
     fields = json.loads(json.dumps(dataclasses.asdict(manifest) | {"spec": manifest.spec.to_json()}))
-    write_json(Path(directory, MANIFEST_NAME), fields | {"digest": digest_json(fields)})
+    fields |= {"digest": digest_json(fields)}
+    path = join(directory, MANIFEST_NAME)
+    if is_bucket(path):
+        buckets.write(path, json_bytes(fields), if_version="absent")
+    else:
+        write_json(path, fields)
 
 
 def load(directory: str | os.PathLike) -> Manifest:
@@ -118,15 +128,15 @@ def load(directory: str | os.PathLike) -> Manifest:
       ValueError: there is none (unfinished, or another kind of directory), or it is damaged or
         of another format version. Says which, and what to do.
     """
-    path = Path(directory, MANIFEST_NAME)
+    path = join(directory, MANIFEST_NAME)
     fields = read_json(path)
     if fields is None:
-        if Path(directory, WORK_DIR).is_dir():
+        if exists(join(directory, WORK_DIR)):
             raise ValueError(
                 f"{directory}: preparation is not finished ({MANIFEST_NAME} is missing, {WORK_DIR} "
                 "is there). Run the same command (data_prep.fineweb or data_prep.convert) again: it continues."
             )
-        what = "no such directory" if not Path(directory).is_dir() else f"no {MANIFEST_NAME} in it"
+        what = f"no {MANIFEST_NAME} in it" if exists(os.fspath(directory)) else "no such directory"
         raise ValueError(
             f"{directory}: not a prepared dataset ({what}). `python -m data_prep.fineweb --input=sample "
             f"--output_dir={shlex.quote(os.fspath(directory))}` makes a small one of the embedded sample; "
