@@ -6,8 +6,9 @@ from pathlib import Path
 
 from data_prep.engines.local import Report
 from data_prep.pages.progress import Done
+from data_prep.store import buckets
 from data_prep.store.files import whole_file
-from data_prep.store.locations import InputError
+from data_prep.store.locations import InputError, is_bucket
 from data_prep.store.locations import download as download_file
 from data_prep.store.places import is_file
 from data_prep.store.scratch import local_copy
@@ -29,8 +30,15 @@ def download(job: DownloadJob, report: Report) -> Header:
     Raises InputError: it does not arrive, or is not what was listed or no .bin file.
     """
     if not is_file(job.target):
+
+        def arrived(num_bytes: int) -> None:
+            report(Done(text_bytes=num_bytes, work=num_bytes))
+
         with whole_file(job.target) as partial:
-            download_file(job.path, partial, lambda num_bytes: report(Done(text_bytes=num_bytes, work=num_bytes)))
+            if is_bucket(job.path):
+                buckets.download(job.path, partial, received=arrived)
+            else:
+                download_file(job.path, partial, arrived)
             return _check_download(job, partial)
     report(Done(work=job.size))
     with local_copy(job.target) as path:

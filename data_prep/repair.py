@@ -103,7 +103,8 @@ def _plan(directory: str, manifest: Manifest, names: set[str], work: str) -> tup
         return from_shards, []
     if not manifest.sources:
         raise RepairError(
-            f"{join(directory, min(left))}: this dataset was converted from shards, not made from text: convert them again."
+            f"{join(directory, min(left))}: this dataset was converted from shards, not made from text: convert them "
+            "again."
         )
     streams = _source_streams(directory, manifest, join(work, PARTS))
     jobs = shard_jobs(streams, [*FORMATS, DOCUMENTS, INDEX], spec, directory, join(work, SHARDS))

@@ -5,6 +5,7 @@ Amazon's.
 """
 
 import asyncio
+import importlib
 import os
 import threading
 from collections.abc import Coroutine
@@ -28,6 +29,13 @@ _VARIABLES = (
     "AWS_REGION",
     "AWS_DEFAULT_REGION",
 )
+
+
+def input_options(url: str) -> dict[str, Any]:
+    """For inputs, which fsspec reads by itself: the same servers, credentials and timeouts, with its own retries."""
+    extra = "s3" if url.startswith("s3://") else "gcs"
+    check_installed(extra)
+    return s3_options() if extra == "s3" else gcs_options()
 
 
 def gcs_options() -> dict[str, Any]:
@@ -63,8 +71,17 @@ _clients = _Clients()
 os.register_at_fork(after_in_child=_clients.after_fork)
 
 
+def check_installed(extra: str) -> None:
+    """ImportError, with what to do, where the extra gcs or s3 is missing."""
+    try:
+        importlib.import_module(f"{extra}fs")
+    except ImportError as error:
+        raise ImportError(f"needs {extra}fs ({error}). Install it: `pip install 'gpt-pretrain[{extra}]'`") from None
+
+
 def gcs_client() -> Any:
     """gcsfs without its gRPC part. ImportError: the extra is missing."""
+    check_installed("gcs")
     from gcsfs.core import GCSFileSystem
 
     return _client(GCSFileSystem, gcs_options)
@@ -72,6 +89,7 @@ def gcs_client() -> Any:
 
 def s3_client() -> Any:
     """s3fs which tries once, and leaves digests to us. ImportError: the extra is missing."""
+    check_installed("s3")
     from s3fs import S3FileSystem
 
     return _client(

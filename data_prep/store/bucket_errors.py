@@ -48,13 +48,6 @@ _RIGHTS = {
 _CREATE = {"gcs": "gcloud storage buckets create gs://{}", "s3": "aws s3 mb s3://{}"}
 
 
-def missing_extra(url: str, error: ImportError) -> BucketError:
-    extra = EXTRAS[url.partition("://")[0]]
-    return BucketError(
-        f"{public_name(url)}: {extra}fs cannot be imported ({error}). Install it: `pip install 'gpt-pretrain[{extra}]'`"
-    )
-
-
 def in_words(url: str, doing: str, failure: Failure, patience_secs: float) -> BucketError:
     """`doing` as in "cannot be read"."""
     scheme, _, rest = url.partition("://")

@@ -1,37 +1,17 @@
-"""Google Cloud Storage: its JSON API, through the session and credentials of gcsfs.
+"""Google Cloud Storage: what bucket_store.py asks of it."""
 
-gcsfs's own calls know no preconditions but "absent", retry for themselves, and make one kind of error of many. So this
-takes from it the session (`_set_session`) and the headers with a fresh token (`_get_headers`), and asks by itself.
-"""
-
-import asyncio
 import base64
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn
 from urllib.parse import quote, urlencode
 
 from data_prep.store.bucket_errors import Failure
+from data_prep.store.bucket_gcs_requests import Answer, Asking
 from data_prep.store.bucket_store import WRITER, Entry, IfVersion, Page, Part, Put, check_length, expected_in_words
 
-TRANSIENT = {408, 429, 500, 502, 503, 504}
 RIGHTS = ("storage.objects.create", "storage.objects.delete", "storage.objects.get", "storage.objects.list")
-
-
-@dataclass(frozen=True)
-class _Answer:
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    def json(self) -> dict[str, Any]:
-        try:
-            found = json.loads(self.body)
-        except ValueError:
-            raise Failure("transient", "an answer that is not JSON") from None
-        return found if isinstance(found, dict) else {}
 
 
 class Gcs:
@@ -39,11 +19,11 @@ class Gcs:
     wants_md5 = True
 
     def __init__(self, client: Any):
-        self.client = client
+        self.asking = Asking(client)
 
     async def head(self, bucket: str, key: str) -> Entry | None:
         try:
-            answer = await self._ask("GET", _object(bucket, key))
+            answer = await self.asking.ask("GET", _object(bucket, key))
         except Failure as failure:
             if failure.kind != "absent":
                 raise
@@ -56,7 +36,7 @@ class Gcs:
         fields = {"prefix": prefix, "maxResults": str(most), "pageToken": after, "delimiter": "" if recursive else "/"}
         query = {name: value for name, value in fields.items() if value}
         try:
-            answer = (await self._ask("GET", f"b/{quote(bucket, safe='')}/o", query)).json()
+            answer = (await self.asking.ask("GET", f"b/{quote(bucket, safe='')}/o", query)).json()
         except Failure as failure:
             if failure.kind == "absent":
                 raise Failure("no bucket", failure.text) from None
@@ -72,7 +52,7 @@ class Gcs:
         last = "" if num_bytes is None else start + num_bytes - 1
         headers = {"Range": f"bytes={start}-{last}"} if start or num_bytes is not None else {}
         try:
-            answer = await self._ask("GET", _object(bucket, key), query, headers, expect=(200, 206, 416))
+            answer = await self.asking.ask("GET", _object(bucket, key), query, headers, expect=(200, 206, 416))
         except Failure as failure:
             if failure.kind == "absent":
                 there = await self.head(bucket, key)
@@ -85,6 +65,8 @@ class Gcs:
             total = int(answer.headers.get("Content-Range", "").rpartition("/")[2])
             end = total if num_bytes is None else min(total, start + num_bytes)
             return check_length(answer.body, max(0, end - start))
+        if "Content-Encoding" in answer.headers:  # stored compressed: number and digest are of what was sent
+            return answer.body[start:] if num_bytes is None else answer.body[start : start + num_bytes]
         content = check_length(answer.body, int(answer.headers.get("Content-Length", len(answer.body))))
         _check_digest(content, answer.headers.getall("x-goog-hash", []))  # pyright: ignore[reportAttributeAccessIssue]
         return content[start:] if num_bytes is None else content[start : start + num_bytes]
@@ -145,7 +127,7 @@ class Gcs:
 
     async def remove(self, bucket: str, key: str, version: str | None) -> None:
         try:
-            await self._ask("DELETE", _object(bucket, key), _condition(version), expect=(200, 204))
+            await self.asking.ask("DELETE", _object(bucket, key), _condition(version), expect=(200, 204))
         except Failure as failure:
             if failure.kind != "absent":
                 _explain(failure, version)
@@ -153,14 +135,14 @@ class Gcs:
     async def check_writable(self, bucket: str, key: str) -> None:
         query = [("permissions", right) for right in RIGHTS]
         try:
-            answer = await self._ask("GET", f"b/{quote(bucket, safe='')}/iam/testPermissions", query)
+            answer = await self.asking.ask("GET", f"b/{quote(bucket, safe='')}/iam/testPermissions", query)
         except Failure as failure:
             if failure.kind == "absent":
                 raise Failure("no bucket", failure.text) from None
             raise
         if lacking := [right for right in RIGHTS if right not in answer.json().get("permissions", ())]:
-            kind = "credentials" if self._is_anonymous() else "denied"
-            raise Failure(kind, f"{' and '.join(lacking)} not granted{self._who()}")
+            kind = "credentials" if self.asking.is_anonymous() else "denied"
+            raise Failure(kind, f"{' and '.join(lacking)} not granted{self.asking.who()}")
 
     async def _stored(self, put: Put, asked: Any) -> Entry:
         try:
@@ -175,95 +157,18 @@ class Gcs:
         return entry
 
     def _upload_url(self, put: Put, query: Mapping[str, str]) -> str:
-        where = f"{self.client._location}/upload/storage/v1/b/{quote(put.bucket, safe='')}/o"
+        where = f"{self.asking.client._location}/upload/storage/v1/b/{quote(put.bucket, safe='')}/o"
         return f"{where}?{urlencode({**query, 'name': put.key})}"
 
     async def _upload(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes, expect: tuple = (200, 201)
-    ) -> _Answer:
+    ) -> Answer:
         try:
-            return await self._ask(method, url, (), headers, body, expect)
+            return await self.asking.ask(method, url, (), headers, body, expect)
         except Failure as failure:
             if failure.kind == "absent" and method == "POST":
                 raise Failure("no bucket", failure.text) from None
             raise
-
-    async def _ask(
-        self,
-        method: str,
-        path: str,
-        query: Any = (),
-        headers: Mapping[str, str] | None = None,
-        body: bytes | None = None,
-        expect: tuple = (200,),
-    ) -> _Answer:
-        import aiohttp
-        from yarl import URL
-
-        url = path if path.startswith("http") else self.client.base + path
-        if query:
-            url += "?" + urlencode(query)
-        try:
-            session = await self.client._set_session()
-            headers = await self._signed(dict(headers or {}))
-            request = session.request(method, URL(url, encoded=True), headers=headers, data=body, allow_redirects=False)
-            async with request as response:
-                answer = _Answer(response.status, response.headers, await response.read())
-        except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
-            raise Failure("refused", f"{type(error).__name__}: STORAGE_EMULATOR_HOST is no address") from None
-        except (aiohttp.ClientError, OSError) as error:  # of OSError: timeouts
-            raise Failure("transient", f"{type(error).__name__}: {error}") from None
-        if answer.status not in expect:
-            raise self._failure(answer)
-        return answer
-
-    async def _signed(self, headers: dict[str, str]) -> dict[str, str]:
-        import google.auth.exceptions
-
-        if self._is_anonymous():
-            return self.client._get_headers(headers)
-        try:  # may ask for a new token, which blocks
-            return await asyncio.to_thread(self.client._get_headers, headers)
-        except Exception as error:  # of google.auth, requests, or gcsfs around them
-            cause: BaseException | None = error
-            while cause is not None:
-                if isinstance(cause, google.auth.exceptions.TransportError) or getattr(cause, "retryable", False):
-                    raise Failure("transient", f"no token: {type(cause).__name__}") from None
-                cause = cause.__cause__
-            raise Failure("credentials", f"Google refused the credentials ({type(error).__name__})") from None
-
-    def _failure(self, answer: _Answer) -> Failure:
-        try:
-            error = json.loads(answer.body)["error"]
-            message = str(error.get("message", ""))
-            reason = str((error.get("errors") or [{}])[0].get("reason", ""))
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            message, reason = answer.body[:200].decode(errors="replace"), ""
-        text = f"{answer.status} {message or reason}".strip()
-        match answer.status:
-            case 403 if reason in ("rateLimitExceeded", "userRateLimitExceeded"):
-                return Failure("transient", text)
-            case 400 if "doesn't match calculated" in message:  # damaged on its way
-                return Failure("transient", text)
-            case 404 if "bucket does not exist" in message:
-                return Failure("no bucket", text)
-            case 404 | 410:
-                return Failure("absent", text)
-            case 304 | 412:
-                return Failure("changed", text)
-            case 401:
-                return Failure("credentials", text + self._who())
-            case 403:
-                return Failure("credentials" if self._is_anonymous() else "denied", text + self._who())
-            case status if status in TRANSIENT:
-                return Failure("transient", text)
-        return Failure("refused", text)
-
-    def _is_anonymous(self) -> bool:
-        return self.client.credentials.credentials is None
-
-    def _who(self) -> str:
-        return "; no Google credentials were found" if self._is_anonymous() else ""
 
 
 def _explain(failure: Failure, if_version: IfVersion) -> NoReturn:
@@ -296,7 +201,7 @@ def _entry(item: Mapping[str, Any]) -> Entry:
         raise Failure("transient", "an answer that describes no object") from None
 
 
-def _received(answer: _Answer) -> int:
+def _received(answer: Answer) -> int:
     """Of `Range: bytes=0-99`, which is left out where there is nothing yet."""
     last = answer.headers.get("Range", "").rpartition("-")[2]
     return int(last) + 1 if last else 0

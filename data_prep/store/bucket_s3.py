@@ -180,6 +180,7 @@ class S3:
         except exceptions.ProfileNotFound as error:
             raise Failure("credentials", str(error)) from None
         except (
+            exceptions.ConnectionError,
             exceptions.HTTPClientError,
             exceptions.IncompleteReadError,
             ResponseParserError,

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from data_prep.store.bucket_clients import input_options
 from data_prep.store.secrets import hide_secrets, whole_url
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -128,7 +129,9 @@ def open_file(path: str) -> BinaryIO:
 
 
 def download(path: str, target: str | os.PathLike, received: Callable[[int], None]) -> None:
-    """Copies a remote file, and says how many more bytes are there as they come.
+    """Copies a file of the Hub or a web server, and says how many more bytes are there as they come.
+
+    `buckets.download` is the one for buckets.
 
     Raises InputError: the file is not there, or does not arrive to its end.
     """
@@ -158,6 +161,8 @@ def file_system_of(path: str) -> tuple[Any, str]:
     path = whole_url(path)
     if path.startswith(EMBEDDED):
         path = str(ASSETS / path.removeprefix(EMBEDDED))
+    if is_bucket(path):
+        return fsspec.core.url_to_fs(path, **input_options(path))
     if not path.startswith(("http://", "https://")):
         return fsspec.core.url_to_fs(path)
     import aiohttp

@@ -79,6 +79,6 @@ def remove_tree(path: str) -> None:
 
 
 def check_writable(directory: str) -> None:
-    """BucketError, before work starts, where nothing could be written to a bucket: by the first write it is too late."""
+    """BucketError, before work starts, where a bucket cannot be written to."""
     if is_bucket(directory):
         buckets.check_writable(directory)

@@ -1,6 +1,6 @@
 """Emulators of both stores on loopback, behind a proxy that breaks what it is told to break.
 
-Use it by `from support.buckets import bucket_server, bucket` (fixtures; `bucket_server` has the parameters "gs", "s3").
+Tests take the fixtures `bucket_server` and `bucket`, and run for both stores.
 
 The emulators do not do all that the stores do. The proxies add what is missing, and nothing else:
 
@@ -29,7 +29,7 @@ import pytest
 from support.fault_proxy import Fault, FaultProxy, Reply, Request, running
 
 STORES = ("gs", "s3")
-PATIENCE_SECS = "1.5"
+PATIENCE_SECS = "1"
 _numbers = itertools.count()
 
 
@@ -54,16 +54,16 @@ class BucketServer:
 
 
 @pytest.fixture(scope="session")
-def _servers() -> Iterator[dict[str, BucketServer]]:
+def bucket_servers() -> Iterator[dict[str, BucketServer]]:
     with gcs_emulator() as gcs, s3_emulator() as s3:
         yield {"gs": gcs, "s3": s3}
 
 
 @pytest.fixture(params=STORES)
-def bucket_server(request, _servers, monkeypatch) -> Iterator[BucketServer]:
+def bucket_server(request, bucket_servers, monkeypatch) -> Iterator[BucketServer]:
     """One of the stores, with the standard variables that lead to it, and retries that are over soon."""
-    server = _servers[request.param]
-    for name, text in variables(_servers).items():
+    server = bucket_servers[request.param]
+    for name, text in variables(bucket_servers).items():
         monkeypatch.setenv(name, text)
     server.proxy.faults.clear()
     server.proxy.seen.clear()
@@ -179,10 +179,10 @@ def is_last(request: Request) -> bool:
 
 
 def page_of(listing: dict, query: dict[str, str]) -> bytes:
-    start, most = int(query.get("pageToken", 0)), int(query.get("maxResults", 1000))
-    items = listing["items"]
-    more = {"nextPageToken": str(start + most)} if len(items) > start + most else {}
-    return json.dumps({**listing, "items": items[start : start + most], **more}).encode()
+    most = int(query.get("maxResults", 1000))
+    items = [item for item in listing["items"] if item["name"] > query.get("pageToken", "")]
+    more = {"nextPageToken": items[most - 1]["name"]} if len(items) > most else {}
+    return json.dumps({**listing, "items": items[:most], **more}).encode()
 
 
 def refusal(status: int, message: str) -> Reply:
