@@ -46,8 +46,8 @@ def directory(option: str, text: str) -> str:
         return join(text)
     if _URL.match(text):
         raise ValueError(
-            f"{option}={text}: expected a directory of this machine, gs://BUCKET/NAME or s3://BUCKET/NAME. Mount it as "
-            "a directory, or work in one here and copy that when it is complete."
+            f"{option}={text}: expected a directory of this machine, gs://BUCKET/NAME or s3://BUCKET/NAME, not a URL "
+            "of another kind. Mount it as a directory, or work in one here and copy that when it is complete."
         )
     found = os.path.expanduser(text)
     if found.startswith("~") and not os.path.lexists(found):
