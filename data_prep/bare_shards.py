@@ -164,8 +164,8 @@ class BareShards:
         for path in paths:
             if not is_remote(path):
                 self._header(path)
-                if same_place(os.path.dirname(path), output):
-                    raise ValueError(f"{output}: holds the input {path}; write elsewhere")
+            if same_place(os.path.dirname(path), output):
+                raise ValueError(f"{output}: holds the input {path}; write elsewhere")
         for path, inspection in zip(paths, inspect_all(paths, ""), strict=True):
             if inspection.error:
                 raise inspection.error

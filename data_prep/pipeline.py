@@ -69,6 +69,7 @@ def prepare(
         begin_or_continue(spec, output)
         jobs = part_jobs(found, spec, join(work, PARTS), engine, verify)
         parts = tokenize(jobs, spec.max_tokens, workers, work)
+        confirm()
         manifest = _write(parts, spec, output, workers)
         confirm()
         save(manifest, output)

@@ -1,7 +1,6 @@
 """Files that are either whole or absent, and their digests; here or in a bucket.
 
-A path may be the URL of an object where nothing else is said. Buckets are imported when one is named: they import
-this module, and others do without.
+A path may be the URL of an object everywhere here; `local_files` is for files of this machine only.
 """
 
 import json
@@ -12,62 +11,32 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 from blake3 import blake3
 
-from data_prep.store.bucket_errors import BucketError
+from data_prep.store import buckets, local_files
+from data_prep.store.buckets import BucketError
+from data_prep.store.local_files import kind_in_words, open_regular
 from data_prep.store.locations import is_bucket
+from data_prep.store.scratch import OtherContent, local_copy, uploaded
 
-READ_BYTES = 1 << 20
 MAX_JSON_BYTES = 1 << 28  # of what is parsed: a file that somebody made large must not fill the memory
 
 
 @contextmanager
 def whole_file(path: str | os.PathLike, *, durable: bool = True) -> Iterator[Path]:
-    """Gives a temporary path beside `path`; when the block succeeds the file appears as `path`.
-
-    The temporary name is a function of `path`, so a killed run leaves at most one stray file per
-    output and the same work done again replaces it. `durable=False` does not wait for the disk:
-    for files whose digest is checked before they are used. For the URL of an object the temporary
-    path is in the scratch folder.
-
-        with whole_file("a.parquet") as partial:
-            pq.write_table(table, partial)
-    """
-    if is_bucket(path):
-        from data_prep.store.scratch import uploaded
-
-        with uploaded(os.fspath(path)) as partial:
-            yield partial
-        return
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)  # in a directory from elsewhere it may be a link to anything
-    try:
+    """`local_files.whole_file`; of an object the temporary path is in the scratch folder."""
+    where = os.fspath(path)
+    with uploaded(where) if is_bucket(where) else local_files.whole_file(where, durable=durable) as partial:
         yield partial
-        if durable:
-            with open(partial, "rb+") as file:
-                os.fsync(file.fileno())
-        os.replace(partial, path)
-        if durable:
-            sync_directory(path.parent)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def sync_directory(directory: Path) -> None:
-    """Makes renames and removals inside `directory` survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_json(path: str | os.PathLike, value: Any, *, durable: bool = True) -> None:
     """Writes `value` so that equal values always give equal bytes."""
+    if is_bucket(path):
+        buckets.write(os.fspath(path), json_bytes(value))
+        return
     with whole_file(path, durable=durable) as partial:
         partial.write_bytes(json_bytes(value))
 
@@ -77,34 +46,9 @@ def json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
 
-def open_regular(path: str | os.PathLike) -> BinaryIO:
-    """Opens a file for reading, without a buffer. Never waits: ValueError for a FIFO, a device, a directory."""
-    _refuse_special(path, os.stat(path).st_mode)
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    file = os.fdopen(descriptor, "rb", buffering=0)
-    try:
-        _refuse_special(path, os.fstat(descriptor).st_mode)  # what is there now
-    except ValueError:
-        file.close()
-        raise
-    return file  # pyright: ignore[reportReturnType]
-
-
-def _refuse_special(path: str | os.PathLike, mode: int) -> None:
-    if not stat.S_ISREG(mode):
-        raise ValueError(f"{path}: is {_kind_in_words(mode)}, expected a file")
-
-
-def _kind_in_words(mode: int) -> str:
-    kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
-    return kinds.get(stat.S_IFMT(mode), "a device")
-
-
 def read_bytes(path: str | os.PathLike, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     """All of a small file. ValueError for what is no file, or holds more than `max_bytes`."""
     if is_bucket(path):
-        from data_prep.store import buckets
-
         found = buckets.stat(os.fspath(path))
         if found is None:
             raise FileNotFoundError(f"{path}: no such object")
@@ -168,22 +112,9 @@ def digest_json(value: Any) -> str:
 
 
 def digest_of(path: str | os.PathLike) -> str:
-    """BLAKE3 digest of a file's content, in hex.
-
-    BLAKE3 because it is faster than any disk (4.8 GB/s a core where sha256 runs at 1.8) and still
-    a cryptographic digest: a fingerprint names a dataset that nobody can forge, which the even
-    faster xxh3 could not promise.
-    """
-    if is_bucket(path):
-        from data_prep.store.scratch import local_copy
-
-        with local_copy(path) as copy:
-            return digest_of(copy)
-    digest = blake3()
-    with open_regular(path) as file:
-        while piece := file.read(READ_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
+    """`local_files.digest_of`, of an object by its copy."""
+    with local_copy(path) as copy:
+        return local_files.digest_of(copy)
 
 
 @dataclass(frozen=True)
@@ -240,7 +171,7 @@ def file_problem(path: str | os.PathLike, num_bytes: int, digest: str, *, read: 
                 return FileProblem(where, "elsewhere", target, num_bytes)
         there = os.stat(where)
         if not stat.S_ISREG(there.st_mode):
-            return FileProblem(where, "no file", _kind_in_words(there.st_mode), num_bytes)
+            return FileProblem(where, "no file", kind_in_words(there.st_mode), num_bytes)
         if there.st_size != num_bytes:
             return FileProblem(where, "size", there.st_size, num_bytes)
         if read and (found := digest_of(path)) != digest:
@@ -253,9 +184,6 @@ def file_problem(path: str | os.PathLike, num_bytes: int, digest: str, *, read: 
 
 
 def _object_problem(url: str, num_bytes: int, digest: str, *, read: bool) -> FileProblem | None:
-    from data_prep.store import buckets
-    from data_prep.store.scratch import OtherContent, local_copy
-
     there = buckets.stat(url)
     if there is None:
         return FileProblem(url, "missing", None, num_bytes)

@@ -110,15 +110,21 @@ def unigram_entropy(counts_V: np.ndarray) -> float:
 def save(manifest: Manifest, directory: str | os.PathLike) -> None:
     """Writes the manifest with its own digest; equal manifests give equal bytes.
 
-    Raises Changed: one is in the bucket already. Here a lock keeps others out; there one can be lost.
+    Raises ValueError: another one is in the bucket already. Here a lock keeps others out, there it can be lost.
     """
     fields = json.loads(json.dumps(dataclasses.asdict(manifest) | {"spec": manifest.spec.to_json()}))
     fields |= {"digest": digest_json(fields)}
     path = join(directory, MANIFEST_NAME)
-    if is_bucket(path):
-        buckets.write(path, json_bytes(fields), if_version="absent")
-    else:
+    if not is_bucket(path):
         write_json(path, fields)
+        return
+    try:
+        buckets.write(path, json_bytes(fields), if_version="absent")
+    except buckets.Changed:
+        if read_json(path) != fields:
+            raise ValueError(
+                f"{path}: somebody else completed a dataset there meanwhile, another one. Use another output directory."
+            ) from None
 
 
 def load(directory: str | os.PathLike) -> Manifest:

@@ -22,7 +22,7 @@ from typing import IO
 from blake3 import blake3
 
 from data_prep.store import buckets
-from data_prep.store.files import digest_of
+from data_prep.store.local_files import digest_of
 from data_prep.store.locations import file_name, is_bucket
 
 SIZE = "GPT_PRETRAIN_SCRATCH_GB"
