@@ -23,7 +23,7 @@ from data_prep.scanning import Scan, ScanJob, scan
 from data_prep.store.datasets import splits_by_name
 from data_prep.store.locations import InputError, file_name, file_system_of, is_bucket, is_remote, readable_error
 from data_prep.store.manifest import MANIFEST_NAME, Manifest
-from data_prep.store.places import join, make_directory, same_place
+from data_prep.store.places import is_file, join, make_directory, same_place
 from data_prep.store.secrets import public_names
 from data_prep.store.shard_numbers import gap_warning
 from data_prep.store.spec import Spec
@@ -100,6 +100,8 @@ def _refuse_prepared(folders: Iterable[str]) -> None:
 
 
 def _exists(path: str) -> bool:
+    if is_bucket(path):
+        return is_file(path)
     try:
         file_system, inner = file_system_of(at_home(path))
         return bool(file_system.exists(inner))

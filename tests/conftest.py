@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.buckets import bucket, bucket_server, bucket_servers  # noqa: F401  # fixtures
+from support.buckets import bucket, bucket_server, bucket_servers, impatient  # noqa: F401  # fixtures
 from support.models import make_spec
 from support.prepared import byte_options, run, words, write_parquet
 from support.shared import made_once

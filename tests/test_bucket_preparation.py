@@ -312,6 +312,8 @@ def test_bare_shards_of_a_bucket_become_a_dataset_in_a_bucket(bucket, corpus, ex
     assert here.keys() == there.keys() and all(here[name] == there[name] for name in here.keys() - named)
     assert check.main([f"{bucket}/out", "--num_workers=1"]) == 0
     assert convert.main([f"{bucket}/bare", f"{bucket}/bare", *options]) == 1
+    assert "is both IN and OUT" in capsys.readouterr().err
+    assert convert.main([f"{bucket}/bare/*.bin", f"{bucket}/bare", *options]) == 1
     assert f"{bucket}/bare: holds the input" in capsys.readouterr().err
 
 
@@ -375,10 +377,11 @@ def test_what_cannot_be_is_said_before_any_work(bucket_server, bucket, corpus, m
     assert "there is no bucket no-such-bucket" in found
     assert "is no URL of a bucket" in failing(capsys, *byte_options(corpus, f"{scheme}://B_C"))
     assert "not a URL of another kind" in failing(capsys, *byte_options(corpus, f"{scheme}:/{bucket[5:]}/a"))
-    write = {"gs": "POST", "s3": "PUT"}[scheme]
-    bucket_server.fail(Fault("status", status=403, method=write, times=ALWAYS))
-    assert "cannot be written: permission denied" in failing(capsys, *byte_options(corpus, f"{bucket}/a"))
+    asks = {"gs": "testPermissions", "s3": "uploads"}[scheme]
+    bucket_server.fail(Fault("status", status=403, having=asks, times=ALWAYS))
+    assert f"{bucket}/a: cannot be written: " in failing(capsys, *byte_options(corpus, f"{bucket}/a"))
     bucket_server.proxy.faults.clear()
+    assert objects(bucket) == {}
     monkeypatch.setitem(sys.modules, {"gs": "gcsfs", "s3": "s3fs"}[scheme], None)
     assert "pip install 'gpt-pretrain[" in failing(capsys, *byte_options(corpus, f"{bucket}/a"))
     monkeypatch.undo()

@@ -9,7 +9,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from support.buckets import PATIENCE_SECS, refusal, s3_refusal
+from support.bucket_child import copy_in_child
+from support.buckets import refusal, s3_refusal
 from support.fault_proxy import ALWAYS, Fault
 
 from data_prep.inputs.paths import expand
@@ -184,7 +185,7 @@ def test_errors_that_pass_are_retried(bucket, bucket_server, kind, tmp_path):
     assert buckets.stat(url) is None
 
 
-@pytest.mark.parametrize("kind", PASSING)
+@pytest.mark.parametrize("kind", ["503", "reset", "lost"])
 def test_each_request_of_a_large_upload_is_retried(bucket, bucket_server, kind, large):
     url = bucket + "/a"
     buckets.upload(large, url, if_version="absent")
@@ -240,10 +241,16 @@ def test_bytes_damaged_on_their_way_are_sent_again(bucket, bucket_server, large)
     assert buckets.read(bucket + "/b") == large.read_bytes()
 
 
-def test_damaged_part_makes_no_object(bucket, bucket_server, large):
+def test_damaged_bytes_make_no_object(bucket, bucket_server, large, impatient):
+    bucket_server.fail(Fault("damaged", times=ALWAYS))
+    with pytest.raises(BucketError, match="cannot be written, tried again for 1 s"):
+        buckets.write(bucket + "/a", bytes(1000))
+    bucket_server.proxy.faults.clear()
+    assert buckets.stat(bucket + "/a") is None
     bucket_server.fail(Fault("damaged", method="PUT", skip=1, times=ALWAYS))
     with pytest.raises(BucketError):
         buckets.upload(large, bucket + "/a")
+    bucket_server.proxy.faults.clear()
     assert buckets.stat(bucket + "/a") is None
 
 
@@ -261,9 +268,8 @@ def test_object_that_is_replaced_while_it_is_downloaded_is_an_error(bucket, buck
 
     def replace_once(num_bytes: int) -> None:
         if not replaced:
-            replaced.append(buckets.write(url, large.read_bytes()[::-1]))
+            replaced.append(buckets.write(url, b"new"))
 
-    bucket_server.fail(Fault("status", status=503, having="range-of-third", times=ALWAYS))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(buckets, "PIECES_AT_ONCE", 1)
         with pytest.raises(Changed, match="is no longer version"):
@@ -272,13 +278,13 @@ def test_object_that_is_replaced_while_it_is_downloaded_is_an_error(bucket, buck
 
 
 @pytest.mark.parametrize("kind", ["503", "reset", "silent", "truncated"])
-def test_store_that_stays_away_is_given_up_soon_in_one_line(bucket, bucket_server, kind, tmp_path):
+def test_store_that_stays_away_is_given_up_soon_in_one_line(bucket, bucket_server, kind, tmp_path, impatient):
     buckets.write(bucket + "/a", b"content")
     bucket_server.fail(fault(kind, secs=10, times=ALWAYS))
     began = time.monotonic()
     with pytest.raises(BucketError) as error:
         buckets.download(bucket + "/a", tmp_path / "copy")
-    assert time.monotonic() - began < 3.5 * float(PATIENCE_SECS)
+    assert time.monotonic() - began < 3.5 * impatient
     assert re.fullmatch(
         rf"{bucket}/a: cannot be downloaded, tried again for 1 s: .*Try again later.*", str(error.value)
     )
@@ -286,7 +292,7 @@ def test_store_that_stays_away_is_given_up_soon_in_one_line(bucket, bucket_serve
     assert len(bucket_server.proxy.seen) >= 3
 
 
-def test_nobody_there(bucket_server, monkeypatch):
+def test_nobody_there(bucket_server, monkeypatch, impatient):
     for name in ("STORAGE_EMULATOR_HOST", "AWS_ENDPOINT_URL"):
         monkeypatch.setenv(name, "http://me:hidden@127.0.0.1:9")
     with pytest.raises(BucketError, match=r"^\w+://bucket/a: cannot be read, tried again for 1 s: ") as error:
@@ -339,9 +345,8 @@ def test_errors_that_do_not_pass_are_not_retried(bucket, bucket_server):
         assert len(bucket_server.proxy.seen) == requests + 1
 
 
+@pytest.mark.parametrize("bucket_server", ["gs"], indirect=True)
 def test_too_many_requests_in_googles_words(bucket, bucket_server):
-    if bucket_server.scheme != "gs":
-        return
     limit = denied(bucket_server, 403, "rateLimitExceeded", "")
     limit.times = 2
     bucket_server.fail(limit)
@@ -357,7 +362,6 @@ def test_right_to_write_is_missing(bucket, bucket_server):
         expected = r"permission denied \(AccessDenied said by the proxy\). Ask the bucket's owner for s3:ListBucket"
     with pytest.raises(BucketError, match=expected):
         buckets.check_writable(bucket + "/a")
-    assert list(buckets.list_objects(bucket)) == [] or bucket_server.proxy.faults
 
 
 def test_checks_write_nothing_that_shows(bucket):
@@ -431,7 +435,7 @@ def test_child_processes(bucket, method):
     """Forked after this one has used its clients, while another thread holds their lock."""
     buckets.write(bucket + "/parent", b"1")
     context = multiprocessing.get_context(method)
-    child = context.Process(target=write_in_child, args=(bucket,))
+    child = context.Process(target=copy_in_child, args=(bucket,))
     with bucket_clients._clients.lock:
         child.start()
     child.join(20)
@@ -440,10 +444,6 @@ def test_child_processes(bucket, method):
         pytest.fail("the child hangs")
     assert child.exitcode == 0
     assert buckets.read(bucket + "/child") == b"1"
-
-
-def write_in_child(bucket: str) -> None:
-    buckets.write(bucket + "/child", buckets.read(bucket + "/parent"), if_version="absent")
 
 
 def test_inputs_are_read_from_buckets(bucket):

@@ -127,6 +127,7 @@ def test_the_folder_of_a_killed_process_goes_when_the_next_one_starts(url, fresh
     process.communicate()
     assert os.path.exists(path)
     scratch._folder.cache_clear()
+    scratch._path.cache_clear()
     scratch.folder()
     assert not os.path.exists(os.path.dirname(path))
 

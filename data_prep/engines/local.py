@@ -20,6 +20,7 @@ from data_prep.pages.progress import Done, Progress
 from data_prep.store.leases import hold
 from data_prep.store.locations import is_bucket
 from data_prep.store.places import join
+from data_prep.store.scratch import share
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -169,6 +170,7 @@ class _Worker:
     """A process, the job that it does, and what it has reported of it."""
 
     def __init__(self, directory: str | None):
+        share()
         # Spawned, not forked: a fork of a process with threads (fsspec has one) can deadlock.
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()

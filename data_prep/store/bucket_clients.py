@@ -31,11 +31,22 @@ _VARIABLES = (
 )
 
 
-def input_options(url: str) -> dict[str, Any]:
-    """For inputs, which fsspec reads by itself: the same servers, credentials and timeouts, with its own retries."""
-    extra = "s3" if url.startswith("s3://") else "gcs"
-    check_installed(extra)
-    return s3_options() if extra == "s3" else gcs_options()
+def input_file_system(url: str) -> tuple[Any, str]:
+    """For inputs, which fsspec reads by itself: the same servers, credentials and timeouts, with its own retries.
+
+    Returns the file system and the path in it. ImportError: the extra is missing.
+    """
+    import fsspec.core
+
+    if url.startswith("s3://"):
+        check_installed("s3")
+        return fsspec.core.url_to_fs(url, **s3_options())
+    check_installed("gcs")
+    if not _has_emulator():
+        return fsspec.core.url_to_fs(url, **gcs_options())
+    from gcsfs.core import GCSFileSystem  # the registered one asks Google by gRPC, which no variable leads elsewhere
+
+    return GCSFileSystem(**gcs_options()), url.partition("://")[2]
 
 
 def gcs_options() -> dict[str, Any]:
@@ -43,9 +54,13 @@ def gcs_options() -> dict[str, Any]:
 
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_secs(), sock_read=silence_secs())
     options: dict[str, Any] = {"session_kwargs": {"timeout": timeout}}
-    if os.environ.get("STORAGE_EMULATOR_HOST", "") not in ("", "default"):  # as gcsfs reads it
+    if _has_emulator():
         options["token"] = "anon"
     return options
+
+
+def _has_emulator() -> bool:
+    return os.environ.get("STORAGE_EMULATOR_HOST", "") not in ("", "default")  # as gcsfs reads it
 
 
 def s3_options(**config: Any) -> dict[str, Any]:

@@ -114,6 +114,10 @@ class Gcs:
         except Failure as failure:
             if failure.kind == "absent":
                 raise Failure("lost", "the store no longer knows this upload") from None
+            if failure.kind == "refused" and not again:
+                # aiohttp sends again by itself over a new connection what an old one broke off, and the store may
+                # have these bytes already. The next attempt asks it first.
+                raise Failure("transient", failure.text) from None
             _explain(failure, put.if_version)
         return None
 

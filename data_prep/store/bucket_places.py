@@ -7,6 +7,7 @@ from data_prep.store.bucket_clients import gcs_client, s3_client
 from data_prep.store.bucket_errors import BucketError
 from data_prep.store.bucket_gcs import Gcs
 from data_prep.store.bucket_s3 import S3
+from data_prep.store.bucket_settings import patience_secs
 from data_prep.store.bucket_store import Store
 from data_prep.store.locations import describe, is_bucket
 from data_prep.store.secrets import public_name, whole_url
@@ -57,6 +58,7 @@ def place_of(url: str, *, of_object: bool = False) -> Place:
         problem = f"has a name of more than {MAX_KEY_BYTES} bytes"
     if problem:
         raise BucketError(f"{' '.join(public_name(url).split())}: {problem}")
+    patience_secs()  # a wrong setting is said as such
     try:
         store = S3(s3_client()) if scheme == "s3" else Gcs(gcs_client())
     except ImportError as error:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from data_prep.store.bucket_clients import input_options
+from data_prep.store.bucket_clients import input_file_system
 from data_prep.store.secrets import hide_secrets, whole_url
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -162,7 +162,7 @@ def file_system_of(path: str) -> tuple[Any, str]:
     if path.startswith(EMBEDDED):
         path = str(ASSETS / path.removeprefix(EMBEDDED))
     if is_bucket(path):
-        return fsspec.core.url_to_fs(path, **input_options(path))
+        return input_file_system(path)
     if not path.startswith(("http://", "https://")):
         return fsspec.core.url_to_fs(path)
     import aiohttp

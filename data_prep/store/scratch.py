@@ -109,21 +109,38 @@ class _Folder:
     lock: IO[str]  # held while the process lives: then nobody takes the folder for a dead one's
 
 
+def share() -> None:
+    """Makes the folder of this process that of the workers which it starts from now on, whoever needs it first."""
+    _path(os.getpid())
+
+
 @lru_cache(maxsize=1)
-def _folder(pid: int) -> _Folder:
+def _path(pid: int) -> Path:
+    """Where the folder is or will be."""
     parent = multiprocessing.parent_process()
     owner, _, shared = os.environ.get(_SHARED, "").partition(":")
     if parent is not None and owner == str(parent.pid):
-        with contextlib.suppress(OSError):
-            return _locked(Path(shared))
-    _remove_abandoned(Path(tempfile.gettempdir()))
-    # Under its name only when it is locked: before, it would be taken for abandoned.
-    made = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}"))
-    locked = _locked(made)
-    path = made.rename(made.with_name(made.name.removeprefix(".")))
+        return Path(shared)
+    path = Path(tempfile.gettempdir(), f"{_PREFIX}{secrets.token_hex(8)}")
     os.environ[_SHARED] = f"{pid}:{path}"
     atexit.register(_remove_own, path, pid)
-    return _Folder(path, locked.lock)
+    return path
+
+
+@lru_cache(maxsize=1)
+def _folder(pid: int) -> _Folder:
+    path = _path(pid)
+    if not path.exists():
+        _remove_abandoned(path.parent)
+        # Under its name only when it is locked: before, it would be taken for abandoned.
+        made = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=path.parent))
+        with _locked(made).lock:
+            try:
+                made.rename(path)
+            except OSError:  # another worker was faster
+                shutil.rmtree(made)
+            return _locked(path)
+    return _locked(path)
 
 
 def _locked(path: Path) -> _Folder:

@@ -27,5 +27,7 @@ def fresh_scratch(tmp_path, monkeypatch) -> Iterator[Path]:
     monkeypatch.delenv("DATA_PREP_SCRATCH", raising=False)
     monkeypatch.setattr(tempfile, "tempdir", str(where))
     scratch._folder.cache_clear()
+    scratch._path.cache_clear()
     yield where
     scratch._folder.cache_clear()
+    scratch._path.cache_clear()

@@ -126,7 +126,10 @@ def running(proxy: FaultProxy) -> Iterator[FaultProxy]:
                 return self.hang_up()
             if kind == "damaged":
                 request.body = flipped(body)
-            reply = proxy.rules(request, proxy.ask_server)
+            try:
+                reply = proxy.rules(request, proxy.ask_server)
+            except Exception as error:  # of the rules themselves, or the emulator
+                reply = Reply(501, {"content-type": "text/plain"}, f"{request.path}: {error!r}".encode())
             if kind == "lost":
                 return self.hang_up()
             if kind == "wrong":
