@@ -66,7 +66,7 @@ def test_empty_options(tmp_path, monkeypatch, capsys, option, value):
     assert not os.listdir(tmp_path)
 
 
-@pytest.mark.parametrize("url", ["hf://datasets/a/b", "https://h/x", "s3:/bucket/x", "S3://b", "gs:///x/y"])
+@pytest.mark.parametrize("url", ["hf://datasets/a/b", "https://h/x", "s3:/bucket/x", "S3://b"])
 @pytest.mark.parametrize(
     "module, arguments",
     [

@@ -329,7 +329,10 @@ def faults(kind: str, server, skip: int) -> list[Fault]:
     """Of reading and of writing. Only what is read as a file has a digest that the store does not know."""
     write = {"gs": "POST", "s3": "PUT"}[server.scheme]
     if kind == "wrong":
-        return [Fault("wrong", method="GET", having="tokens", skip=skip // 6), Fault("damaged", method=write, skip=skip)]
+        return [
+            Fault("wrong", method="GET", having="tokens", skip=skip // 6),
+            Fault("damaged", method=write, skip=skip),
+        ]
     if kind.isdigit():
         return [Fault("status", status=int(kind), method=method, skip=skip, times=2) for method in ("GET", write)]
     return [Fault(kind, secs=0.5, method=method, skip=skip) for method in ("GET", write)]

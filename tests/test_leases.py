@@ -8,7 +8,6 @@ import threading
 import time
 
 import pytest
-from support.buckets import _servers, bucket, bucket_server  # noqa: F401
 from support.fault_proxy import ALWAYS, Fault
 
 from data_prep.store import buckets, leases
@@ -29,7 +28,7 @@ def short(monkeypatch):
 
 
 @pytest.fixture
-def directory(bucket):  # noqa: F811
+def directory(bucket):
     return f"{bucket}/run"
 
 
@@ -175,6 +174,18 @@ def test_renewals_go_on_and_each_is_another_version(directory):
         lease.check()
 
 
+def test_a_bucket_that_does_not_answer_keeps_nobody_at_the_end(directory, bucket_server, monkeypatch):
+    monkeypatch.setattr(leases, "RELEASE_SECS", 0.2)
+    monkeypatch.setenv("GPT_PRETRAIN_BUCKET_PATIENCE_SECS", "2.5")
+    with leases.hold(directory):
+        bucket_server.fail(Fault("silent", secs=2.5, having="run", times=ALWAYS))
+        began = time.monotonic()
+    assert time.monotonic() - began < 2
+    bucket_server.proxy.faults.clear()
+    for thread in [each for each in threading.enumerate() if each.name == "lease-release"]:
+        thread.join(20)
+
+
 @pytest.mark.parametrize("how", ["taken", "removed"])
 def test_a_lost_lease_is_said_before_a_commit_and_not_removed(directory, how):
     with leases.hold(directory) as lease:
@@ -201,7 +212,7 @@ def test_the_thread_finds_out_about_a_lost_lease_by_itself(directory):
 
 
 @pytest.mark.parametrize("kind", ["status", "reset", "lost", "truncated"])
-def test_trouble_of_the_network_costs_no_lease(directory, bucket_server, kind):  # noqa: F811
+def test_trouble_of_the_network_costs_no_lease(directory, bucket_server, kind):
     with leases.hold(directory) as lease:
         bucket_server.fail(*(Fault(kind, having=".lease", times=1, skip=skip) for skip in (0, 0, 1)))
         before, deadline = lease.num_renewals, time.monotonic() + 4 * TTL_SECS
@@ -217,7 +228,7 @@ def test_a_bucket_that_is_away_for_longer_than_the_ttl_is_an_error_to_retry_and_
     directory,
     bucket_server,
     monkeypatch,
-    caplog,  # noqa: F811
+    caplog,
 ):
     monkeypatch.setenv("GPT_PRETRAIN_BUCKET_PATIENCE_SECS", "0.3")
     with leases.hold(directory) as lease:

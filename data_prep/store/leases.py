@@ -34,6 +34,7 @@ TTL = "GPT_PRETRAIN_LEASE_SECS"
 DEFAULT_TTL_SECS = 60.0
 MOST_TTL_SECS = 3600.0
 LOOKS = 20  # within a ttl
+RELEASE_SECS = 5.0  # of a process that may have to end soon
 
 
 class InUse(BucketError):
@@ -231,8 +232,16 @@ class Lease:
         raise LeaseLost(self._lost)
 
     def release(self) -> None:
-        """Lets others in at once; where that fails, they get in when `ttl` is over."""
+        """Lets others in at once; where that fails or takes long, they get in when `ttl` is over."""
         self._ends.set()
+        releasing = threading.Thread(target=self._release, daemon=True, name="lease-release")
+        releasing.start()
+        releasing.join(RELEASE_SECS)
+        if releasing.is_alive():
+            secs = self._holder.ttl_secs
+            log.warning("%s does not answer: the next one there waits for %g s.", self.directory, secs)
+
+    def _release(self) -> None:
         self._thread.join()
         if self._lost:
             return
