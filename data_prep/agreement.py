@@ -3,6 +3,7 @@
 import fnmatch
 from collections.abc import Sequence
 
+from data_prep.engines.locks import spec_locked
 from data_prep.outcome import Outcome
 from data_prep.parts import PARTS
 from data_prep.store.files import read_note, write_note
@@ -70,6 +71,11 @@ def confirm_complete(
 def begin_or_continue(spec: Spec, output: str) -> None:
     """Makes the work directory ready: continues an unfinished preparation of the same spec, refuses any other."""
     work = join(output, WORK_DIR)
+    with spec_locked(work):
+        _begin_or_continue(spec, output, work)
+
+
+def _begin_or_continue(spec: Spec, output: str, work: str) -> None:
     try:
         note = read_note(join(work, SPEC_NAME))
         there = Spec.from_json(note.get("spec")) if note else None
@@ -87,7 +93,9 @@ def begin_or_continue(spec: Spec, output: str) -> None:
 
 def note_failed(work: str, paths: Sequence[str]) -> None:
     """Notes inputs that could not be read, so that they may differ when the preparation is continued."""
-    write_note(join(work, FAILED_NAME), {"paths": list(paths)})
+    with spec_locked(work):
+        noted = (read_note(join(work, FAILED_NAME)) or {}).get("paths", [])
+        write_note(join(work, FAILED_NAME), {"paths": sorted({*noted, *paths})})
 
 
 def forget_spec(work: str) -> None:

@@ -3,8 +3,12 @@
 import argparse
 import os
 import re
+from collections.abc import Sequence
 
+from data_prep.engines.choice import EngineChoice
 from data_prep.engines.local import all_cores
+from data_prep.engines.slurm import UnitRange
+from data_prep.pages.command_line import count
 from data_prep.store.locations import is_bucket
 from data_prep.store.places import join
 
@@ -20,6 +24,41 @@ def num_processes(option: int | None) -> int:
         at_most = f" and at most {MAX_WORKERS:,}" if option > 1 else ""
         raise ValueError(f"--num_workers={option}: expected at least 1{at_most}")
     return option
+
+
+def add_engine(parser: argparse.ArgumentParser, engines: Sequence[str]) -> None:
+    """The options that say where jobs run."""
+    add = parser.add_argument
+    add("--num_workers", type=count, help="processes of this machine (default: all cores)")
+    add(
+        "--engine",
+        default="local",
+        choices=engines,
+        help="where jobs run, which changes no byte: processes of this machine, or a cluster with a shared disk "
+        "(default: %(default)s)",
+    )
+    add("--dask_scheduler", metavar="ADDRESS", help="of --engine=dask: tcp://HOST:PORT of a scheduler with workers")
+    add(
+        "--beam_options",
+        metavar="OPTIONS",
+        help="of --engine=beam: Beam's own, in one argument: '--runner=DataflowRunner --region=...'",
+    )
+
+
+def engine_choice(args: argparse.Namespace) -> EngineChoice:
+    """What `add_engine`'s options say. ValueError where that cannot be."""
+    return EngineChoice(args.engine, num_processes(args.num_workers), args.dask_scheduler, args.beam_options)
+
+
+def unit_range(args: argparse.Namespace) -> UnitRange | None:
+    """--unit_range. ValueError where it is none, or does not go with the other options."""
+    if args.unit_range is None:
+        return None
+    if args.engine != "slurm":
+        raise ValueError(f"--unit_range={args.unit_range}: is of --engine=slurm, found --engine={args.engine}")
+    if args.require_parts:
+        raise ValueError(f"--unit_range={args.unit_range}: makes parts; leave out --require_parts")
+    return UnitRange.parse(args.unit_range)
 
 
 def name(text: str) -> str:

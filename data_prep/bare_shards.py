@@ -13,7 +13,7 @@ from typing import Any
 
 from data_prep.agreement import confirm_complete
 from data_prep.downloads import DownloadJob, download
-from data_prep.engines.local import Workers
+from data_prep.engines.engine import Engine
 from data_prep.inputs.paths import Wanted, expand
 from data_prep.inputs.patterns import at_home, split_names
 from data_prep.options import Options
@@ -189,7 +189,7 @@ class BareShards:
         # Nobody knows what the texts were cut from, and the files' names say what val is.
         return replace(spec, text_column=None, val_tokens=None, num_shards=self._num_shards)
 
-    def read(self, work: str, workers: Workers) -> tuple[dict[str, StoredStream], dict[str, StoredStream]]:
+    def read(self, work: str, workers: Engine) -> tuple[dict[str, StoredStream], dict[str, StoredStream]]:
         """Of each split the tokens, and its documents: see `write_dataset`.
 
         Raises ValueError: files that cannot be downloaded, are damaged, or of another tokenizer.
@@ -226,7 +226,7 @@ class BareShards:
             {split: StoredStream(scans[i].table for i in own) for split, own in places.items()},
         )
 
-    def _download(self, directory: str, workers: Workers) -> tuple[dict[str, str], dict[str, Header]]:
+    def _download(self, directory: str, workers: Engine) -> tuple[dict[str, str], dict[str, Header]]:
         """Where each file is, here or beside what is written, and the headers of those that had to come."""
         local = {
             path: join(directory, f"{index:05d}.bin") if is_remote(path) else path

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from data_prep.arguments import directory, num_processes
 from data_prep.checking import Problem, find_problems
-from data_prep.engines.local import WorkerDied
+from data_prep.engines.engine import WorkerDied
 from data_prep.pages.command_line import ArgumentParser, count
 from data_prep.pages.terminal import print_anything
 from data_prep.pages.text import printable

@@ -5,7 +5,8 @@ from typing import Any
 from data_prep.agreement import SHARDS, begin_or_continue, refuse_strays
 from data_prep.bare_shards import BareShards
 from data_prep.disk_space import full_disk_in_words
-from data_prep.engines.local import Workers, locked
+from data_prep.engines.choice import EngineChoice
+from data_prep.engines.locks import locked
 from data_prep.options import Options
 from data_prep.outcome import Outcome
 from data_prep.prepared_dataset import PreparedDataset
@@ -47,7 +48,7 @@ def convert(
     source: str,
     output_dir: str,
     changes: dict[str, Any],
-    num_workers: int,
+    engine: EngineChoice,
     *,
     tokenizer: str | None = None,
     num_shards: int | None = None,
@@ -60,13 +61,14 @@ def convert(
     Args:
       source: IN, as the command line takes it.
       changes: the values of CHANGEABLE that differ from IN's, or from the defaults of `Options`.
+      engine: where jobs run; decides nothing but the time it takes.
       tokenizer: of shards without a manifest; None is gpt2.
       num_shards: how many training shards of those; None is all.
       headerless: uint16 or uint32 where .bin files are ids of that kind and nothing else (nanoGPT's).
 
     Raises:
       ValueError: a user's mistake, before any work, or damaged input; what is done is kept.
-      engines.local.WorkerDied: a worker process was killed.
+      engines.engine.WorkerDied: a worker process was killed.
     """
     output, work = join(output_dir), join(output_dir, WORK_DIR)
     if same_place(source, output):
@@ -74,13 +76,14 @@ def convert(
     origin = open_origin(source, changes, tokenizer, num_shards, headerless)
     if exists(join(output, MANIFEST_NAME)):
         return origin.confirm(output)
+    engine.check(output)
     check_writable(output)
     spec = origin.spec(output)
     refuse_strays(output)
     with (
         full_disk_in_words(output, len(spec.formats), lambda: origin.num_tokens),
-        locked(work) as confirm,
-        Workers(num_workers, work) as workers,
+        locked(work) as hold,
+        engine.open(hold.workers) as workers,
     ):
         begin_or_continue(spec, output)
         tokens, tables = origin.read(work, workers)
@@ -91,6 +94,6 @@ def convert(
             # The notes call files whole that came of something else than they say.
             remove_tree(join(work, SHARDS))
             raise
-        confirm()
+        hold.confirm()
         save(manifest, output)
     return Outcome(manifest)

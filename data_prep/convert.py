@@ -4,10 +4,11 @@ import argparse
 import sys
 import time
 
-from data_prep.arguments import directory, name, num_processes, path
+from data_prep.arguments import add_engine, directory, engine_choice, name, path
 from data_prep.bare_shards import PRESETS
 from data_prep.conversion import convert
-from data_prep.engines.local import WorkerDied
+from data_prep.engines.choice import ENGINES
+from data_prep.engines.engine import WorkerDied
 from data_prep.finishing import finish
 from data_prep.outcome import summary, warn
 from data_prep.pages.command_line import ArgumentParser, count
@@ -74,7 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--shard_tokens", type=count, help=f"tokens in one file {kept % '1e8'}")
     add("--record_tokens", type=count, help=f"tokens in one ArrayRecord record {kept % '2048'}")
     add("--record_compression", choices=["none", "zstd"], help=f"of ArrayRecord {kept % 'none'}")
-    add("--num_workers", type=count, help="processes (default: all cores)")
+    add_engine(parser, [name for name in ENGINES if name != "slurm"])
     return parser
 
 
@@ -92,17 +93,17 @@ def main(argv: list[str] | None = None) -> int:
         changes["formats"] = tuple(args.formats.split(","))
     start = time.monotonic()
     try:
-        num_workers, output_dir = num_processes(args.num_workers), directory("OUT", output_dir)
+        engine, output_dir = engine_choice(args), directory("OUT", output_dir)
         outcome = convert(
             source,
             output_dir,
             changes,
-            num_workers,
+            engine,
             tokenizer=args.tokenizer,
             num_shards=args.num_shards,
             headerless=args.headerless,
         )
-        finish(output_dir, num_workers, args.tokenizer)
+        finish(output_dir, engine.num_workers, args.tokenizer)
     except (ValueError, OSError, WorkerDied) as error:
         print(f"error: {printable(hide_secrets(str(error)))}", file=sys.stderr)
         return 1

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.engines.local import Report
+from data_prep.engines.engine import Report
 from data_prep.pages.progress import Done
 from data_prep.store import buckets
 from data_prep.store.files import whole_file

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.engines.local import Report
+from data_prep.engines.engine import Report
 from data_prep.pages.progress import Done
 from data_prep.shards import count_ids, num_ids
 from data_prep.store.addresses import Addresses

@@ -5,18 +5,20 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from data_prep.arguments import directory, name, num_processes, path
+from data_prep.arguments import add_engine, directory, engine_choice, name, path, unit_range
+from data_prep.engines.choice import ENGINES
 from data_prep.pages.command_line import ArgumentParser, count
 from data_prep.pages.terminal import print_anything
 
 if TYPE_CHECKING:
-    from data_prep.outcome import Outcome
+    from data_prep.outcome import Outcome, ShareOutcome
 
 DESCRIPTION = """\
 Turns text into a prepared dataset: one stream of tokens, stored as .bin shards and as ArrayRecord
 (a TFDS dataset), with a table of documents and a manifest.
 
-A killed run is continued by the same command. The output's bytes do not depend on --num_workers."""
+A killed run is continued by the same command. The output's bytes do not depend on --num_workers,
+nor on --engine."""
 
 EXAMPLES = """\
 examples:
@@ -43,7 +45,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_input_and_output(parser)
     _add_tokenizer(parser)
     _add_stream_and_files(parser)
-    parser.add_argument("--num_workers", type=count, help="processes (default: all cores)")
+    add_engine(parser, ENGINES)
+    _add_tasks(parser)
     parser.add_argument(
         "--text_column",
         type=name,
@@ -141,13 +144,27 @@ def _add_stream_and_files(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_tasks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--unit_range",
+        metavar="i/n",
+        help="of --engine=slurm: tokenize the i-th of n shares of the input and stop; the same command without it, "
+        "when all n are done, finishes",
+    )
+    parser.add_argument(
+        "--require_parts",
+        action="store_true",
+        help="where tasks have left units out, name these and stop, rather than tokenize them here",
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done or already complete, 1 an error the user can remove, 130 Ctrl-C."""
     print_anything()
     args = make_parser().parse_args(argv)
     # Only now: --help must not wait for pyarrow.
-    from data_prep.engines.local import WorkerDied
-    from data_prep.outcome import summary, warn
+    from data_prep.engines.engine import WorkerDied
+    from data_prep.outcome import ShareOutcome, share_summary, summary, warn
     from data_prep.pages.text import printable
     from data_prep.store.secrets import hide_secrets
 
@@ -160,17 +177,20 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; what is complete is kept, the same command continues.", file=sys.stderr)
         return 130
+    if isinstance(outcome, ShareOutcome):
+        print(share_summary(outcome, output_dir, time.monotonic() - start))
+        return 0
     warn(outcome, output_dir)
     print(summary(outcome, args.input, output_dir, time.monotonic() - start))
     return 0
 
 
-def _prepare(args: argparse.Namespace) -> tuple["Outcome", str]:
+def _prepare(args: argparse.Namespace) -> tuple["Outcome | ShareOutcome", str]:
     """What came of it, and where it is."""
     from data_prep.finishing import finish
     from data_prep.inputs.paths import find_preset
     from data_prep.options import Options
-    from data_prep.pipeline import prepare
+    from data_prep.pipeline import Wanted, prepare, prepare_share
     from data_prep.store.secrets import public_names
 
     preset = find_preset(args.input)
@@ -178,7 +198,7 @@ def _prepare(args: argparse.Namespace) -> tuple["Outcome", str]:
     if output_dir is None:
         raise ValueError(f"--input={public_names(args.input)} is no preset, so say where to: --output_dir=...")
     output_dir = directory("--output_dir", output_dir)
-    num_workers = num_processes(args.num_workers)
+    engine, share = engine_choice(args), unit_range(args)
     val_tokens = args.val_tokens
     if val_tokens is None:
         val_tokens = preset.val_tokens if preset else DEFAULT_VAL_TOKENS
@@ -194,15 +214,17 @@ def _prepare(args: argparse.Namespace) -> tuple["Outcome", str]:
         record_compression=args.record_compression,
         text_column=args.text_column,
     )
-    outcome = prepare(
+    wanted = Wanted(
         options,
         preset.patterns if preset else args.input,
         output_dir,
-        num_workers,
-        engine=args.tokenizer_engine,
+        tokenizer_engine=args.tokenizer_engine,
         verify=args.verify_tokenizer,
     )
-    finish(output_dir, num_workers, args.tokenizer)
+    if share:
+        return prepare_share(wanted, engine, share), output_dir
+    outcome = prepare(wanted, engine, require_parts=args.require_parts)
+    finish(output_dir, engine.num_workers, args.tokenizer)
     return outcome, output_dir
 
 

@@ -3,7 +3,7 @@
 import sys
 
 from data_prep.card import write_card
-from data_prep.engines.local import locked
+from data_prep.engines.locks import locked
 from data_prep.pages.text import printable
 from data_prep.store.manifest import WORK_DIR
 from data_prep.store.places import exists, join, remove_tree

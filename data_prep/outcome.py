@@ -23,6 +23,16 @@ class Outcome:
     num_null: int = 0  # rows without a text, likewise
 
 
+@dataclass(frozen=True)
+class ShareOutcome:
+    """What one task of several ended with."""
+
+    unit_range: str
+    num_units: int
+    num_reused: int  # of these, which an earlier run had tokenized
+    num_tokens: int
+
+
 QUICKSTART_SEQ_LEN = 128
 LARGE_TOKENS = 10**9  # from here on a GPT-2 of 124M is worth its time
 
@@ -69,6 +79,16 @@ def summary(outcome: Outcome, source: str, output_dir: str, seconds: float) -> s
         f"{output_dir}: {documents:,} documents, {sizes} tokens in {duration(seconds)}"
         + (f"; skipped {' and '.join(skipped)}" if skipped else "")
         + f". Next: {command}"
+    )
+
+
+def share_summary(outcome: ShareOutcome, output_dir: str, seconds: float) -> str:
+    """The one line that a task ends with."""
+    there = f" ({outcome.num_reused:,} were there)" if outcome.num_reused else ""
+    units = "1 unit" if outcome.num_units == 1 else f"{outcome.num_units:,} units"
+    return (
+        f"{output_dir}: --unit_range={outcome.unit_range}: {units}{there}, {outcome.num_tokens:,} tokens in "
+        f"{duration(seconds)}. Next, when all tasks are done: the same command without --unit_range"
     )
 
 

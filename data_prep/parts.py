@@ -15,7 +15,7 @@ import pyarrow as pa
 from blake3 import blake3
 
 from data_prep.encoders import Encoder, Verifier, open_encoder
-from data_prep.engines.local import Report
+from data_prep.engines.engine import Report
 from data_prep.inputs.units import Batch, Unit, read_unit, text_bytes
 from data_prep.pages.progress import Done
 from data_prep.store.documents import DOCUMENT_COLUMNS, PROVENANCE
@@ -40,13 +40,13 @@ class PartJob:
     tokenizer_digest: str
     text_column: str
     directory: str
-    engine: str = "tiktoken"  # see encoders.py, as for the next one; neither changes a byte
+    tokenizer_engine: str = "tiktoken"  # see encoders.py, as for the next one; neither changes a byte
     verify: str = "sample"
 
     def source(self) -> dict[str, Any]:
         """All that the part's bytes depend on."""
         fields = asdict(self) | {"identity": list(self.identity)}
-        del fields["directory"], fields["engine"], fields["verify"]
+        del fields["directory"], fields["tokenizer_engine"], fields["verify"]
         return fields
 
     @property
@@ -140,6 +140,19 @@ def tokenize_unit(job: PartJob, report: Report) -> Part:
     return part
 
 
+@dataclass(frozen=True)
+class Missing:
+    """A unit of which there is no part."""
+
+    unit: str
+    path: str
+
+
+def find_part(job: PartJob, report: Report) -> Part | Missing:
+    """The job's part, where a whole one from the same source is there; makes none."""
+    return _find_part(job) or Missing(job.unit.name, job.unit.path)
+
+
 def noted_part(path: str) -> tuple[Part, dict[str, Any]] | None:
     """The part that a note speaks of, and its source; None where the note is absent or damaged."""
     note = read_note(path)
@@ -171,8 +184,8 @@ def _find_part(job: PartJob) -> Part | None:
 
 
 def _make_part(job: PartJob, report: Report) -> Part:
-    tokenizer, encoder = _tokenizer(job.tokenizer), _encoder(job.tokenizer, job.engine)
-    verifier = Verifier(tokenizer, "none" if job.engine == "tiktoken" else job.verify)
+    tokenizer, encoder = _tokenizer(job.tokenizer), _encoder(job.tokenizer, job.tokenizer_engine)
+    verifier = Verifier(tokenizer, "none" if job.tokenizer_engine == "tiktoken" else job.verify)
     counts, digest = Counts(), blake3()
     documents_file = documents_path(job.directory, job.unit.name)
     # Not durable: a part counts only after its digests were compared.

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from data_prep.agreement import confirm_complete
-from data_prep.engines.local import Report, Workers
+from data_prep.engines.engine import Engine, Report
 from data_prep.options import Options
 from data_prep.outcome import Outcome
 from data_prep.pages.progress import Done, Progress
@@ -46,7 +46,7 @@ class PreparedDataset:
         """The spec of the dataset in `output`: this one's, with the changes."""
         return self._spec
 
-    def read(self, work: str, workers: Workers) -> tuple[dict[str, StoredStream], dict[str, StoredStream]]:
+    def read(self, work: str, workers: Engine) -> tuple[dict[str, StoredStream], dict[str, StoredStream]]:
         """Of each split the tokens, and its documents: see `write_dataset`.
 
         Raises ValueError: a file is not what the manifest says. Names all of them.

@@ -18,7 +18,8 @@ from typing import Any
 from data_prep.agreement import SHARDS
 from data_prep.cuts import shard_jobs, split_streams
 from data_prep.encoders import choose_engine
-from data_prep.engines.local import Workers, locked
+from data_prep.engines.local import Workers
+from data_prep.engines.locks import locked
 from data_prep.inputs.paths import TFDS
 from data_prep.inputs.units import Inspection, input_of, inspect
 from data_prep.pages.progress import Progress
@@ -57,7 +58,7 @@ def repair(directory: str, damaged: Sequence[Shard], num_workers: int, tokenizer
     for folder in (work, join(work, PARTS), join(work, SHARDS)):
         if os.path.islink(folder):
             raise RepairError(f"{folder}: is a link; nothing is written where it leads. Remove it.")
-    with locked(work), Workers(num_workers, work) as workers:
+    with locked(work) as hold, Workers(num_workers, hold.workers) as workers:
         for name in (PARTS, SHARDS):
             make_directory(join(work, name))
         from_shards, from_inputs = _plan(directory, manifest, names, work)

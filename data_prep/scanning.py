@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from data_prep.engines.local import Report
+from data_prep.engines.engine import Report
 from data_prep.pages.progress import Done
 from data_prep.store.documents import DOCUMENT_COLUMNS, write_documents
 from data_prep.store.files import digest_of

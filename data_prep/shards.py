@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.engines.local import Report
+from data_prep.engines.engine import Report
 from data_prep.pages.progress import Done
 from data_prep.parts import name_of, read_documents
 from data_prep.store.document_index import index_table, write_index

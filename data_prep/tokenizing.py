@@ -6,13 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from data_prep.agreement import forget_spec, note_failed
-from data_prep.engines.local import Workers
+from data_prep.engines.engine import Engine
 from data_prep.inputs.units import Inspection, inspect
 from data_prep.outcome import PreparationError
 from data_prep.pages.progress import Progress
-from data_prep.parts import Part, PartJob, tokenize_unit
+from data_prep.parts import Missing, Part, PartJob, find_part, tokenize_unit
 from data_prep.store.locations import DamagedInput, InputError
-from data_prep.store.spec import Spec
+from data_prep.store.spec import Spec, few
 
 INSPECTION_THREADS = 16  # it is mostly waiting for the network
 
@@ -67,7 +67,7 @@ def warnings_about(found: Sequence[Inspection]) -> list[str]:
 
 
 def part_jobs(
-    found: Sequence[Inspection], spec: Spec, directory: str, engine: str, verify: str
+    found: Sequence[Inspection], spec: Spec, directory: str, tokenizer_engine: str, verify: str
 ) -> list[PartJob | Unreadable]:
     """A job for each unit, in input order, or what is wrong with a whole file."""
     assert spec.text_column is not None, spec
@@ -83,7 +83,7 @@ def part_jobs(
                 tokenizer_digest=spec.tokenizer_digest,
                 text_column=spec.text_column,
                 directory=directory,
-                engine=engine,
+                tokenizer_engine=tokenizer_engine,
                 verify=verify,
             )
             for unit in inspection.units
@@ -95,13 +95,13 @@ class _Prefix:
     """Results without a gap from the front, up to the one that makes `max_tokens` full."""
 
     def __init__(self, max_tokens: int | None):
-        self.results: list[Part | Unreadable] = []
+        self.results: list[Part | Unreadable | Missing] = []
         self._max_tokens, self._num_tokens = max_tokens, 0
 
     def is_enough(self) -> bool:
         return self._max_tokens is not None and self._num_tokens >= self._max_tokens
 
-    def extend(self, known: dict[int, Part | Unreadable]) -> None:
+    def extend(self, known: dict[int, Part | Unreadable | Missing]) -> None:
         """Takes those that follow, by their places."""
         while len(self.results) in known and not self.is_enough():
             result = known[len(self.results)]
@@ -110,17 +110,27 @@ class _Prefix:
 
 
 def tokenize(
-    work: Sequence[PartJob | Unreadable], max_tokens: int | None, workers: Workers, directory: str
+    work: Sequence[PartJob | Unreadable],
+    max_tokens: int | None,
+    workers: Engine,
+    directory: str,
+    *,
+    makes_parts: bool = True,
+    is_share: bool = False,
 ) -> list[Part]:
     """The parts of the whole input, or of as much of it as max_tokens needs.
 
     Args:
       directory: the work directory.
+      makes_parts: make what is missing; else it is an error.
+      is_share: `work` is the share of one task of several, which leaves the spec alone.
 
-    Raises PreparationError: an input that is needed cannot be read; everything else is done.
+    Raises PreparationError: an input that is needed cannot be read, and everything else is done; or parts are missing.
     """
     jobs = {job: place for place, job in enumerate(work) if isinstance(job, PartJob)}
-    known: dict[int, Part | Unreadable] = {i: each for i, each in enumerate(work) if isinstance(each, Unreadable)}
+    known: dict[int, Part | Unreadable | Missing] = {
+        place: each for place, each in enumerate(work) if isinstance(each, Unreadable)
+    }
     total_bytes = sum(job.unit.num_bytes for job in jobs)
     progress = Progress("tokenize", max_tokens or total_bytes, in_tokens=max_tokens is not None)
     prefix = _Prefix(max_tokens)
@@ -131,7 +141,7 @@ def tokenize(
                 return
             yield job
 
-    answers = workers.run(tokenize_unit, wanted(), progress)
+    answers = workers.run(tokenize_unit if makes_parts else find_part, wanted(), progress)
     with contextlib.closing(answers), contextlib.closing(progress):
         for job, result in answers:
             if isinstance(result, InputError):
@@ -146,17 +156,29 @@ def tokenize(
                 break
     prefix.extend(known)
     if unreadable := [each for each in prefix.results if isinstance(each, Unreadable)]:
-        _give_up(unreadable, directory)
+        _give_up(unreadable, directory, is_share)
+    if missing := [each for each in prefix.results if isinstance(each, Missing)]:
+        raise PreparationError(_missing_in_words(missing, len(prefix.results)))
     return [each for each in prefix.results if isinstance(each, Part)]
 
 
-def _give_up(unreadable: Sequence[Unreadable], directory: str) -> None:
+def _missing_in_words(missing: Sequence[Missing], num_units: int) -> str:
+    named = few([f"{each.unit} ({each.path})" for each in missing])
+    return (
+        f"{len(missing):,} of {num_units:,} units are not tokenized: {named}. Run the tasks that have them again, or "
+        "leave out --require_parts, and they are tokenized here."
+    )
+
+
+def _give_up(unreadable: Sequence[Unreadable], directory: str, is_share: bool) -> None:
     messages = sorted({each.message for each in unreadable})
     if all(each.is_damaged for each in unreadable):
         note_failed(directory, sorted({each.path for each in unreadable}))
         advice = (
             "Replace the damaged input by a good copy under the same name and run the same command again: it continues."
         )
+    elif is_share:
+        advice = "Mend what is named, and run this task again."
     else:
         # What helps may be other options or other files, which are welcome to what was done.
         forget_spec(directory)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.cuts import fingerprint_jobs, shard_jobs
-from data_prep.engines.local import Report, Workers
+from data_prep.engines.engine import Engine, Report
 from data_prep.pages.progress import Progress
 from data_prep.shards import FingerprintJob, Fingerprints, ShardJob, fingerprint_blocks, write_shard
 from data_prep.store.files import write_json
@@ -40,7 +40,7 @@ def write_dataset(
     spec: Spec,
     output: str,
     notes: str,
-    workers: Workers,
+    workers: Engine,
     tables: dict[str, StoredStream] | None = None,
 ) -> Manifest:
     """Stage 2: every output file but the manifest, and what the manifest says of them.
@@ -76,7 +76,7 @@ def write_dataset(
 def run_to_the_end(
     function: Callable[[Any, Report], Any],
     jobs: Sequence[Any],
-    workers: Workers,
+    workers: Engine,
     progress: Progress,
 ) -> list[Any]:
     """Results of the jobs, in their order.
@@ -97,7 +97,7 @@ def run_to_the_end(
     return [results[job] for job in jobs]
 
 
-def run_all(jobs: Sequence[ShardJob | FingerprintJob], workers: Workers) -> dict[Any, Any]:
+def run_all(jobs: Sequence[ShardJob | FingerprintJob], workers: Engine) -> dict[Any, Any]:
     """Does stage-two jobs and gives their results by job; raises the first failure."""
     progress = Progress("write", 2 * sum(job.num_tokens for job in jobs))
     answers = workers.run(_stage_two, jobs, progress)

@@ -53,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         return _refuse(str(error))
 
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # how long it takes to compile is part of the answer
     # Everything heavy is imported from here on, so that --help and typing errors answer at once.
     from gpt_pretrain import runtime
 

@@ -7,7 +7,7 @@ import pytest
 
 from gpt_pretrain.model.attention import causal_attention, splash_attention, triton_attention
 
-NUM_TIME = 256
+NUM_TIME = 256  # the kernel of XLA cuts this into four pieces
 SEGMENT_IDS = np.cumsum(np.arange(NUM_TIME)[None] % np.array([[97], [60]]) == 50, axis=1).astype(np.int32)
 
 

@@ -307,7 +307,7 @@ def test_input_without_any_text_is_an_error(tmp_path, capsys):
 
 
 def test_two_processes_cannot_prepare_one_directory(corpus, tmp_path, capsys):
-    from data_prep.engines.local import locked
+    from data_prep.engines.locks import locked
 
     with locked(tmp_path / "out" / ".work"):
         assert run(*byte_options(corpus, tmp_path / "out")) == 1

@@ -226,7 +226,11 @@ def model_that_knows_no_documents(self, tokens_BT, *, documents, hook, rng=None)
 
     def attend(layer, q_BTHK, k_BTHK, v_BTHK):
         if rng is None or not rate:
-            return jax.nn.dot_product_attention(q_BTHK, k_BTHK, v_BTHK, is_causal=True, implementation="xla")
+            q, k, v = (x.swapaxes(1, 2)[:, :, 0:SEQ_LEN] for x in (q_BTHK, k_BTHK, v_BTHK))
+            scores = jnp.einsum("bhtk,bhsk->bhts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+            is_past = jnp.arange(SEQ_LEN) <= jnp.arange(0, SEQ_LEN)[:, None]
+            probs = jax.nn.softmax(jnp.where(is_past, scores, -jnp.inf), axis=-1)
+            return jnp.concatenate([jnp.einsum("bhts,bhsk->bhtk", probs.astype(v.dtype), v)], axis=2).swapaxes(1, 2)
         scores_BHTS = jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BTHK, preferred_element_type=jnp.float32)
         scores_BHTS = scores_BHTS / jnp.sqrt(q_BTHK.shape[-1])
         is_past = jnp.tril(jnp.ones((SEQ_LEN, SEQ_LEN), bool))

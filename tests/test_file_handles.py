@@ -95,7 +95,7 @@ def test_a_shard_that_was_replaced_by_one_of_another_length_is_named_when_it_is_
     token_bin.write_tokens(path, [np.arange(100, dtype=np.uint16)], 100)
     source = BinSource([path])
     token_bin.write_tokens(path, [np.arange(90, dtype=np.uint16)], 90)
-    with pytest.raises(ValueError, match=f"{path}: holds 90 tokens, and held 100 when the run began"):
+    with pytest.raises(ValueError, match=f"{path}: holds 90 tokens \\(uint16\\), and held 100 \\(uint16\\) when"):
         source.read(np.array([0]), 10)
 
 

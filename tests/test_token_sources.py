@@ -43,6 +43,23 @@ def test_auto_takes_what_is_there(tiny_dataset):
     assert dataset.fingerprint == open_dataset(tiny_dataset).fingerprint
 
 
+def test_of_very_many_shards_each_header_is_compared_when_its_shard_is_first_read(tiny_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr("data_prep.store.datasets._MOST_HEADERS_READ", 1)
+    source = open_dataset(tiny_dataset).splits["train"]
+    assert np.array_equal(
+        source.read(np.array([9990]), 20), open_dataset(tiny_dataset).splits["train"].read([9990], 20)
+    )
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_dataset, copy)
+    (shard, *_) = sorted(copy.glob("*train*.bin"))
+    token_bin.write_tokens(shard, [np.zeros(4999, np.uint32)], 4999, dtype=np.uint32)  # of nearly the same size
+    with open(shard, "ab") as file:
+        file.write(bytes(4))
+    source = open_dataset(str(copy), verify="size").splits["train"]
+    with pytest.raises(ValueError, match=f"{shard}: header says 4999 tokens"):
+        source.read(np.array([0]), 10)
+
+
 @pytest.mark.parametrize("header", ["short", "llmc"])
 def test_a_bare_directory_of_bin_files_is_read_with_either_header(tmp_path, header, caplog):
     tokens = np.arange(100, dtype=np.uint16)

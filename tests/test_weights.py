@@ -1,6 +1,7 @@
 """Split weights: when they are made whole, what crosses the network for it, and what cannot be split."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from support.models import VOCAB_SIZE, make_spec, make_test_mesh
 from gpt_pretrain.model.gpt import init_params
 from gpt_pretrain.train import step as step_lib
 from gpt_pretrain.train.step import StepOptions
-from gpt_pretrain.train.weights import check_that_all_are_split
+from gpt_pretrain.train.weights import check_that_all_are_split, reduction_stages
 
 SEQ_LEN = 8
 MESHES = [(4, 1), (2, 2), (1, 4)]
@@ -73,3 +74,21 @@ def test_a_mesh_that_would_leave_matrices_whole_is_refused_with_the_arithmetic_a
     check_that_all_are_split(spec, make_test_mesh(2, 2))
     check_that_all_are_split(spec, make_test_mesh(4, 1))
     check_that_all_are_split(make_spec(SEQ_LEN), mesh)
+
+
+@pytest.mark.parametrize("gather", ["per_step", "per_use"])
+def test_gradients_added_up_in_stages_are_the_same(params, batch, of_one_device, gather, monkeypatch):
+    def in_pairs(num_devices, _):
+        return reduction_stages(num_devices, 2)
+
+    monkeypatch.setattr("gpt_pretrain.train.weights.reduction_stages", in_pairs)
+    found = gradients(params, batch, (1, 4), gather=gather)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, of_one_device)
+
+
+@pytest.mark.parametrize("num_devices, sizes", [(8, []), (16, [4, 4]), (32, [4, 8]), (64, [8, 8]), (11, [])])
+def test_stages_have_groups_of_at_most_eight_where_there_can_be(num_devices, sizes):
+    stages = reduction_stages(num_devices, 8)
+    assert stages == [None] if not sizes else [len(groups[0]) for groups in stages] == sizes
+    for groups in filter(None, stages):
+        assert sorted(itertools.chain(*groups)) == list(range(num_devices))

@@ -5,7 +5,7 @@ import sys
 
 from data_prep.arguments import directory, num_processes
 from data_prep.card import HTML_NAME, README_NAME, __doc__, write_card
-from data_prep.engines.local import WorkerDied
+from data_prep.engines.engine import WorkerDied
 from data_prep.pages.command_line import ArgumentParser, count
 from data_prep.pages.terminal import print_anything
 from data_prep.pages.text import printable

@@ -17,7 +17,8 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from data_prep.card.length_bins import bin_starts, length_bins, quantile
-from data_prep.engines.local import Report, Workers
+from data_prep.engines.engine import Report
+from data_prep.engines.local import Workers
 from data_prep.pages.progress import Done, Progress
 from data_prep.store.files import require_whole
 from data_prep.store.manifest import DOCUMENTS, Manifest

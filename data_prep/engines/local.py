@@ -1,8 +1,4 @@
-"""Where jobs run: in this process, or in several processes of this machine.
-
-A job is a frozen dataclass; the function that does it is `function(job, report)`, where
-`report(Done(...))` says what was done since the last call.
-"""
+"""Jobs in this process, or in several processes of this machine."""
 
 import collections
 import contextlib
@@ -12,63 +8,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from multiprocessing import connection
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
+from data_prep.engines.engine import MAX_TRIES, POLL_SECS, Job, Report, Result, died_again
 from data_prep.pages.progress import Done, Progress
-from data_prep.store.leases import hold
-from data_prep.store.locations import is_bucket
-from data_prep.store.places import join
 from data_prep.store.scratch import share
-
-Job = TypeVar("Job")
-Result = TypeVar("Result")
-Report = Callable[[Done], None]
-
-POLL_SECS = 0.5
-MAX_TRIES = 3  # of a job whose worker was killed
-
-LOCK, WORKERS_LOCK = "lock", "workers.lock"
-
-
-class WorkerDied(RuntimeError):
-    """Worker processes were killed again and again at the same job."""
-
-
-@contextlib.contextmanager
-def locked(directory: str) -> Iterator[Callable[[], None]]:
-    """Only one process at a time works in `directory`, which is made if need be.
-
-    The lock ends with the process, however it ends. The workers of a killed process end within
-    moments; entering waits for them, so that they don't write into files that are ours now. (In a
-    bucket, what they put last is what would be put again.)
-
-    Gives a function to be called before what was written becomes what counts. In a bucket a lock can
-    be lost, to one who saw no sign of this process for long: then it raises LeaseLost.
-
-    Raises ValueError when another process has the lock.
-    """
-    if is_bucket(directory):
-        with hold(directory, what="preparation", say=_say) as lease:
-            yield lease.check
-        return
-    os.makedirs(directory, exist_ok=True)
-    with open(join(directory, LOCK), "w") as own, open(join(directory, WORKERS_LOCK), "w") as workers:
-        try:
-            fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"{os.path.dirname(directory)}: another process is at work in this directory. Wait for it, "
-                "or use another directory."
-            ) from None
-        fcntl.flock(workers, fcntl.LOCK_EX)
-        fcntl.flock(workers, fcntl.LOCK_UN)
-        yield lambda: None
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def all_cores() -> int:
@@ -85,12 +32,12 @@ class Workers:
     done in this process.
 
     Args:
-      directory: the one that `locked` was given; None where jobs write nothing.
+      lock: the file that `locks.locked` gives for workers; None where jobs write nothing.
     """
 
-    def __init__(self, num_workers: int, directory: str | None = None):
+    def __init__(self, num_workers: int, lock: Path | None = None):
         self._num_workers = num_workers
-        self._directory = directory
+        self._lock = lock
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> "Workers":
@@ -104,15 +51,7 @@ class Workers:
     def run(
         self, function: Callable[[Job, Report], Result], jobs: Iterable[Job], progress: Progress
     ) -> Generator[tuple[Job, Result | Exception], None, None]:
-        """Does every job; gives (job, result or exception) in order of completion.
-
-        Each worker takes the next job when it is free, so slow jobs hold up nobody. The iterable
-        may be long, and may end early depending on the results seen so far. A worker that is
-        killed costs its job only, which another one does again. Closing the generator early ends
-        the workers that are busy.
-
-        Raises WorkerDied when MAX_TRIES workers were killed at one job.
-        """
+        """As `Engine.run`. Each worker takes the next job when it is free, so slow jobs hold up nobody."""
         if self._num_workers <= 1:
             for job in jobs:
                 try:
@@ -158,7 +97,7 @@ class Workers:
                 return worker
         if len(self._workers) == self._num_workers:
             return None
-        self._workers.append(_Worker(self._directory))
+        self._workers.append(_Worker(self._lock))
         return self._workers[-1]
 
     def _end(self, worker: "_Worker") -> None:
@@ -169,12 +108,11 @@ class Workers:
 class _Worker:
     """A process, the job that it does, and what it has reported of it."""
 
-    def __init__(self, directory: str | None):
+    def __init__(self, lock: Path | None):
         share()
         # Spawned, not forked: a fork of a process with threads (fsspec has one) can deadlock.
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        lock = join(directory, WORKERS_LOCK) if directory and not is_bucket(directory) else None
         self.process = context.Process(target=_work, args=(theirs, lock), daemon=True)
         self.process.start()
         theirs.close()  # so that reading ends when the worker does
@@ -204,10 +142,7 @@ def _lost(worker: _Worker, tries: collections.Counter) -> None:
     how = f"by signal {-code}" if code is not None and code < 0 else f"with exit status {code}"
     what = f"a worker process was ended {how}" + (" (out of memory?)" if code == -9 else "")
     if tries[worker.job] == MAX_TRIES:
-        raise WorkerDied(
-            f"{what}, {MAX_TRIES} times at the same piece of work ({worker.job}). What is "
-            "complete is kept: run the same command again, perhaps with a smaller --num_workers."
-        )
+        raise died_again(what, worker.job, "perhaps with a smaller --num_workers")
     print(f"{what}; its piece of work is done again", file=sys.stderr, flush=True)
 
 

@@ -10,16 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from data_prep.store import manifest as manifest_lib
 from data_prep.store import token_bin
 from data_prep.store.files import file_problem
 from data_prep.store.locations import InputError, file_name
+from data_prep.store.manifest import Shard
 from data_prep.store.shard_numbers import gap_warning
 from data_prep.store.spec import FORMATS
 from data_prep.store.token_sources import BinSource, RecordSource, TokenSource
 
 Format = Literal["auto", "bin", "array_record"]  # "auto" is the first of FORMATS that is there: .bin reads faster
 Verify = Literal["auto", "size", "digest"]
+_MOST_HEADERS_READ = 4096  # at the start: 0.1 s
 _ALWAYS_VERIFY_BYTES = 2**30  # digests of this much take about a second
 _GPT2_VOCAB_SIZE = 50257
 _RESTORE = "Restore the file, or delete the directory and run data_prep.fineweb again."
@@ -134,15 +138,9 @@ def _open_prepared(directory, format, verify) -> TokenDataset:
         num_tokens = manifest.splits[split].num_tokens
         dtype = token_bin.token_dtype(manifest.spec.vocab_size)
         if format == "bin":
-            splits[split] = BinSource(paths)
+            splits[split] = _bin_source(directory, paths, shards, dtype)
         else:
             splits[split] = RecordSource(paths, manifest.spec.record_tokens, num_tokens, dtype)
-        for path, shard in zip(paths, shards, strict=True):
-            if format == "bin" and (header := token_bin.read_header(path)) != (shard.num_tokens, header[1], dtype):
-                raise ValueError(
-                    f"{path}: holds {header.num_tokens} ids of {header.dtype.name}, the manifest says "
-                    f"{shard.num_tokens} of {dtype.name}. Run `python -m data_prep.check {directory}`."
-                )
         if splits[split].num_tokens != num_tokens:
             raise ValueError(
                 f"{directory}: the {split} shards hold {splits[split].num_tokens} tokens, the manifest says "
@@ -160,6 +158,21 @@ def _open_prepared(directory, format, verify) -> TokenDataset:
         unigram_entropy=manifest.splits["train"].unigram_entropy,
         unverified=tuple(unverified),
     )
+
+
+def _bin_source(directory: str, paths: Sequence[str], shards: Sequence[Shard], dtype: np.dtype) -> BinSource:
+    """Headers are compared with the manifest now; where there are very many, each when its shard is first read."""
+    if len(shards) > _MOST_HEADERS_READ:
+        counts = [(each.num_tokens, each.num_bytes - dtype.itemsize * each.num_tokens) for each in shards]
+        return BinSource(paths, [token_bin.Header(*each, dtype) for each in counts])
+    source = BinSource(paths)
+    for path, shard, header in zip(paths, shards, source.headers, strict=True):
+        if (header.num_tokens, header.dtype) != (shard.num_tokens, dtype):
+            raise ValueError(
+                f"{path}: holds {header.num_tokens} ids of {header.dtype.name}, the manifest says "
+                f"{shard.num_tokens} of {dtype.name}. Run `python -m data_prep.check {shlex.quote(directory)}`."
+            )
+    return source
 
 
 def _open_bare(directory: str, paths: Sequence[str], format: Format) -> TokenDataset:

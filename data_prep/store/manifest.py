@@ -29,9 +29,11 @@ FORMAT_VERSION = 2
 SPLITS = ("train", "val")
 DOCUMENTS = "documents"  # the third kind of shard: tables, always written
 INDEX = "documents_index"  # the fourth: where each document of a table is, by its id and url
+_STORED = (*FORMATS, DOCUMENTS, INDEX)
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=-]{0,199}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be half a million
 class Shard:
     """One file. A documents table lists the documents that *start* in its range of the stream."""
 
@@ -46,13 +48,12 @@ class Shard:
     def __post_init__(self):
         # A name from a file must not lead out of the dataset's directory, nor to what is no shard.
         name = self.name
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.=-]{0,199}", name) or name == MANIFEST_NAME:
+        if not _NAME.fullmatch(name) or name == MANIFEST_NAME:
             raise ValueError(f"name is {name!r:.80}, expected the name of a file in this directory")
         if not self.digest.isprintable() or len(self.digest) > 200:
             raise ValueError(f"digest is {self.digest!r:.80}, expected a BLAKE3 digest")
-        known = (*FORMATS, DOCUMENTS, INDEX)
-        if self.format not in known:
-            raise ValueError(f"format is {self.format!r:.80}, expected one of {', '.join(known)}")
+        if self.format not in _STORED:
+            raise ValueError(f"format is {self.format!r:.80}, expected one of {', '.join(_STORED)}")
 
 
 @dataclass(frozen=True)

@@ -48,11 +48,14 @@ class BinSource:
     """The stream as .bin shards, memory-mapped: a read touches only the pages it needs.
 
     Shards are mapped when they are first read, and a bounded number of them stays so.
+
+    Args:
+      headers: of the shards, where they are known; then each is compared with its shard's when that is first read.
     """
 
-    def __init__(self, paths: Sequence[str | os.PathLike]):
+    def __init__(self, paths: Sequence[str | os.PathLike], headers: Sequence[token_bin.Header] | None = None):
         self._paths = [os.fspath(path) for path in paths]
-        headers = [token_bin.read_header(path) for path in self._paths]
+        self.headers = headers = headers or [token_bin.read_header(path) for path in self._paths]
         self.dtype = headers[0].dtype
         for path, header in zip(self._paths, headers, strict=True):
             if header.dtype != self.dtype:
@@ -94,10 +97,11 @@ class BinSource:
 
     def _map(self, shard: int) -> token_bin.MappedTokens:
         opened = OPEN_FILES.open(self._paths[shard], shard, self, token_bin.map_tokens)
-        if len(opened.tokens) != (expected := int(np.diff(self._addresses.starts)[shard])):
+        found, expected = opened.tokens, self.headers[shard]
+        if (len(found), found.dtype) != (expected.num_tokens, self.dtype):
             raise ValueError(
-                f"{self._paths[shard]}: holds {len(opened.tokens)} tokens, and held {expected} when the run began. "
-                "Put the file back and start again."
+                f"{self._paths[shard]}: holds {len(found)} tokens ({found.dtype.name}), and held "
+                f"{expected.num_tokens} ({self.dtype.name}) when the run began. Put the file back and start again."
             )
         self._mapped[shard], self._tokens[shard] = opened, opened.tokens
         return opened

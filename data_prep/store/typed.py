@@ -88,9 +88,10 @@ def _record(kind: Any, value: Any, where: str) -> Any:
     fields = {}
     for name, each in value.items():
         wanted = kinds[name]
-        if not (wanted is str and type(each) is str):  # most are: a manifest has thousands
-            each = typed(wanted, each, f"{where}.{name}".strip("."))
-        fields[name] = each
+        # Most are of these two kinds: a manifest may have a million.
+        is_text = wanted is str and type(each) is str
+        is_count = wanted is Count and type(each) is int and 0 <= each < LARGEST
+        fields[name] = each if is_text or is_count else typed(wanted, each, f"{where}.{name}".strip("."))
     try:
         return kind(**fields)
     except ValueError as error:

@@ -59,10 +59,10 @@ def collectives_of(program: Program, num_devices: int) -> list[Collective]:
             op = each.instruction.op.removesuffix("-start")
             if op not in _OPS:
                 continue
-            channel = each.instruction.attribute(r"\bchannel_id=(\d+)")
-            if channel and (op, channel) in seen:  # TPUs spread one over several fusions
+            piece = _chain(each.instruction)
+            if piece and (op, piece) in seen:
                 continue
-            seen.add((op, channel))
+            seen.add((op, piece))
             if op == "all-reduce" and _is_scattered(each, run):
                 op = "reduce-scatter"
             found += _read(op, each, num_devices)
@@ -85,6 +85,11 @@ def _read(op: str, run: Run, num_devices: int) -> Iterator[Collective]:
 def _sent(op: str, instruction: Instruction, computation: Computation) -> list[Instruction]:
     operands = computation.operands(instruction)
     return operands[:1] if op == "collective-permute" else operands  # others say where it is put
+
+
+def _chain(instruction: Instruction) -> str | None:
+    """Names a collective that TPUs spread over several fusions, to run beside what these compute."""
+    return instruction.attribute(r'\bchain_id="([^"]*)"')
 
 
 def _is_scattered(inner: Run, outer: Run) -> bool:

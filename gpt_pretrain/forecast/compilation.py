@@ -1,6 +1,7 @@
 """Compiles the step of a run, for devices that are here or not, and looks for the largest batch that fits them."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Sequence
 
@@ -141,10 +142,17 @@ def largest_that_fits(
 
 
 def _estimate(steps: dict[int, Step], size: int) -> float:
-    """Bytes at the peak, on a line through the two nearest known points; with one alone, through it and the state."""
+    """Bytes at the peak, on a line through the two nearest known points; with one alone, through it and the state.
+
+    Beyond all that are known, on the steepest line between neighbours: near its limit a compiler for TPUs computes
+    things again instead of keeping them, and more memory seems to be needed no longer.
+    """
     points = {known: float(step.memory.peak) for known, step in steps.items()}
     if len(points) == 1:
         points[0] = float(next(iter(steps.values())).memory.state)
-    first, second = sorted(sorted(points, key=lambda known: abs(known - size))[:2])
-    slope = (points[second] - points[first]) / (second - first)
-    return points[first] + slope * (size - first)
+    known = sorted(points)
+    slopes = {pair: (points[pair[1]] - points[pair[0]]) / (pair[1] - pair[0]) for pair in itertools.pairwise(known)}
+    if size > known[-1]:
+        return points[known[-1]] + max(slopes.values()) * (size - known[-1])
+    first, second = sorted(sorted(points, key=lambda each: abs(each - size))[:2])
+    return points[first] + (points[second] - points[first]) / (second - first) * (size - first)

@@ -19,8 +19,11 @@ def is_there(data: DataConfig) -> bool:
     return all(os.path.exists(path) or bool(glob.glob(path)) for path in paths)
 
 
-def offered_tokens_per_sec(built: Built, start: Start, *, max_secs: float = 3.0) -> float:
-    """Of one process's rows, from the second batch on. What the run's own feed reads, but for the copy to devices."""
+def offered_tokens_per_sec(built: Built, start: Start, *, max_secs: float = 3.0) -> float | None:
+    """Of one process's rows, from the second batch on. What the run's own feed reads, but for the copy to devices.
+
+    None for a run of one batch.
+    """
     batches = Batches(
         built.data.sources("train"),
         start.plan,
@@ -36,7 +39,7 @@ def offered_tokens_per_sec(built: Built, start: Start, *, max_secs: float = 3.0)
         num_tokens += batch.tokens.shape[0] * batch.tokens.shape[1] * (batch.tokens.shape[2] - 1)
         if time.perf_counter() - started > max_secs:
             break
-    return num_tokens / (time.perf_counter() - started)
+    return num_tokens / (time.perf_counter() - started) if num_tokens else None
 
 
 def _rows_of_one_process(built: Built, batch_size: int) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Any
 from data_prep.pages.numbers import plural, short
 from gpt_pretrain.forecast.advice import advice
 from gpt_pretrain.forecast.prediction import Prediction, Traffic
+from gpt_pretrain.train.report import how_reduced
 
 _SMALL_BYTES = 10**6  # a step; what moves less is put on one line
 _INDENT = " " * 11
@@ -42,6 +43,8 @@ def to_json(prediction: Prediction) -> dict[str, Any]:
         "whole_params_fraction": round(prediction.whole_fraction, 6),
         "dtype": built.spec.dtype,
         "attention": built.spec.attention,
+        "remat": built.spec.remat,
+        "gather_weights": built.gather if built.mesh.shape["fsdp"] > 1 else None,
         "num_microbatches": layout.num_microbatches,
         "per_device_batch_size": layout.per_device,
         "seq_len": built.config.data.seq_len,
@@ -82,13 +85,15 @@ def _run(prediction: Prediction, name: str, effort: str) -> Iterator[str]:
     whole = ""
     if prediction.num_devices > 1:
         whole = f", {100 * prediction.whole_fraction:.3g}% of them whole on every device"
-    remat = ", remat" if spec.remat else ""
+    remat = "" if spec.remat == "none" else f", remat {spec.remat}"
     yield f"model      {prediction.num_params:,} parameters{whole}; {spec.dtype}, attention {spec.attention}{remat}"
     pieces = "1 microbatch" if layout.num_microbatches == 1 else f"{layout.num_microbatches} microbatches"
     tokens = f"{layout.batch_size:,} x {built.config.data.seq_len:,} tokens"
     yield f"step       {tokens} in {pieces} of {layout.per_device} windows a device"
     word = "compiled" if step.text is not None else "refused"
     note = f" ({effort})" if effort else ""
+    if prediction.num_devices > 1:
+        yield f"gradients  {how_reduced(built)}"
     yield f"compiler   lowered in {step.lower_secs:.1f} s, {word} in {step.compile_secs:.1f} s{note}"
 
 

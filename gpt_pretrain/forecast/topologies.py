@@ -148,11 +148,13 @@ class Topology:
         plugins = ("libtpu",) if self.is_tpu else ("jax_cuda12_plugin", "jax_cuda13_plugin")
         if any(importlib.util.find_spec(name) for name in plugins):
             return
-        extra = "aot-tpu" if self.is_tpu else "aot-cuda"
+        if self.is_tpu:
+            kinds, command = "TPUs", "`pip install -e '.[aot-tpu]' -c constraints.txt`"
+        else:
+            kinds, command = "NVIDIA GPUs", "`pip install -e '.[aot-cuda]' -c constraints.txt` (5 GB)"
         raise ValueError(
-            f"--topology={self.name} needs a compiler for {'TPUs' if self.is_tpu else 'NVIDIA GPUs'}, and "
-            f"{' or '.join(plugins)} is not installed: `pip install -e '.[{extra}]' -c constraints.txt`, best in an "
-            "environment of its own. No device is needed."
+            f"--topology={self.name} needs a compiler for {kinds}, and {' or '.join(plugins)} is not installed: "
+            f"{command}, best in an environment of its own. No device is needed."
         )
 
     def devices(self) -> list[Device]:

@@ -31,6 +31,6 @@ def documents_of(tokens_BT: Int[Array, "B T"], end_of_text: int) -> Documents:
     return Documents(jnp.cumsum(is_first_BT, axis=1, dtype=jnp.int32), index_T - first_BT)
 
 
-def is_same_document(segment_ids_BT: Int[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
-    """(batch, 1, time, time) bool: may the query (third axis) attend to the key (last axis), causality apart?"""
-    return segment_ids_BT[:, None, :, None] == segment_ids_BT[:, None, None, :]
+def is_same_document(queries_BT: Int[Array, "B T"], keys_BS: Int[Array, "B S"]) -> Bool[Array, "B 1 T S"]:
+    """From their segment ids: may the query (third axis) attend to the key (last axis), causality apart?"""
+    return queries_BT[:, None, :, None] == keys_BS[:, None, None, :]

@@ -41,7 +41,7 @@ def say_what_runs(built: Built, start: Start) -> None:
         jax.process_count(),
     )
     if mesh.size > 1:
-        log.info("Gradients: %s", _how_reduced(built))
+        log.info("Gradients: %s", how_reduced(built))
     log.info(
         "Batch: %d windows of %d tokens = %d microbatch(es) x %d devices x %d",
         layout.batch_size,
@@ -60,7 +60,7 @@ def say_what_runs(built: Built, start: Start) -> None:
         log.info("Data plan: after step %d, %s", step, start.plan.stages[-1].change)
 
 
-def _how_reduced(built: Built) -> str:
+def how_reduced(built: Built) -> str:
     """Where weights are whole, when gradients cross the network, and what that costs."""
     dtype, fsdp = built.config.reduce_dtype, built.mesh.shape["fsdp"]
     if fsdp == 1:

@@ -29,6 +29,11 @@ from gpt_pretrain.train.weights import SplitWeights, Wire, on_each_device
 Gather = Literal["per_step", "per_use"]
 
 
+# libtpu's compiler (0.0.42) has a reduce-scatter of up to 8 devices; of one of 16 it makes an all-reduce of whole
+# matrices, of which each device then drops most: twice the bytes.
+_MOST_TPUS_AT_ONCE = 8
+
+
 @dataclasses.dataclass(frozen=True)
 class StepOptions:
     """What all functions of one run have in common.
@@ -53,7 +58,9 @@ class StepOptions:
     def weights(self) -> SplitWeights:
         """How the weights of the model are split over the mesh."""
         assert self.mesh is not None
-        return SplitWeights(self.spec, self.mesh, Wire(self.spec.dtype, self.reduce_dtype))
+        is_tpu = self.mesh.devices.flat[0].platform == "tpu"
+        most_at_once = _MOST_TPUS_AT_ONCE if is_tpu else None
+        return SplitWeights(self.spec, self.mesh, Wire(self.spec.dtype, self.reduce_dtype, most_at_once))
 
 
 def split_tokens(window_BT):

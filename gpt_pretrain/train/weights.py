@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -35,10 +36,12 @@ class Wire(NamedTuple):
     Attributes:
       gather: weights.
       reduce: gradients. They are added up in it, and stored in float32.
+      most_at_once: so many devices add up and split together, more of them in stages.
     """
 
     gather: str
     reduce: str
+    most_at_once: int | None = None
 
 
 def check_that_all_are_split(spec: ModelSpec, mesh: Mesh) -> None:
@@ -110,7 +113,7 @@ class SplitWeights:
         def reduced(grad, spec: P):
             split = {axis for _, axis in split_axes(spec)}
             if split and not are_split:
-                grad = _summed_and_split(grad, spec, self._wire.reduce)
+                grad = _summed_and_split(grad, spec, self._wire)
             return _summed(grad, [axis for axis in BATCH_AXES if axis not in split], self._wire.reduce)
 
         return jax.tree.map(reduced, grads, self.specs)
@@ -148,9 +151,12 @@ class SplitWeights:
         def gather(shard):
             return _gathered(shard.astype(wire.gather), spec).astype(shard.dtype)
 
-        gather.defvjp(
-            lambda shard: (gather(shard), None), lambda _, grad: (_summed_and_split(grad, spec, wire.reduce),)
-        )
+        def gradient(_, grad):
+            # Without the barrier XLA for TPUs moves the sums of all microbatches behind their loop, where whole
+            # gradients wait for them.
+            return (jax.lax.optimization_barrier(_summed_and_split(grad, spec, wire)),)
+
+        gather.defvjp(lambda shard: (gather(shard), None), gradient)
         return gather(shard) if split_axes(spec) else shard
 
 
@@ -167,11 +173,38 @@ def _gathered(shard, spec: P):
     return shard
 
 
-def _summed_and_split(grad, spec: P, dtype: str):
-    part = grad.astype(dtype)
+def _summed_and_split(grad, spec: P, wire: Wire):
+    part = grad.astype(wire.reduce)
     for dimension, axis in split_axes(spec):
-        part = jax.lax.psum_scatter(part, axis, scatter_dimension=dimension, tiled=True)
+        for groups in reduction_stages(jax.lax.axis_size(axis), wire.most_at_once):
+            part = jax.lax.psum_scatter(part, axis, scatter_dimension=dimension, axis_index_groups=groups, tiled=True)
     return part.astype(grad.dtype)
+
+
+def reduction_stages(num_devices: int, most_at_once: int | None) -> list[list[list[int]] | None]:
+    """In which groups devices add up and split, one stage after the other; None is all of them.
+
+    Each stage leaves a device with the part that its group shares, so that at the end each has the part of its number:
+    the digits of a number, the highest first. As many bytes cross the network as in one stage.
+
+    >>> reduction_stages(4, 2)
+    [[[0, 2], [1, 3]], [[0, 1], [2, 3]]]
+    """
+    sizes = _factors(num_devices, most_at_once or num_devices)
+    if len(sizes) == 1:
+        return [None]
+    numbers = np.arange(num_devices).reshape(sizes)
+    return [np.moveaxis(numbers, axis, -1).reshape(-1, size).tolist() for axis, size in enumerate(sizes)]
+
+
+def _factors(number: int, most: int) -> list[int]:
+    """Factors of at most `most` where there are such: as few as there can be, and near one another."""
+    fitting = [factor for factor in range(2, most + 1) if number % factor == 0]
+    if number <= most or not fitting:
+        return [number]
+    num_factors = math.ceil(math.log(number, most) - 1e-9)
+    factor = min(fitting, key=lambda each: abs(each - number ** (1 / num_factors)))
+    return [factor, *_factors(number // factor, most)]
 
 
 def _summed(grad, axes: list[str], dtype: str):

@@ -135,8 +135,8 @@ def _problem_with_pip(words: list[str]) -> str:
         if word in ("-c", "-r"):
             if not (REPO / (path := next(options))).is_file():
                 return f"no file {path}"
-        elif word.startswith("."):
-            if unknown := set(re.findall(r"[\w-]+", word)) - set(extras):
+        elif word.startswith((".", f"{project['name']}[")):
+            if unknown := set(re.findall(r"[\w-]+", word)) - set(extras) - {project["name"], UNKNOWN}:
                 return f"pyproject.toml has no extra {unknown}"
         elif not word.startswith("-") and word not in names:
             return f"{word} is no dependency of ours"
