@@ -385,7 +385,7 @@ def test_what_cannot_be_is_said_before_any_work(bucket_server, bucket, corpus, m
     assert "there is no bucket no-such-bucket" in found
     assert "is no URL of a bucket" in failing(capsys, *byte_options(corpus, f"{scheme}://B_C"))
     assert "not a URL of another kind" in failing(capsys, *byte_options(corpus, f"{scheme}:/{bucket[5:]}/a"))
-    for options in (["--engine=dask", "--dask_scheduler=tcp://127.0.0.1:1"], ["--engine=slurm", "--unit_range=0/2"]):
+    for options in (["--engine=dask", "--dask_scheduler=tcp://127.0.0.1:1"], ["--engine=slurm", "--unit_range=1/2"]):
         found = failing(capsys, *byte_options(corpus, f"{bucket}/a"), *options)
         assert "a disk that all" in found and f"{bucket}/a" in found
     asks = {"gs": "testPermissions", "s3": "uploads"}[scheme]
