@@ -10,6 +10,7 @@ import numpy as np
 from data_prep.engines.local import Workers
 from data_prep.file_checks import Finding, check_file, file_checks
 from data_prep.pages.progress import Progress
+from data_prep.store.blocks_file import blocks_problem
 from data_prep.store.files import read_json
 from data_prep.store.fingerprints import fingerprint
 from data_prep.store.manifest import (
@@ -23,7 +24,7 @@ from data_prep.store.manifest import (
     load,
     unigram_entropy,
 )
-from data_prep.store.names import PATTERNS, TFDS_FILES
+from data_prep.store.names import PATTERNS, TFDS_FILES, blocks_name
 from data_prep.store.places import exists, join, names_in
 from data_prep.store.spec import FORMATS
 from data_prep.store.tfds_metadata import tfds_metadata
@@ -55,6 +56,9 @@ def find_problems(directory: str, num_workers: int = 1) -> Iterator[Problem]:
         if problem := findings[shard.name].problem:
             other = by_digest.get(str(problem.found)) if problem.kind == "digest" else None
             yield Problem(f"{problem}" + (f" to {other}'s" if other else ""), damaged=shard)
+    for name, split in manifest.splits.items():
+        if problem := blocks_problem(directory, name, split):
+            yield Problem(str(problem))
     yield from map(Problem, _contradictions(directory, manifest, findings))
 
 
@@ -151,6 +155,7 @@ def _check_other_files(directory: str, manifest: Manifest) -> Iterator[str]:
             elif found != expected:
                 yield f"{path}: does not describe this dataset's ArrayRecord files"
     known = {shard.name for shard in manifest.shards} | metadata.keys() | {MANIFEST_NAME}
+    known |= set(map(blocks_name, manifest.splits))
     folders = [WORK_DIR] if exists(join(directory, WORK_DIR)) else []  # names_in knows no folders of a bucket
     for name in sorted({*names_in(directory), *folders}):
         ours = any(fnmatch.fnmatch(name, pattern) for pattern in OWN_FILES)

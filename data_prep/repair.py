@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from data_prep.agreement import SHARDS
-from data_prep.cuts import shard_jobs, split_streams
+from data_prep.cuts import fingerprint_jobs, shard_jobs, split_streams
 from data_prep.encoders import choose_engine
 from data_prep.engines.local import Workers
 from data_prep.engines.locks import locked
@@ -25,14 +25,17 @@ from data_prep.inputs.units import Inspection, input_of, inspect
 from data_prep.pages.progress import Progress
 from data_prep.parts import PARTS, PartJob, name_of, part_range, tokenize_unit
 from data_prep.shards import ShardJob
+from data_prep.store.blocks_file import blocks_problem, write_blocks
+from data_prep.store.fingerprints import fingerprint
 from data_prep.store.locations import EMBEDDED, InputError, is_remote
 from data_prep.store.manifest import DOCUMENTS, INDEX, WORK_DIR, Manifest, Shard, load
+from data_prep.store.names import blocks_name
 from data_prep.store.places import join, make_directory, remove_tree
 from data_prep.store.spec import FORMATS
 from data_prep.store.streams import StoredStream, stored_stream
 from data_prep.store.tokenizers import dataset_tokenizer, safe_name
 from data_prep.tokenizing import Unreadable, part_jobs
-from data_prep.writing import run_all, write_tfds_metadata
+from data_prep.writing import blocks_of, run_all, write_tfds_metadata
 
 PROTOCOLS = ("https", "http", "hf", "gs", "s3")  # of a URL in a manifest that is fetched
 
@@ -68,6 +71,7 @@ def repair(directory: str, damaged: Sequence[Shard], num_workers: int, tokenizer
             _tokenize_again(manifest, from_inputs, workers, work, tokenizer)
             yield from _write_again(from_inputs, damaged, workers, "the inputs")
         write_tfds_metadata(directory, manifest.shards, manifest.spec)
+        yield from _write_blocks_again(directory, manifest, workers)
     remove_tree(work)
 
 
@@ -83,6 +87,24 @@ def _write_again(jobs: Sequence[ShardJob], damaged: Sequence[Shard], workers: Wo
                 "or of one of its libraries wrote this dataset. Prepare it again."
             )
         yield f"{job.path}: made again from {origin}"
+
+
+def _write_blocks_again(directory: str, manifest: Manifest, workers: Workers) -> Iterator[str]:
+    """The files of block digests that are missing or damaged, from the stream: all else is whole by now."""
+    for name, split in manifest.splits.items():
+        if not blocks_problem(directory, name, split):
+            continue
+        stream = stored_stream(directory, manifest, name, manifest.spec.formats[0])
+        jobs = fingerprint_jobs({name: stream}, manifest.spec)
+        results = run_all(jobs, workers)
+        digests, path = blocks_of([results[job] for job in jobs]), join(directory, blocks_name(name))
+        if (found := fingerprint(digests)) != split.fingerprint:
+            raise RepairError(
+                f"{path}: the {name} stream has the fingerprint {found}, the manifest says {split.fingerprint}. "
+                "Prepare the dataset again."
+            )
+        write_blocks(directory, name, digests)
+        yield f"{path}: made again from the stream"
 
 
 def _plan(directory: str, manifest: Manifest, names: set[str], work: str) -> tuple[list[ShardJob], list[ShardJob]]:

@@ -274,7 +274,9 @@ def test_check_finds_what_is_wrong_and_repair_makes_it_right(dataset, corpus, ex
     assert objects(dataset) == expected
 
 
-def test_documents_and_cards_of_a_bucket_are_those_of_a_directory(dataset, corpus, expected, capsys):
+def test_documents_and_cards_of_a_bucket_are_those_of_a_directory(
+    dataset, bucket, corpus, expected, tmp_path, monkeypatch, capsys
+):
     questions = [["--token=5000", "--text"], ["--id", "<1:7>"], ["--url", "https://example.org/149", "--split=train"]]
     for question in questions:
         answers = []
@@ -288,8 +290,19 @@ def test_documents_and_cards_of_a_bucket_are_those_of_a_directory(dataset, corpu
     assert objects(dataset) == expected
     table = "documents_train_000000.parquet"
     put_objects(dataset, {table: changed(expected[table])})
+    assert documents.main([dataset, "--token=10"]) == 0  # by a copy that has the right digest
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another cache"))
     assert documents.main([dataset, "--token=10"]) == 1
-    assert f"error: {dataset}/{table}: digest is " in capsys.readouterr().err
+    assert f"error: {dataset}/{table}: " in capsys.readouterr().err
+
+
+def test_a_bucket_may_hold_records_only(dataset, bucket, corpus, capsys):
+    options = ["--formats=array_record", "--num_workers=1"]
+    assert convert.main([dataset, f"{bucket}/records", *options]) == 0
+    assert "card.html" in objects(f"{bucket}/records")
+    assert capsys.readouterr().err == ""
+    assert documents.main([f"{bucket}/records", "--token=5000", "--text"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"].strip("x").strip() != ""
 
 
 def test_conversion_from_and_into_buckets(dataset, bucket, corpus, tmp_path, capsys):

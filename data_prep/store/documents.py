@@ -19,8 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.store.addresses import Addresses
+from data_prep.store.block_cache import BlockCache
+from data_prep.store.dataset_files import require_whole_file
 from data_prep.store.document_index import find_rows
-from data_prep.store.files import require_whole, whole_file
+from data_prep.store.files import whole_file
 from data_prep.store.manifest import DOCUMENTS, INDEX, Manifest, Shard, load
 from data_prep.store.places import join
 from data_prep.store.scratch import local_copy
@@ -57,14 +59,20 @@ class Document:
 
 
 class DocumentTables:
-    """The documents of one split of a prepared dataset.
+    """The documents of one split of a prepared dataset; from a bucket, a file is fetched when it is first asked.
 
     Raises ValueError for a directory that is not one, or a split that is not there; each method for a file that is
     not what the manifest says, or says what cannot be.
     """
 
-    def __init__(self, directory: str | Path, split: str = "train", manifest: Manifest | None = None):
-        self._directory = join(directory)
+    def __init__(
+        self,
+        directory: str | Path,
+        split: str = "train",
+        manifest: Manifest | None = None,
+        cache: BlockCache | None = None,
+    ):
+        self._directory, self._cache = directory, cache
         manifest = manifest or load(directory)
         if split not in manifest.splits:
             raise ValueError(f"{directory}: no split {split!r}; the splits are {', '.join(manifest.splits)}")
@@ -113,12 +121,9 @@ class DocumentTables:
                 f"{self._directory}: {self.split} has {len(self._tables)} documents tables and {len(self._indexes)} "
                 f"indexes. Run `python -m data_prep.check {self._directory}`."
             )
-        self._require_whole(self._indexes)
         found = []
-        for table, index in enumerate(self._indexes):
-            with local_copy(join(self._directory, index.name), index.digest) as path:
-                rows_found = find_rows(path, value)
-            for row in rows_found:
+        for table, (index, path) in enumerate(zip(self._indexes, self._whole(self._indexes), strict=True)):
+            for row in find_rows(path, value):
                 group, offset = divmod(row, GROUP_ROWS)
                 rows = self._group(table, group)
                 if offset >= rows.num_rows:
@@ -128,23 +133,21 @@ class DocumentTables:
                     found.append(document)
         return found
 
-    def _require_whole(self, shards: Sequence[Shard]) -> None:
-        """ValueError unless all these files are what the manifest says."""
+    def _whole(self, shards: Sequence[Shard]) -> list[Path]:
+        """Where these files can be read. ValueError unless all of them are what the manifest says."""
 
-        def require(shard: Shard) -> None:
-            require_whole(join(self._directory, shard.name), shard.num_bytes, shard.digest)
+        def require(shard: Shard) -> Path:
+            return require_whole_file(self._directory, shard, self._cache)
 
         if len(shards) == 1:
-            return require(shards[0])
+            return [require(shards[0])]
         with ThreadPoolExecutor(_VERIFYING_THREADS) as threads:
-            for _ in threads.map(require, shards):
-                pass
+            return list(threads.map(require, shards))
 
     @lru_cache(maxsize=64)  # noqa: B019 - lives as long as the tables do
     def _file(self, table: int) -> pq.ParquetFile:
-        shard = self._tables[table]
-        self._require_whole([shard])
-        with self._readable(table), local_copy(join(self._directory, shard.name), shard.digest) as path:
+        (path,) = self._whole([self._tables[table]])
+        with self._readable(table):
             file = pq.ParquetFile(path)
         if not file.schema_arrow.equals(DOCUMENT_COLUMNS):
             raise self._nonsense(table, "its columns are not those of a documents table")

@@ -73,8 +73,16 @@ def read_json(path: str | os.PathLike) -> Any:
         content = [read_bytes(path)]
     except FileNotFoundError:
         return None
+    return parse_json(content, path)
+
+
+def parse_json(content: list[bytes], path: str | os.PathLike) -> Any:
+    """The value that a file holds, whose bytes are taken out of the list: they are gone while the text is parsed.
+
+    Raises ValueError, with the path, where it is not JSON.
+    """
     try:
-        return json.loads(content.pop().decode("utf-8"))  # the bytes are gone while the text is parsed
+        return json.loads(content.pop().decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); the file was damaged") from None
 

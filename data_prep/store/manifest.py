@@ -19,7 +19,7 @@ import numpy as np
 from data_prep.store import buckets
 from data_prep.store.files import digest_json, json_bytes, read_json, write_json
 from data_prep.store.locations import is_bucket
-from data_prep.store.places import exists, join
+from data_prep.store.places import exists, join, names_in
 from data_prep.store.spec import FORMATS, Spec
 from data_prep.store.typed import Count, typed
 
@@ -129,7 +129,7 @@ def save(manifest: Manifest, directory: str | os.PathLike) -> None:
 
 
 def load(directory: str | os.PathLike) -> Manifest:
-    """The manifest of a prepared dataset.
+    """The manifest of a prepared dataset, in a directory or in a bucket.
 
     Raises:
       ValueError: there is none (unfinished, or another kind of directory), or it is damaged or
@@ -142,6 +142,11 @@ def load(directory: str | os.PathLike) -> Manifest:
             raise ValueError(
                 f"{directory}: preparation is not finished ({MANIFEST_NAME} is missing, {WORK_DIR} "
                 "is there). Run the same command (data_prep.fineweb or data_prep.convert) again: it continues."
+            )
+        if is_bucket(path) and any(name.endswith(".bin") for name in names_in(os.fspath(directory))):
+            raise ValueError(
+                f"{directory}: holds .bin files without a {MANIFEST_NAME}, of which no digests are known. `python -m "
+                f"data_prep.convert {shlex.quote(os.fspath(directory))} OUT` makes a prepared dataset of them."
             )
         what = f"no {MANIFEST_NAME} in it" if exists(os.fspath(directory)) else "no such directory"
         raise ValueError(

@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data_prep.store import token_bin, token_records
+from data_prep.store import buckets, token_bin, token_records
 from data_prep.store.addresses import Addresses
+from data_prep.store.block_source import open_blocks
+from data_prep.store.dataset_files import default_cache
 from data_prep.store.files import require_whole
 from data_prep.store.manifest import DOCUMENTS, Manifest
 from data_prep.store.places import join
@@ -103,6 +105,8 @@ def _read_records(each: FileRange, path: str, dtype: np.dtype) -> Iterator[np.nd
 def read_tokens(directory: str | os.PathLike, manifest: Manifest, split: str, start: int, stop: int) -> np.ndarray:
     """Tokens [start, stop) of a split's stream, or up to its end: (n,), from the first stored format.
 
+    From .bin files of a bucket, the blocks that hold them are fetched; else whole files.
+
     Raises ValueError where a file that holds them is not what the manifest says: 40 ms for one of 100 M tokens.
     """
     format = manifest.spec.formats[0]
@@ -111,6 +115,9 @@ def read_tokens(directory: str | os.PathLike, manifest: Manifest, split: str, st
     if not 0 <= start <= stop:
         raise ValueError(f"{directory}: tokens [{start}, {stop}) asked of a {split} stream of {stream.num_tokens}")
     dtype = token_bin.token_dtype(manifest.spec.vocab_size)
+    if buckets.is_bucket(directory) and format == "bin":
+        source = open_blocks(os.fspath(directory), manifest, split, default_cache())
+        return source.read(np.array([start]), stop - start)[0] if stop > start else np.empty(0, dtype)
     ranges = stream.ranges(start, stop)
     shards = {join(directory, shard.name): shard for shard in manifest.shards_of(split, format)}
     for each in ranges:

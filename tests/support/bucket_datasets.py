@@ -26,6 +26,7 @@ def fresh_scratch(tmp_path, monkeypatch) -> Iterator[Path]:
     where.mkdir()
     monkeypatch.delenv("DATA_PREP_SCRATCH", raising=False)
     monkeypatch.setattr(tempfile, "tempdir", str(where))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     scratch._folder.cache_clear()
     scratch._path.cache_clear()
     yield where
