@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from data_prep.store.manifest import (
     unigram_entropy,
 )
 from data_prep.store.names import DATASET_NAME
+from data_prep.store.places import join
 from data_prep.store.spec import Spec
 from data_prep.store.streams import StoredStream
 from data_prep.store.tfds_metadata import tfds_metadata
@@ -39,8 +39,8 @@ def _stage_two(job: ShardJob | FingerprintJob, report: Report) -> Any:
 def write_dataset(
     streams: dict[str, StoredStream],
     spec: Spec,
-    output: Path,
-    notes: Path,
+    output: str,
+    notes: str,
     workers: Engine,
     tables: dict[str, StoredStream] | None = None,
 ) -> Manifest:
@@ -56,7 +56,8 @@ def write_dataset(
         files += shard_jobs({split: tokens}, spec.formats, spec, output, notes)
         files += shard_jobs({split: listed}, [DOCUMENTS, INDEX], spec, output, notes)
     digests = fingerprint_jobs(streams, spec)
-    results = run_all([*digests, *files], workers)
+    # By their place in the stream: what is read is read once, and copies from a bucket need not be kept for long.
+    results = run_all(sorted([*digests, *files], key=lambda job: (job.split, job.start)), workers)
     shards = tuple(results[job] for job in files)
     splits = {}
     for split, stream in streams.items():
@@ -127,7 +128,7 @@ def blocks_of(found: Sequence[Fingerprints]) -> list[bytes]:
     return [digest for each in found for digest in each.digests]
 
 
-def write_tfds_metadata(output: Path, shards: Sequence[Shard], spec: Spec) -> None:
+def write_tfds_metadata(output: str, shards: Sequence[Shard], spec: Spec) -> None:
     """Makes the ArrayRecord shards, if there are any, a dataset for TFDS."""
     for name, value in tfds_metadata(shards, spec.record_tokens, spec.vocab_size).items():
-        write_json(output / name, value)
+        write_json(join(output, name), value)

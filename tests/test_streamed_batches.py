@@ -256,7 +256,7 @@ def test_the_first_tokens_of_a_block_that_was_here_are_not_fetched_again(urls, t
         ("no blocks", r"blocks-train\.b3: no such object; .*data_prep\.check COPY --repair`"),
         ("other blocks", r"blocks-train\.b3: digest is .*data_prep\.check COPY --repair`"),
         ("bare", r"holds \.bin files without a manifest\.json.*data_prep\.convert (gs|s3)://\S+ OUT`"),
-        ("nothing", r"no prepared dataset"),
+        ("nothing", r"not a prepared dataset"),
         ("records", r"stores array_record; .*data_prep\.convert COPY OUT --formats=bin`"),
         ("altered", r"manifest\.json: was altered"),
         ("format", r"data\.format='array_record'"),

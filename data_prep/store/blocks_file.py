@@ -12,6 +12,7 @@ from data_prep.store.files import FileProblem, file_problem, whole_file
 from data_prep.store.fingerprints import BLOCK_TOKENS
 from data_prep.store.manifest import Split
 from data_prep.store.names import blocks_name
+from data_prep.store.places import join
 
 DIGEST_BYTES = 32
 
@@ -32,13 +33,13 @@ def file_bytes(split: Split) -> int:
 
 def write_blocks(directory: str | os.PathLike, name: str, digests: Sequence[bytes]) -> None:
     """Writes the file of the split `name`; equal streams give equal bytes."""
-    with whole_file(Path(directory, blocks_name(name))) as partial:
+    with whole_file(join(directory, blocks_name(name))) as partial:
         partial.write_bytes(b"".join(digests))
 
 
 def blocks_problem(directory: str | os.PathLike, name: str, split: Split) -> FileProblem | None:
     """What is wrong with the file of the split `name`; None if nothing is."""
-    return file_problem(Path(directory, blocks_name(name)), file_bytes(split), split.fingerprint)
+    return file_problem(join(directory, blocks_name(name)), file_bytes(split), split.fingerprint)
 
 
 def read_blocks(path: str | os.PathLike) -> list[bytes]:

@@ -6,7 +6,6 @@ with its digest before the first answer from it: 3 ms for a table of 15 MB; an i
 are (16 bytes a document).
 """
 
-import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,8 @@ from data_prep.store.dataset_files import require_whole_file
 from data_prep.store.document_index import find_rows
 from data_prep.store.files import whole_file
 from data_prep.store.manifest import DOCUMENTS, INDEX, Manifest, Shard, load
+from data_prep.store.places import join
+from data_prep.store.scratch import local_copy
 
 GROUP_ROWS = 4096  # documents in a row group of a table: what a look-up reads
 _VERIFYING_THREADS = 8  # digests are computed without Python's lock
@@ -203,7 +204,7 @@ class DocumentTables:
 
     def _nonsense(self, table: int, what: str) -> ValueError:
         """A file is what the manifest says, and cannot be right."""
-        path = os.path.join(self._directory, self._tables[table].name)
+        path = join(self._directory, self._tables[table].name)
         return ValueError(f"{path}: {what}. Run `python -m data_prep.check {self._directory}`.")
 
 
@@ -213,9 +214,9 @@ def write_documents(path: str | Path, table: pa.Table) -> None:
         pq.write_table(table, partial, compression="zstd", row_group_size=GROUP_ROWS)
 
 
-def read_starting_in(path: str, start: int, stop: int, columns: list[str]) -> pa.Table:
+def read_starting_in(path: str, digest: str, start: int, stop: int, columns: list[str]) -> pa.Table:
     """Of a table of documents those row groups that may list one that starts in [start, stop)."""
-    with pq.ParquetFile(path) as file:
+    with local_copy(path, digest) as copy, pq.ParquetFile(copy) as file:
         groups = []
         for index in range(file.num_row_groups):
             group = file.metadata.row_group(index)

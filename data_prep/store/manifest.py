@@ -12,13 +12,14 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_prep.store import buckets
-from data_prep.store.files import MAX_JSON_BYTES, digest_json, parse_json, read_json, write_json
+from data_prep.store.files import digest_json, json_bytes, read_json, write_json
+from data_prep.store.locations import is_bucket
+from data_prep.store.places import exists, join, names_in
 from data_prep.store.spec import FORMATS, Spec
 from data_prep.store.typed import Count, typed
 
@@ -108,9 +109,23 @@ def unigram_entropy(counts_V: np.ndarray) -> float:
 
 
 def save(manifest: Manifest, directory: str | os.PathLike) -> None:
-    """Writes the manifest with its own digest; equal manifests give equal bytes."""
+    """Writes the manifest with its own digest; equal manifests give equal bytes.
+
+    Raises ValueError: another one is in the bucket already. Here a lock keeps others out, there it can be lost.
+    """
     fields = json.loads(json.dumps(dataclasses.asdict(manifest) | {"spec": manifest.spec.to_json()}))
-    write_json(Path(directory, MANIFEST_NAME), fields | {"digest": digest_json(fields)})
+    fields |= {"digest": digest_json(fields)}
+    path = join(directory, MANIFEST_NAME)
+    if not is_bucket(path):
+        write_json(path, fields)
+        return
+    try:
+        buckets.write(path, json_bytes(fields), if_version="absent")
+    except buckets.Changed:
+        if read_json(path) != fields:
+            raise ValueError(
+                f"{path}: somebody else completed a dataset there meanwhile, another one. Use another output directory."
+            ) from None
 
 
 def load(directory: str | os.PathLike) -> Manifest:
@@ -120,19 +135,20 @@ def load(directory: str | os.PathLike) -> Manifest:
       ValueError: there is none (unfinished, or another kind of directory), or it is damaged or
         of another format version. Says which, and what to do.
     """
-    if buckets.is_bucket(directory):
-        path = buckets.join(os.fspath(directory), MANIFEST_NAME)
-        fields = _fields_in_bucket(os.fspath(directory), path)
-    else:
-        path = Path(directory, MANIFEST_NAME)
-        fields = read_json(path)
+    path = join(directory, MANIFEST_NAME)
+    fields = read_json(path)
     if fields is None:
-        if Path(directory, WORK_DIR).is_dir():
+        if exists(join(directory, WORK_DIR)):
             raise ValueError(
                 f"{directory}: preparation is not finished ({MANIFEST_NAME} is missing, {WORK_DIR} "
                 "is there). Run the same command (data_prep.fineweb or data_prep.convert) again: it continues."
             )
-        what = "no such directory" if not Path(directory).is_dir() else f"no {MANIFEST_NAME} in it"
+        if is_bucket(path) and any(name.endswith(".bin") for name in names_in(os.fspath(directory))):
+            raise ValueError(
+                f"{directory}: holds .bin files without a {MANIFEST_NAME}, of which no digests are known. `python -m "
+                f"data_prep.convert {shlex.quote(os.fspath(directory))} OUT` makes a prepared dataset of them."
+            )
+        what = f"no {MANIFEST_NAME} in it" if exists(os.fspath(directory)) else "no such directory"
         raise ValueError(
             f"{directory}: not a prepared dataset ({what}). `python -m data_prep.fineweb --input=sample "
             f"--output_dir={shlex.quote(os.fspath(directory))}` makes a small one of the embedded sample; "
@@ -154,27 +170,6 @@ def load(directory: str | os.PathLike) -> Manifest:
         return _manifest_of(fields)
     except ValueError as error:
         raise ValueError(f"{path}: {error}. Prepare the dataset again.") from None
-
-
-def _fields_in_bucket(url: str, path: str) -> Any:
-    """The parsed object `path`. ValueError where it cannot be read, with what else is there."""
-    there = buckets.stat(path)
-    if there is None:
-        names = (each.url for each in buckets.list_objects(url, recursive=False))
-        if any(name.endswith(".bin") for name in names):
-            raise ValueError(
-                f"{url}: holds .bin files without a {MANIFEST_NAME}, of which no digests are known. "
-                f"`python -m data_prep.convert {shlex.quote(url)} OUT` makes a prepared dataset to upload."
-            )
-        raise ValueError(
-            f"{url}: no prepared dataset ({MANIFEST_NAME} is not there). Prepare it on this machine "
-            "(data_prep.fineweb) and upload its directory."
-        )
-    if there.num_bytes > MAX_JSON_BYTES:
-        raise ValueError(
-            f"{path}: holds {there.num_bytes} bytes, expected at most {MAX_JSON_BYTES}; it is another file"
-        )
-    return parse_json([buckets.read(path)], path)
 
 
 def _manifest_of(fields: dict[str, Any]) -> Manifest:
