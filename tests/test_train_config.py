@@ -68,7 +68,7 @@ def test_a_setting_that_cannot_be_is_refused_by_name(changes, message):
         ({"seed": 1.0}, r"data\.seed: found 1\.0"),
         ({"shuffle": "some"}, r"data\.shuffle: found 'some', expected one of"),
         ({"mixture": {}}, r"data\.mixture: found \{\}"),
-        ({"dir": "gs://bucket/data"}, r"data\.dir: gs://bucket/data is a URL"),
+        ({"dir": "https://host/data"}, r"data\.dir: https://host/data is a URL"),
     ],
 )
 def test_data_that_cannot_be_is_refused_by_name(changes, message):

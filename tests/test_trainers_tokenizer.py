@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 import sys
 
+import jax
 import pytest
 from support.models import TINY_MODEL
 from support.prepared import edit_manifest
@@ -61,7 +62,7 @@ def test_datasets_checkpoints_and_weights_of_another_tokenizer_are_refused(tiny_
         run_id="a run",
         step=2,
         seed=config.seed,
-        model=start.model_spec(config, data),
+        model=start.model_spec(config, data, jax.devices()[0]),
         seq_len=32,
         plan=start.Start.anew(data).plan,
         ledger=Ledger([1, 2]),

@@ -1,5 +1,6 @@
 """Verifying the shards of a large dataset while it is trained on."""
 
+import contextlib
 import logging
 import shlex
 import socket
@@ -75,6 +76,8 @@ class VerifyShards(Action):
             what = "Only validation reads it" if suspect.shard.split != "train" else "No step has used it yet"
             return f"{what}: {repair}, then the same command resumes."
         used = f"{len(steps)} of {step} steps used it, step {steps[0]} first, step {steps[-1]} last. {repair}."
+        with contextlib.suppress(Exception):  # of a save that failed; it is no checkpoint
+            self._checkpoints.wait()
         saved = sorted(int(each.name) for each in self._checkpoints.directory.iterdir() if each.name.isdigit())
         good, bad = [each for each in saved if each < steps[0]], [each for each in saved if each >= steps[0]]
         if not good:
