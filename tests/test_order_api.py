@@ -5,11 +5,14 @@ import shutil
 import subprocess
 import sys
 import threading
+import types
 
+import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from support.inspected_run import prepare, simple_plan, stream, write_run
+from support.other_trainers import program
 
 from data_prep.store import manifest, token_bin
 from gpt_pretrain import inspect, replay
@@ -354,3 +357,54 @@ def test_a_damaged_shard_is_named_by_batches_and_examples_alike(cats, tmp_path):
     assert examples[2].window == 2
     with pytest.raises(ValueError, match=message):
         _ = examples[3]
+
+
+class Killed(Exception):
+    pass
+
+
+class TrainerLikeNanodos:
+    """Its `step`, `state` and `do_step`, for a model of counts."""
+
+    def __init__(self, saved, kill_at=None):
+        self.saved, self.kill_at = saved, kill_at
+        self.step, counts = max(saved.items(), default=(0, np.zeros(257)), key=lambda item: item[0])
+        self.state = jax.numpy.asarray(counts)
+
+    def do_step(self, step, in_BxL):
+        if step == self.kill_at:
+            raise Killed
+        assert step == self.step and in_BxL.shape == (8, 32) and in_BxL.dtype == np.int32
+        self.state = 0.9 * self.state + jax.numpy.bincount(in_BxL.reshape(-1), length=257)
+        self.step += 1
+
+    def save(self, step, items):
+        self.saved[step] = np.asarray(items["state"])
+
+
+def test_nanodos_loop_on_the_page_is_killed_resumed_and_checked(cats, tmp_path, capsys):
+    def train(workdir, saved, **kwargs):
+        c = types.SimpleNamespace(
+            data_dir=cats,
+            workdir=workdir,
+            batch_size=8,
+            checkpoint_every_steps=3,
+            model=types.SimpleNamespace(L=32),
+            opt=types.SimpleNamespace(num_train_steps=10),
+        )
+        trainer = TrainerLikeNanodos(saved, **kwargs)
+        exec(program("nanodo"), {"c": c, "trainer": trainer, "ckpt_mngr": trainer, "np": np, "jax": jax})
+        return np.asarray(trainer.state)
+
+    quiet = train(tmp_path / "quiet", {})
+    saved = {}
+    for kill_at in (2, 5, 8):
+        with pytest.raises(Killed):
+            train(tmp_path / "killed", saved, kill_at=kill_at)
+    assert sorted(saved) == [3, 6]
+    assert np.array_equal(train(tmp_path / "killed", saved), quiet)
+    ledgers = [(tmp_path / name / "order" / "ledger.bin").read_bytes() for name in ("quiet", "killed")]
+    assert ledgers[0] == ledgers[1] and len(ledgers[0]) == 8 + 8 * 10
+    capsys.readouterr()
+    assert replay.main([str(tmp_path / "killed" / "order"), "--verify"]) == 0
+    assert "updates 1 to 10 are as the ledger says" in capsys.readouterr().out
