@@ -1,5 +1,6 @@
 """The order for other people's trainers: the same batches, digests and record as the trainer's own."""
 
+import os
 import pickle
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from support.inspected_run import prepare, simple_plan, stream, write_run
 from support.other_trainers import program
 
 from data_prep.store import manifest, token_bin
-from gpt_pretrain import inspect, replay
+from gpt_pretrain import inspect, order_api, replay
 from gpt_pretrain.data.batches import Batches
 from gpt_pretrain.data.config import DataConfig
 from gpt_pretrain.data.ledger import Ledger
@@ -110,6 +111,20 @@ def test_any_batch_can_be_asked_for_and_reading_can_begin_at_any_step(case, cats
             assert_same(batch, expected)
 
 
+def test_reading_ahead_keeps_the_order_and_ends_with_its_reader(cats, dogs, monkeypatch):
+    order = opened("mixture", cats, dogs)
+    expected = [batch.digest for batch in order.read()]
+    monkeypatch.setattr(order_api, "_GROUP_TOKENS", 600)  # two batches, and one in the end
+    assert [batch.digest for batch in order.read()] == expected
+    reader = order.read()
+    assert next(reader).digest == expected[0]
+    threads = [each for each in threading.enumerate() if each.name.startswith("read-ahead")]
+    reader.close()
+    for each in threads:
+        each.join(10)
+    assert threads and not any(each.is_alive() for each in threads)
+
+
 def test_grains_iterator_has_one_integer_as_its_state(cats, dogs):
     batches = opened("mixture", cats, dogs).batches()
     iterator = iter(batches.to_iter_dataset())
@@ -138,9 +153,10 @@ def test_examples_are_the_rows_of_a_ranks_batches_in_order_and_at_random(case, w
     found = [(*example[:5], example.tokens.tolist()) for example in (examples[i] for i in range(len(examples)))]
     assert found == expected and len(expected) == (5 * 8 + 7 * 12) // world_size
     for i in np.random.default_rng(0).permutation(len(expected))[:20].tolist():
-        example = examples[i]
-        assert (*example[:5], example.tokens.tolist()) == expected[i] and example.documents == ()
-        example.tokens[:] = 0  # the next one who asks has it as it is stored
+        for _ in range(2):
+            example = examples[i]
+            assert (*example[:5], example.tokens.tolist()) == expected[i] and example.documents == ()
+            example.tokens[:] = 0  # who asks next has it as it is stored
     two = examples.batch(2)[0]
     assert two.tokens.shape == (2, 33) and two.position.tolist() == [expected[0][2], expected[1][2]]
 
@@ -154,13 +170,16 @@ def test_the_documents_of_an_example_are_those_with_a_token_in_its_window(cats, 
             for table in tables
             for row in pq.read_table(f"{directory}/{table.name}").to_pylist()
         ]
-    examples = opened("mixture", cats, dogs).examples(1, 2, with_documents=True)
-    for i in range(0, 40):
+    examples = opened("mixture", cats, dogs, batch_size=8, num_steps=50).examples(1, 2, with_documents=True)
+    only_as_last_target = 0
+    for i in range(len(examples)):
         example = examples[i]
         first = example.window * 32
         ids = [id for start, stop, id in starts[example.stream] if start < first + 33 and stop > first]
         assert [each.id for each in example.documents] == ids and ids
         assert not {"<doc-100>", "<doc-50>", "<dog-50>"} & set(ids)
+        only_as_last_target += any(each.start == first + 32 for each in example.documents)
+    assert only_as_last_target
 
 
 def test_a_runs_plan_gives_the_batches_of_the_run(run, cats):
@@ -257,9 +276,14 @@ def test_what_was_asked_for_may_change_at_a_step_and_streams_go_on_in_their_plac
         before.continued(6, opened("alone", cats, dogs, seed=1))
 
 
-def test_workers_that_are_forked_or_get_a_pickle_open_the_files_themselves(cats, dogs):
+def test_workers_that_are_forked_or_get_a_pickle_open_the_files_themselves(cats, dogs, monkeypatch):
     order = opened("mixture", cats, dogs)
-    expected = order.batches(1, 2)[3]
+    batches = order.batches(1, 2)
+    expected, opened_here = batches[3], order._data.of(order.plan.stages[0])["cats"]
+    with monkeypatch.context() as forked:
+        forked.setattr(os, "getpid", lambda: -1)
+        assert_same(batches[3], expected)
+        assert order._data.of(order.plan.stages[0])["cats"] is not opened_here
     content = pickle.dumps(order)
     assert len(content) < 20_000
     assert_same(pickle.loads(content).batches(1, 2)[3], expected)
