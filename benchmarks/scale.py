@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 from data_prep.store import manifest as manifest_lib
 from data_prep.store.manifest import DOCUMENTS, INDEX, Manifest, Shard, Split
@@ -56,7 +57,7 @@ def write_dataset(folder: str, num_shards: int) -> None:
     manifest_lib.save(Manifest(2, "bench", spec, {"train": split}, tuple(shards), "bench"), folder)
 
 
-def measure(folder: str, shuffle: str) -> dict[str, float]:
+def measure(folder: str, shuffle: Any) -> dict[str, float]:
     """In this process, from the first import on."""
     from gpt_pretrain.data.batches import Batches
     from gpt_pretrain.data.config import DataConfig
@@ -87,11 +88,16 @@ def _peak_memory_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num_shards", type=int, default=150_000)
     parser.add_argument("--measure", nargs=2, metavar=("DIR", "SHUFFLE"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_args()
     if args.measure:
         print(json.dumps(measure(*args.measure)))
         return

@@ -1,7 +1,7 @@
 """Whether what lies in an output directory is what was asked for, and may be continued."""
 
+import fnmatch
 from collections.abc import Sequence
-from pathlib import Path
 
 from data_prep.engines.locks import spec_locked
 from data_prep.outcome import Outcome
@@ -9,6 +9,7 @@ from data_prep.parts import PARTS
 from data_prep.store.files import read_note, write_note
 from data_prep.store.manifest import WORK_DIR, load
 from data_prep.store.names import PATTERNS
+from data_prep.store.places import exists, join, make_directory, names_in, remove_file
 from data_prep.store.spec import Spec, few
 
 SHARDS = "shards"  # folder of the notes on output files, in the work directory
@@ -48,7 +49,7 @@ def differences(there: Spec, asked: Spec, *, but_inputs: Sequence[str] | None = 
 
 
 def confirm_complete(
-    output: Path, spec: Spec, but_inputs: Sequence[str] | None = (), fingerprint: str | None = None
+    output: str, spec: Spec, but_inputs: Sequence[str] | None = (), fingerprint: str | None = None
 ) -> Outcome:
     """The complete dataset in `output`, if it is the one that was asked for.
 
@@ -67,46 +68,46 @@ def confirm_complete(
     return Outcome(manifest, was_complete=True)
 
 
-def begin_or_continue(spec: Spec, output: Path) -> None:
+def begin_or_continue(spec: Spec, output: str) -> None:
     """Makes the work directory ready: continues an unfinished preparation of the same spec, refuses any other."""
-    work = output / WORK_DIR
+    work = join(output, WORK_DIR)
     with spec_locked(work):
         _begin_or_continue(spec, output, work)
 
 
-def _begin_or_continue(spec: Spec, output: Path, work: Path) -> None:
+def _begin_or_continue(spec: Spec, output: str, work: str) -> None:
     try:
-        note = read_note(work / SPEC_NAME)
+        note = read_note(join(work, SPEC_NAME))
         there = Spec.from_json(note.get("spec")) if note else None
     except ValueError:
         there = None
     if there is not None:
         # A file that could not be read may be replaced by a better copy.
-        replaceable = (read_note(work / FAILED_NAME) or {}).get("paths", [])
+        replaceable = (read_note(join(work, FAILED_NAME)) or {}).get("paths", [])
         if lines := differences(there, spec, but_inputs=replaceable):
             raise _refusal(output, "holds an unfinished preparation", lines)
     for name in (PARTS, SHARDS):
-        (work / name).mkdir(exist_ok=True)
-    write_note(work / SPEC_NAME, {"spec": spec.to_json()})
+        make_directory(join(work, name))
+    write_note(join(work, SPEC_NAME), {"spec": spec.to_json()})
 
 
-def note_failed(work: Path, paths: Sequence[str]) -> None:
+def note_failed(work: str, paths: Sequence[str]) -> None:
     """Notes inputs that could not be read, so that they may differ when the preparation is continued."""
     with spec_locked(work):
-        noted = (read_note(work / FAILED_NAME) or {}).get("paths", [])
-        write_note(work / FAILED_NAME, {"paths": sorted({*noted, *paths})})
+        noted = (read_note(join(work, FAILED_NAME)) or {}).get("paths", [])
+        write_note(join(work, FAILED_NAME), {"paths": sorted({*noted, *paths})})
 
 
-def forget_spec(work: Path) -> None:
+def forget_spec(work: str) -> None:
     """Another spec is welcome to what was done so far."""
-    (work / SPEC_NAME).unlink(missing_ok=True)
+    remove_file(join(work, SPEC_NAME))
 
 
-def refuse_strays(output: Path) -> None:
+def refuse_strays(output: str) -> None:
     """ValueError where files of an unknown preparation would end up among ours."""
-    if (output / WORK_DIR / SPEC_NAME).exists():
+    if exists(join(output, WORK_DIR, SPEC_NAME)):
         return
-    stray = sorted(path.name for pattern in PATTERNS for path in output.glob(pattern))
+    stray = [name for name in names_in(output) if any(fnmatch.fnmatchcase(name, pattern) for pattern in PATTERNS)]
     if stray:
         raise ValueError(
             f"{output}: holds {stray[0]}, but neither a manifest nor an unfinished preparation "
@@ -114,7 +115,7 @@ def refuse_strays(output: Path) -> None:
         )
 
 
-def _refusal(output: Path, holds: str, lines: Sequence[str]) -> ValueError:
+def _refusal(output: str, holds: str, lines: Sequence[str]) -> ValueError:
     return ValueError(
         f"{output}: {holds} of another spec:\n  "
         + "\n  ".join(lines)

@@ -9,6 +9,8 @@ from data_prep.engines.choice import EngineChoice
 from data_prep.engines.local import all_cores
 from data_prep.engines.slurm import UnitRange
 from data_prep.pages.command_line import count
+from data_prep.store.locations import is_bucket
+from data_prep.store.places import join
 
 MAX_WORKERS = 10_000
 _URL = re.compile(r"(?:[a-z][a-z0-9+.-]+:/|https?:)", re.IGNORECASE)  # s3:/ too, as paths are cleaned up
@@ -72,17 +74,19 @@ def path(text: str) -> str:
 
 
 def directory(option: str, text: str) -> str:
-    """A directory of this machine to work in: ~ expanded, file:// taken away.
+    """A directory of this machine (~ expanded, file:// taken away) or of a bucket to work in.
 
-    Raises ValueError: nothing is written to a URL, or to what is no directory.
+    Raises ValueError: any other URL, or what is no directory.
     """
     text = text.removeprefix("file://")
     if not text.strip():
         raise ValueError(f"{option}={text!r}: expected a directory")
+    if is_bucket(text):
+        return join(text)
     if _URL.match(text):
         raise ValueError(
-            f"{option}={text}: expected a directory of this machine, not a URL. Mount it as a directory, or work in "
-            "one here and copy that when it is complete."
+            f"{option}={text}: expected a directory of this machine, gs://BUCKET/NAME or s3://BUCKET/NAME, not a URL "
+            "of another kind. Mount it as a directory, or work in one here and copy that when it is complete."
         )
     found = os.path.expanduser(text)
     if found.startswith("~") and not os.path.lexists(found):

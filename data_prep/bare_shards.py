@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from data_prep.agreement import confirm_complete
@@ -22,8 +21,9 @@ from data_prep.outcome import Outcome
 from data_prep.pages.progress import Progress
 from data_prep.scanning import Scan, ScanJob, scan
 from data_prep.store.datasets import splits_by_name
-from data_prep.store.locations import InputError, file_name, file_system_of, is_remote, readable_error
+from data_prep.store.locations import InputError, file_name, file_system_of, is_bucket, is_remote, readable_error
 from data_prep.store.manifest import MANIFEST_NAME, Manifest
+from data_prep.store.places import is_file, join, make_directory, same_place
 from data_prep.store.secrets import public_names
 from data_prep.store.shard_numbers import gap_warning
 from data_prep.store.spec import Spec
@@ -88,10 +88,10 @@ def _refuse_prepared(folders: Iterable[str]) -> None:
     for folder in folders:
         if not _exists(f"{folder}/{MANIFEST_NAME}"):
             continue
-        if is_remote(folder):
+        if is_remote(folder) and not is_bucket(folder):
             raise InputError(
-                f"{folder}: is a prepared dataset ({MANIFEST_NAME} is there), which is converted on this machine only. "
-                "Copy the directory here, then convert the copy."
+                f"{folder}: is a prepared dataset ({MANIFEST_NAME} is there), which is converted from here or a bucket "
+                "only. Copy the directory here, then convert the copy."
             )
         raise InputError(
             f"{folder}: is a prepared dataset ({MANIFEST_NAME} is there). Name this directory alone, which keeps its "
@@ -100,6 +100,8 @@ def _refuse_prepared(folders: Iterable[str]) -> None:
 
 
 def _exists(path: str) -> bool:
+    if is_bucket(path):
+        return is_file(path)
     try:
         file_system, inner = file_system_of(at_home(path))
         return bool(file_system.exists(inner))
@@ -138,7 +140,7 @@ class BareShards:
         """An estimate, from the sizes of the files."""
         return sum(entry["size"] or 0 for entry in self._entries.values()) // 2
 
-    def confirm(self, output: Path) -> Outcome:
+    def confirm(self, output: str) -> Outcome:
         """The complete dataset in `output`; ValueError where it is another one."""
         if is_remote(PRESETS.get(self._options.source, self._options.source)):
             return confirm_complete(output, self._spec(), None)
@@ -147,7 +149,7 @@ class BareShards:
         except InputError:  # the files may be gone by now
             return confirm_complete(output, self._spec(), None)
 
-    def spec(self, output: Path) -> Spec:
+    def spec(self, output: str) -> Spec:
         """What the dataset in `output` is made from, and how.
 
         Raises ValueError: a file is not there, is no .bin file, or is in `output` itself.
@@ -163,9 +165,9 @@ class BareShards:
             print(f"warning: {warning}; the stream goes on without them", file=sys.stderr)
         for path in paths:
             if not is_remote(path):
-                self._header(path, path)
-                if os.path.realpath(os.path.dirname(path)) == os.path.realpath(output):
-                    raise ValueError(f"{output}: holds the input {path}; write elsewhere")
+                self._header(path)
+            if same_place(os.path.dirname(path), output):
+                raise ValueError(f"{output}: holds the input {path}; write elsewhere")
         for path, inspection in zip(paths, inspect_all(paths, ""), strict=True):
             if inspection.error:
                 raise inspection.error
@@ -176,9 +178,9 @@ class BareShards:
         """Of a file: see token_bin.LAYOUTS."""
         return "npy" if file_name(path).lower().endswith(".npy") else self._headerless or "bin"
 
-    def _header(self, path: str, local: str) -> Header:
+    def _header(self, path: str) -> Header:
         try:
-            return read_header(local, self._layout(path), called=path)
+            return read_header(path, self._layout(path))
         except OSError as error:
             raise readable_error(path, error) from None
 
@@ -187,14 +189,14 @@ class BareShards:
         # Nobody knows what the texts were cut from, and the files' names say what val is.
         return replace(spec, text_column=None, val_tokens=None, num_shards=self._num_shards)
 
-    def read(self, work: Path, workers: Engine) -> tuple[dict[str, StoredStream], dict[str, StoredStream]]:
+    def read(self, work: str, workers: Engine) -> tuple[dict[str, StoredStream], dict[str, StoredStream]]:
         """Of each split the tokens, and its documents: see `write_dataset`.
 
         Raises ValueError: files that cannot be downloaded, are damaged, or of another tokenizer.
         """
-        local = self._download(work / "downloads", workers)
-        headers = {path: self._header(path, local[path]) for path in self._entries}
-        (work / "tables").mkdir(exist_ok=True)
+        local, headers = self._download(join(work, "downloads"), workers)
+        headers |= {path: self._header(path) for path in self._entries if not is_remote(path)}
+        make_directory(tables := join(work, "tables"))
         jobs: list[ScanJob] = []
         places: dict[str, list[int]] = {}  # of each split's jobs
         for split, files in self._files.items():
@@ -211,7 +213,7 @@ class BareShards:
                         tokenizer=self._options.tokenizer,
                         vocab_size=self._tokenizer.vocab_size,
                         end_of_text=self._tokenizer.end_of_text,
-                        table=str(work / "tables" / f"{len(jobs):05d}.parquet"),
+                        table=join(tables, f"{len(jobs):05d}.parquet"),
                         layouts=tuple(self._layout(later) for later in files[index:]),
                     )
                 )
@@ -224,10 +226,10 @@ class BareShards:
             {split: StoredStream(scans[i].table for i in own) for split, own in places.items()},
         )
 
-    def _download(self, directory: Path, workers: Engine) -> dict[str, str]:
-        """Where each file is on this machine."""
+    def _download(self, directory: str, workers: Engine) -> tuple[dict[str, str], dict[str, Header]]:
+        """Where each file is, here or beside what is written, and the headers of those that had to come."""
         local = {
-            path: str(directory / f"{index:05d}.bin") if is_remote(path) else path
+            path: join(directory, f"{index:05d}.bin") if is_remote(path) else path
             for index, path in enumerate(self._entries)
         }
         remote = [self._entries[path] for path in local if is_remote(path)]
@@ -241,14 +243,16 @@ class BareShards:
             )
             for entry in remote
         ]
+        headers: dict[str, Header] = {}
         if jobs:
-            directory.mkdir(exist_ok=True)
+            make_directory(directory)
             progress = Progress("download", sum(job.size for job in jobs))
             try:
-                run_to_the_end(download, jobs, workers, progress)
+                found = run_to_the_end(download, jobs, workers, progress)
+                headers = {job.path: header for job, header in zip(jobs, found, strict=True)}
             except ValueError as error:
                 raise InputError(f"{error}\nWhat is complete is kept: run the same command again.") from error
-        return local
+        return local, headers
 
     def finish(self, manifest: Manifest) -> Manifest:
         """The manifest with the digests of the files."""

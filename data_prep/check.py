@@ -27,7 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("directory", metavar="DIR", help="a prepared dataset")
+    parser.add_argument("directory", metavar="DIR", help="a prepared dataset: a directory, gs://... or s3://...")
     parser.add_argument("--num_workers", type=count, help="default: all cores")
     parser.add_argument("--repair", action="store_true", help="make damaged files again")
     parser.add_argument(

@@ -4,26 +4,28 @@ import contextlib
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from data_prep.engines.local import Workers
 from data_prep.file_checks import Finding, check_file, file_checks
 from data_prep.pages.progress import Progress
+from data_prep.store.blocks_file import blocks_problem
 from data_prep.store.files import read_json
 from data_prep.store.fingerprints import fingerprint
 from data_prep.store.manifest import (
     DOCUMENTS,
     INDEX,
     MANIFEST_NAME,
+    WORK_DIR,
     Manifest,
     Shard,
     dataset_fingerprint,
     load,
     unigram_entropy,
 )
-from data_prep.store.names import PATTERNS, TFDS_FILES
+from data_prep.store.names import PATTERNS, TFDS_FILES, blocks_name
+from data_prep.store.places import exists, join, names_in
 from data_prep.store.spec import FORMATS
 from data_prep.store.tfds_metadata import tfds_metadata
 
@@ -41,12 +43,12 @@ class Problem:
         return self.text
 
 
-def find_problems(directory: str | Path, num_workers: int = 1) -> Iterator[Problem]:
+def find_problems(directory: str, num_workers: int = 1) -> Iterator[Problem]:
     """All that is wrong: first the files that are not what was written, then what contradicts itself.
 
     Raises ValueError when there is no manifest to compare with, or it was altered.
     """
-    directory = Path(directory)
+    directory = join(directory)
     manifest = load(directory)
     findings = _look_at_files(directory, manifest, num_workers)
     by_digest = {shard.digest: shard.name for shard in manifest.shards}
@@ -54,10 +56,13 @@ def find_problems(directory: str | Path, num_workers: int = 1) -> Iterator[Probl
         if problem := findings[shard.name].problem:
             other = by_digest.get(str(problem.found)) if problem.kind == "digest" else None
             yield Problem(f"{problem}" + (f" to {other}'s" if other else ""), damaged=shard)
+    for name, split in manifest.splits.items():
+        if problem := blocks_problem(directory, name, split):
+            yield Problem(str(problem))
     yield from map(Problem, _contradictions(directory, manifest, findings))
 
 
-def _look_at_files(directory: Path, manifest: Manifest, num_workers: int) -> dict[str, Finding]:
+def _look_at_files(directory: str, manifest: Manifest, num_workers: int) -> dict[str, Finding]:
     """What was found of each file, by its name."""
     findings: dict[str, Finding] = {}
     progress = Progress("check", sum(shard.num_bytes for shard in manifest.shards))
@@ -69,9 +74,9 @@ def _look_at_files(directory: Path, manifest: Manifest, num_workers: int) -> dic
     return findings
 
 
-def _contradictions(directory: Path, manifest: Manifest, findings: Mapping[str, Finding]) -> Iterator[str]:
+def _contradictions(directory: str, manifest: Manifest, findings: Mapping[str, Finding]) -> Iterator[str]:
     """What cannot be right although the files are what was written."""
-    yield from _check_manifest(directory / MANIFEST_NAME, manifest)
+    yield from _check_manifest(join(directory, MANIFEST_NAME), manifest)
     for name in manifest.splits:
         for format in (DOCUMENTS, INDEX, *manifest.spec.formats):
             found = [findings[shard.name] for shard in manifest.shards_of(name, format)]
@@ -87,7 +92,7 @@ def _contradictions(directory: Path, manifest: Manifest, findings: Mapping[str, 
     yield from _check_other_files(directory, manifest)
 
 
-def _check_manifest(path: Path, manifest: Manifest) -> Iterator[str]:
+def _check_manifest(path: str, manifest: Manifest) -> Iterator[str]:
     """The manifest against itself."""
     found = dataset_fingerprint(manifest.splits, manifest.spec.tokenizer_digest)
     if found != manifest.fingerprint:
@@ -99,16 +104,16 @@ def _check_manifest(path: Path, manifest: Manifest) -> Iterator[str]:
                 yield (f"{path}: split {name} has {split.num_tokens} tokens, but its {format} files have {found}")
 
 
-def _check_documents(directory: Path, manifest: Manifest, name: str, found: Sequence[Finding]) -> Iterator[str]:
+def _check_documents(directory: str, manifest: Manifest, name: str, found: Sequence[Finding]) -> Iterator[str]:
     """The tables of a split one after the other."""
     split, position = manifest.splits[name], 0
     for shard, finding in zip(manifest.shards_of(name, DOCUMENTS), found, strict=True):
         if finding.end < 0:  # no document starts here
             continue
         if finding.first != position:
-            yield (f"{directory / shard.name}: row 0 starts at {finding.first}, expected {position}")
+            yield (f"{join(directory, shard.name)}: row 0 starts at {finding.first}, expected {position}")
         position = finding.end
-    where = directory / DOCUMENTS
+    where = join(directory, DOCUMENTS)
     if position != split.num_tokens:
         yield f"{where}_*: documents end at token {position}, the split at {split.num_tokens}"
     num_rows = sum(shard.num_rows for shard in manifest.shards_of(name, DOCUMENTS))
@@ -117,7 +122,7 @@ def _check_documents(directory: Path, manifest: Manifest, name: str, found: Sequ
 
 
 def _check_stream(
-    directory: Path, manifest: Manifest, name: str, format: str, found: Sequence[Finding]
+    directory: str, manifest: Manifest, name: str, format: str, found: Sequence[Finding]
 ) -> Iterator[str]:
     """A split in one format as a whole."""
     split, where = manifest.splits[name], f"{directory}: split {name} as {format}"
@@ -133,11 +138,11 @@ def _check_stream(
         yield f"{where}: holds ids that the tokenizer does not have ({vocab_size} and more)"
 
 
-def _check_other_files(directory: Path, manifest: Manifest) -> Iterator[str]:
+def _check_other_files(directory: str, manifest: Manifest) -> Iterator[str]:
     """The files for TFDS, and files that look like ours and are not."""
     metadata = tfds_metadata(manifest.shards, manifest.spec.record_tokens, manifest.spec.vocab_size)
     for name, expected in metadata.items():
-        path = directory / name
+        path = join(directory, name)
         try:
             found = read_json(path)
         except ValueError as error:
@@ -150,7 +155,9 @@ def _check_other_files(directory: Path, manifest: Manifest) -> Iterator[str]:
             elif found != expected:
                 yield f"{path}: does not describe this dataset's ArrayRecord files"
     known = {shard.name for shard in manifest.shards} | metadata.keys() | {MANIFEST_NAME}
-    for path in sorted(directory.iterdir()):
-        ours = any(fnmatch.fnmatch(path.name, pattern) for pattern in OWN_FILES)
-        if ours and path.name not in known:
-            yield f"{path}: not in the manifest; left over from something else"
+    known |= set(map(blocks_name, manifest.splits))
+    folders = [WORK_DIR] if exists(join(directory, WORK_DIR)) else []  # names_in knows no folders of a bucket
+    for name in sorted({*names_in(directory), *folders}):
+        ours = any(fnmatch.fnmatch(name, pattern) for pattern in OWN_FILES)
+        if ours and name not in known:
+            yield f"{join(directory, name)}: not in the manifest; left over from something else"

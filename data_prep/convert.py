@@ -59,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=path,
         help="IN: a prepared dataset; or .bin or .npy shards made elsewhere: a preset "
         f"({', '.join(PRESETS)}), or comma-separated directories, paths, globs and URLs (https:// "
-        "hf:// gs:// s3://). OUT: the directory to write",
+        "hf:// gs:// s3://). OUT: the directory or bucket (gs://BUCKET/NAME, s3://BUCKET/NAME) to write",
     )
     add("--input", type=path, help="IN, spelt as for data_prep.fineweb")
     add("--num_shards", type=count, help="of shards made elsewhere: the first N of train, and val")

@@ -1,7 +1,6 @@
 """Which tokens go into which file: cuts the parts' stream into splits and shards."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -16,9 +15,7 @@ from data_prep.store.streams import StoredStream
 FINGERPRINT_TOKENS = 32 * BLOCK_TOKENS  # in one job
 
 
-def cut_splits(
-    parts: Sequence[Part], directory: str | Path, val_tokens: int, max_tokens: int | None
-) -> tuple[int, int]:
+def cut_splits(parts: Sequence[Part], directory: str, val_tokens: int, max_tokens: int | None) -> tuple[int, int]:
     """(tokens of the val split, tokens of both splits), both at ends of documents.
 
     The stream is the longest prefix of whole documents with at most max_tokens tokens; val is
@@ -41,9 +38,7 @@ def cut_splits(
     return num_val, total
 
 
-def _nothing_left(
-    parts: Sequence[Part], directory: str | Path, val_tokens: int, max_tokens: int | None, total: int
-) -> str:
+def _nothing_left(parts: Sequence[Part], directory: str, val_tokens: int, max_tokens: int | None, total: int) -> str:
     """Why no training split is left, and an option that would leave one."""
     limit = "" if max_tokens is None else f" (with --max_tokens={max_tokens})"
     what = (
@@ -61,7 +56,7 @@ def _nothing_left(
     return f"{what} {advice}; the work done so far is kept."
 
 
-def _document_end(parts: Sequence[Part], directory: str | Path, limit: int, *, at_least: bool) -> int:
+def _document_end(parts: Sequence[Part], directory: str, limit: int, *, at_least: bool) -> int:
     """The end of a document next to `limit`, in [1, all tokens]: the first one >= it, or the last one <= it."""
     addresses = Addresses(part.num_tokens for part in parts)
     index, _ = addresses.find(limit - 1)
@@ -72,7 +67,7 @@ def _document_end(parts: Sequence[Part], directory: str | Path, limit: int, *, a
     return int(ends[place] if at_least else ends[place - 1])
 
 
-def part_streams(parts: Sequence[Part], directory: str | Path, spec: Spec) -> dict[str, StoredStream]:
+def part_streams(parts: Sequence[Part], directory: str, spec: Spec) -> dict[str, StoredStream]:
     """The stream of each split that is not empty, as it lies in the parts."""
     assert spec.val_tokens is not None, spec
     num_val, total = cut_splits(parts, directory, spec.val_tokens, spec.max_tokens)
@@ -98,8 +93,8 @@ def shard_jobs(
     streams: dict[str, StoredStream],
     formats: Sequence[str],
     spec: Spec,
-    output_dir: str | Path,
-    work_dir: str | Path,
+    output_dir: str,
+    work_dir: str,
 ) -> list[ShardJob]:
     """A job for each file of the given formats."""
     jobs = []
@@ -120,8 +115,8 @@ def shard_jobs(
                         record_compression=spec.record_compression,
                         end_of_text=spec.end_of_text,
                         vocab_size=spec.vocab_size,
-                        output_dir=str(output_dir),
-                        work_dir=str(work_dir),
+                        output_dir=output_dir,
+                        work_dir=work_dir,
                     )
                 )
     return jobs

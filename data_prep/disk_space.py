@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_prep.outcome import PreparationError
+from data_prep.store.locations import is_bucket
+from data_prep.store.scratch import SIZE, folder, scratch_bytes
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def full_disk_in_words(output: Path, num_formats: int, num_tokens: Callable[[], int]) -> Iterator[None]:
+def full_disk_in_words(output: str, num_formats: int, num_tokens: Callable[[], int]) -> Iterator[None]:
     """Turns the error of a full disk into a PreparationError that says what is free, and about what is needed.
 
     Args:
@@ -25,7 +27,13 @@ def full_disk_in_words(output: Path, num_formats: int, num_tokens: Callable[[], 
     except Exception as error:
         if not is_disk_full(error):
             raise
-        there = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+        if is_bucket(output):
+            raise PreparationError(
+                f"{folder()}: no space left ({error}). Free: {shutil.disk_usage(folder()).free / 1e9:.2f} GB; needed: "
+                f"{scratch_bytes() / 1e9:g} GB ({SIZE}) and about two files for each worker. What is complete is kept "
+                "in the bucket: make room, or name a folder with more by TMPDIR, and run the same command again."
+            ) from error
+        there = sum(path.stat().st_size for path in Path(output).rglob("*") if path.is_file())
         # Two bytes in each copy, of which one is in the work directory.
         needed = max(0, int(2.2 * num_tokens() * (1 + num_formats)) - there)
         free = shutil.disk_usage(output).free

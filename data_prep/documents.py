@@ -17,7 +17,7 @@ from data_prep.store.tokenizers import dataset_tokenizer
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = ArgumentParser(prog="python -m data_prep.documents", description=__doc__, allow_abbrev=False)
-    parser.add_argument("directory", metavar="DIR", help="a prepared dataset")
+    parser.add_argument("directory", metavar="DIR", help="a prepared dataset: a directory, gs://... or s3://...")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--token", type=count, metavar="N", help="a position in the split's stream")
     what.add_argument("--id", nargs="+", metavar="ID", help="ids, as '<urn:uuid:...>'")

@@ -1,8 +1,8 @@
 """One file of a prepared dataset: is it what the manifest says, and can that be right?"""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,8 @@ from data_prep.store.documents import DOCUMENT_COLUMNS
 from data_prep.store.files import FileProblem, file_problem, require_whole
 from data_prep.store.fingerprints import BLOCK_TOKENS, block_digests
 from data_prep.store.manifest import DOCUMENTS, INDEX, Manifest, Shard
+from data_prep.store.places import join
+from data_prep.store.scratch import local_copy
 from data_prep.store.spec import FORMATS
 from data_prep.store.streams import FileRange, read_ranges, stored_stream
 from data_prep.store.token_bin import read_header, token_dtype
@@ -40,6 +42,10 @@ class FileCheck:
     vocab_size: int
     end_of_text: int
 
+    @property
+    def path(self) -> str:
+        return join(self.directory, self.shard.name)
+
 
 @dataclass
 class Finding:
@@ -55,33 +61,35 @@ class Finding:
 
 def check_file(job: FileCheck, report: Report) -> Finding:
     """Compares one file with what the manifest says of it."""
-    path = Path(job.directory, job.shard.name)
+    path = job.path
     finding = Finding(file_problem(path, job.shard.num_bytes, job.shard.digest))
     if finding.problem is None:
         try:
             if job.shard.format in FORMATS:
-                _check_rows(path, job)
+                with local_copy(path, job.shard.digest) as copy:
+                    _check_rows(copy, job)
                 _check_tokens(job, finding)
             elif job.shard.format == DOCUMENTS:
                 _check_table(path, job, finding)
             else:
-                _check_index(path, job, finding)
+                with local_copy(path, job.shard.digest) as copy:
+                    _check_index(copy, job, finding)
         except Exception as error:  # it was bad already when it was written; the libraries raise many types
             finding.contradictions.append(_with_path(path, error))
     report(Done(tokens=job.shard.num_tokens, text_bytes=job.shard.num_bytes, work=job.shard.num_bytes))
     return finding
 
 
-def _with_path(path: Path, error: Exception) -> str:
+def _with_path(path: str, error: Exception) -> str:
     """One line that begins with the file that is to blame."""
     text = " ".join(str(error).split()) or "cannot be read"
-    if text.startswith(str(path.parent)):  # this file, or one that the tokens go on in
+    if text.startswith(os.path.dirname(path)):  # this file, or one that the tokens go on in
         return text
     words = isinstance(error, ValueError | OSError) and not isinstance(error, pa.ArrowException)
     return f"{path}: {text}" if words else f"{path}: cannot be read ({type(error).__name__}: {text})"
 
 
-def _check_rows(path: Path, job: FileCheck) -> None:
+def _check_rows(path: str, job: FileCheck) -> None:
     """ValueError unless a file of tokens has as many as the manifest says."""
     shard, size = job.shard, job.record_tokens
     if shard.format == "bin":
@@ -107,7 +115,7 @@ def _check_tokens(job: FileCheck, finding: Finding) -> None:
         nonlocal position
         for each in job.ranges:
             if each.format == "array_record":  # the next one: its reader ends the process on some damaged files
-                shard = job.neighbours[Path(each.path).name]
+                shard = job.neighbours[os.path.basename(each.path)]
                 require_whole(each.path, shard.num_bytes, shard.digest)
         for chunk in read_ranges(job.ranges, token_dtype(job.vocab_size)):
             finding.counts_V += count_ids(chunk, job.vocab_size)
@@ -124,7 +132,7 @@ def _check_tokens(job: FileCheck, finding: Finding) -> None:
         found = np.concatenate([[0], found])  # a stream that begins inside a document
     if not np.array_equal(found, expected):
         finding.contradictions.append(
-            f"{Path(job.directory, job.shard.name)}: split {job.shard.split} as {job.shard.format}, tokens "
+            f"{job.path}: split {job.shard.split} as {job.shard.format}, tokens "
             f"[{job.blocks_start}, {position}): end-of-text is not exactly where the documents "
             "tables say"
         )
@@ -146,10 +154,10 @@ def _document_starts(job: FileCheck, stop: int) -> np.ndarray | None:
 
 def _read_table(job: FileCheck, shard: Shard, columns: list[str]) -> pa.Table:
     """Those columns of a table of documents. ValueError where it is damaged or has others than it should."""
-    path = Path(job.directory, shard.name)
+    path = join(job.directory, shard.name)
     require_whole(path, shard.num_bytes, shard.digest)
     try:
-        with pq.ParquetFile(path) as file:
+        with local_copy(path, shard.digest) as copy, pq.ParquetFile(copy) as file:
             if not file.schema_arrow.equals(DOCUMENT_COLUMNS):
                 raise ValueError(f"{path}: its columns are not those of a documents table")
             table = file.read(columns)
@@ -161,7 +169,7 @@ def _read_table(job: FileCheck, shard: Shard, columns: list[str]) -> pa.Table:
     return table
 
 
-def _check_table(path: Path, job: FileCheck, finding: Finding) -> None:
+def _check_table(path: str, job: FileCheck, finding: Finding) -> None:
     """Whether the documents follow one another without gap, and start in the table's range."""
     table = _read_table(job, job.shard, ["start", "length"])
     starts_D, lengths_D = (table[name].to_numpy() for name in ("start", "length"))
@@ -182,7 +190,7 @@ def _check_table(path: Path, job: FileCheck, finding: Finding) -> None:
     finding.first, finding.end = int(starts_D[0]), int(starts_D[-1] + lengths_D[-1])
 
 
-def _check_index(path: Path, job: FileCheck, finding: Finding) -> None:
+def _check_index(path: str, job: FileCheck, finding: Finding) -> None:
     shard = next((shard for shard, start in job.tables if start == job.start), None)
     if shard is None:
         raise ValueError(f"{path}: is the index of no table")
@@ -191,12 +199,12 @@ def _check_index(path: Path, job: FileCheck, finding: Finding) -> None:
     except ValueError:
         return  # the table's own check says it
     entries = index_table(table)
-    found = path.stat().st_size, job.shard.num_rows
+    found = os.path.getsize(path), job.shard.num_rows
     if found != (8 * len(entries), len(entries)) or not np.array_equal(np.fromfile(path, "<u8"), entries):
         finding.contradictions.append(f"{path}: is not the index of {shard.name}")
 
 
-def file_checks(directory: Path, manifest: Manifest) -> list[FileCheck]:
+def file_checks(directory: str, manifest: Manifest) -> list[FileCheck]:
     """A job for each file that the manifest names."""
     spec, jobs = manifest.spec, []
     for split in manifest.splits:
@@ -213,12 +221,12 @@ def file_checks(directory: Path, manifest: Manifest) -> list[FileCheck]:
                 last = min(last, stream.num_tokens)
                 jobs.append(
                     FileCheck(
-                        directory=str(directory),
+                        directory=directory,
                         shard=shard,
                         start=start,
                         blocks_start=first,
                         ranges=(ranges := stream.ranges(first, last) if format in FORMATS and first < last else ()),
-                        neighbours={name: own[name] for name in (Path(each.path).name for each in ranges)},
+                        neighbours={name: own[name] for name in (os.path.basename(each.path) for each in ranges)},
                         tables=named,
                         record_tokens=spec.record_tokens,
                         vocab_size=spec.vocab_size,

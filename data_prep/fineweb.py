@@ -27,6 +27,7 @@ examples:
   python -m data_prep.fineweb --input=CC-MAIN-2024-10 --max_tokens=1000000000
   python -m data_prep.fineweb --input='texts/*.jsonl.zst' --output_dir=data/mine
   python -m data_prep.fineweb --input=tfds:lm1b --output_dir=data/lm1b
+  python -m data_prep.fineweb --output_dir=gs://bucket/fineweb      into a bucket
   python -m data_prep.check data/sample                             verify every digest
 """
 DEFAULT_VAL_TOKENS = 10_485_760
@@ -68,7 +69,10 @@ def _add_input_and_output(parser: argparse.ArgumentParser) -> None:
         "tfds:NAME[/CONFIG][:VERSION][@SPLIT] or tfds:DIRECTORY[@SPLIT] for a dataset of "
         "TensorFlow Datasets that is prepared as array_record (default: %(default)s)",
     )
-    add("--output_dir", help="where to write (default for presets: data/<name>)")
+    add(
+        "--output_dir",
+        help="where to write: a directory, gs://BUCKET/NAME or s3://BUCKET/NAME (default for presets: data/<name>)",
+    )
     add(
         "--formats",
         type=name,

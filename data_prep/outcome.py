@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from data_prep.pages.numbers import duration
 from data_prep.pages.terminal import python_as_typed
+from data_prep.store.locations import is_bucket
 from data_prep.store.manifest import Manifest
 
 
@@ -58,7 +59,8 @@ def training_command(manifest: Manifest, output_dir: str) -> str:
     """What to type to train on the dataset, from the directory of this project."""
     flags = [*training_flags(manifest), f"--data_dir={shlex.quote(output_dir)}"]
     if manifest.spec.source != "sample":  # beside the runs on other data, which a run is never resumed with
-        name = os.path.basename(os.path.realpath(output_dir)) or "mine"
+        directory = output_dir if is_bucket(output_dir) else os.path.realpath(output_dir)
+        name = os.path.basename(directory.rstrip("/")) or "mine"
         flags.append(f"--save_dir={shlex.quote(f'runs/{name}')}")
     return " ".join([python_as_typed(), "-m gpt_pretrain.main", *flags])
 

@@ -5,9 +5,9 @@ a JSON note that is written last. The note says what the part was made from and 
 the other two; a part counts only with a note that matches, whatever a killed run left there.
 """
 
+import os
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,9 @@ from data_prep.inputs.units import Batch, Unit, read_unit, text_bytes
 from data_prep.pages.progress import Done
 from data_prep.store.documents import DOCUMENT_COLUMNS, PROVENANCE
 from data_prep.store.files import digest_of, file_problem, read_note, whole_file, write_note
+from data_prep.store.locations import is_bucket
+from data_prep.store.places import join
+from data_prep.store.scratch import local_copy
 from data_prep.store.streams import RAW, FileRange
 from data_prep.store.text import without_surrogates
 from data_prep.store.token_bin import token_dtype
@@ -47,8 +50,8 @@ class PartJob:
         return fields
 
     @property
-    def note_path(self) -> Path:
-        return Path(self.directory, f"{self.unit.name}.json")
+    def note_path(self) -> str:
+        return note_path(self.directory, self.unit.name)
 
 
 @dataclass(frozen=True)
@@ -90,29 +93,36 @@ class Part:
         return typed(cls, values | {"reused": True}, "part")
 
 
-def tokens_path(directory: str | Path, name: str) -> Path:
+def note_path(directory: str, name: str) -> str:
+    """What is known of a part, and what it was made from."""
+    return join(directory, f"{name}.json")
+
+
+def tokens_path(directory: str, name: str) -> str:
     """Raw little-endian ids of a part."""
-    return Path(directory, f"{name}.tokens")
+    return join(directory, f"{name}.tokens")
 
 
-def documents_path(directory: str | Path, name: str) -> Path:
+def documents_path(directory: str, name: str) -> str:
     """Table of a part's documents; `start` counts from the part's first token."""
-    return Path(directory, f"{name}.arrow")
+    return join(directory, f"{name}.arrow")
 
 
-def part_range(directory: str | Path, name: str, num_tokens: int, digest: str) -> FileRange:
+def part_range(directory: str, name: str, num_tokens: int, digest: str) -> FileRange:
     """All tokens of a part, as a stretch of the stream."""
-    return FileRange(str(tokens_path(directory, name)), RAW, digest, 0, num_tokens)
+    return FileRange(tokens_path(directory, name), RAW, digest, 0, num_tokens)
 
 
 def name_of(tokens: FileRange) -> str:
     """The part that a `part_range`, or a cut of it, is of."""
-    return Path(tokens.path).stem
+    return os.path.splitext(os.path.basename(tokens.path))[0]
 
 
-def read_documents(directory: str | Path, name: str, columns: list[str]) -> pa.Table:
+def read_documents(directory: str, name: str, columns: list[str]) -> pa.Table:
     """Those columns of the table of a part's documents, mapped, not loaded."""
-    with pa.memory_map(str(documents_path(directory, name))) as file:
+    path = documents_path(directory, name)
+    noted = noted_part(note_path(directory, name)) if is_bucket(path) else None
+    with local_copy(path, noted[0].documents_digest if noted else "") as copy, pa.memory_map(copy) as file:
         return pa.ipc.open_file(file).read_all().select(columns)
 
 
@@ -143,7 +153,7 @@ def find_part(job: PartJob, report: Report) -> Part | Missing:
     return _find_part(job) or Missing(job.unit.name, job.unit.path)
 
 
-def noted_part(path: Path) -> tuple[Part, dict[str, Any]] | None:
+def noted_part(path: str) -> tuple[Part, dict[str, Any]] | None:
     """The part that a note speaks of, and its source; None where the note is absent or damaged."""
     note = read_note(path)
     if note is None:
@@ -210,13 +220,14 @@ def _make_part(job: PartJob, report: Report) -> Part:
                     work=batch.num_bytes,
                 )
             )
-    return Part(
-        name=job.unit.name,
-        counts=counts,
-        digest=digest.hexdigest(),
-        documents_bytes=documents_file.stat().st_size,
-        documents_digest=digest_of(documents_file),
-    )
+    with local_copy(documents_file) as copy:
+        return Part(
+            name=job.unit.name,
+            counts=counts,
+            digest=digest.hexdigest(),
+            documents_bytes=os.path.getsize(copy),
+            documents_digest=digest_of(copy),
+        )
 
 
 @lru_cache(maxsize=1)

@@ -4,7 +4,6 @@ import contextlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from data_prep.agreement import SHARDS, begin_or_continue, confirm_complete, forget_spec, refuse_strays
@@ -20,8 +19,9 @@ from data_prep.inputs.units import Inspection
 from data_prep.options import Options
 from data_prep.outcome import Outcome, ShareOutcome
 from data_prep.parts import PARTS, Part, PartJob, noted_part
-from data_prep.store.locations import InputError, is_remote
+from data_prep.store.locations import InputError, is_bucket, is_remote
 from data_prep.store.manifest import MANIFEST_NAME, WORK_DIR, Manifest, Source, save
+from data_prep.store.places import check_writable, exists, join, names_in
 from data_prep.store.spec import Spec
 from data_prep.store.tokenizers import user_tokenizer
 from data_prep.tokenizing import Unreadable, inspect_all, part_jobs, tokenize, warnings_about
@@ -47,12 +47,12 @@ class Wanted:
     verify: str = "sample"
 
     @property
-    def output(self) -> Path:
-        return Path(self.output_dir)
+    def output(self) -> str:
+        return join(self.output_dir)
 
     @property
-    def work(self) -> Path:
-        return self.output / WORK_DIR
+    def work(self) -> str:
+        return join(self.output_dir, WORK_DIR)
 
 
 def prepare(wanted: Wanted, engine: EngineChoice, *, require_parts: bool = False) -> Outcome:
@@ -69,19 +69,22 @@ def prepare(wanted: Wanted, engine: EngineChoice, *, require_parts: bool = False
       engines.engine.WorkerDied: a worker process was killed.
     """
     output, work = wanted.output, wanted.work
-    if (output / MANIFEST_NAME).exists():
+    if exists(join(output, MANIFEST_NAME)):
         choose_engine(user_tokenizer(wanted.options.tokenizer), wanted.tokenizer_engine)
         return _already_complete(wanted.options, wanted.patterns, output)
-    engine.check()
+    engine.check(output)
+    check_writable(output)
     spec, jobs = _plan(wanted)
     with (
         full_disk_in_words(output, len(spec.formats), lambda: _num_tokens_ahead(spec, work)),
-        locked(work) as lock,
-        engine.open(lock) as workers,
+        locked(work) as hold,
+        engine.open(hold.workers) as workers,
     ):
         begin_or_continue(spec, output)
         parts = tokenize(jobs, spec.max_tokens, workers, work, makes_parts=not require_parts)
+        hold.confirm()
         manifest = _write(parts, spec, output, workers)
+        hold.confirm()
         save(manifest, output)
     return Outcome(
         manifest,
@@ -96,8 +99,10 @@ def prepare_share(wanted: Wanted, engine: EngineChoice, unit_range: UnitRange) -
     Raises: as `prepare`.
     """
     output, work = wanted.output, wanted.work
-    if (output / MANIFEST_NAME).exists():
+    if exists(join(output, MANIFEST_NAME)):
         return _already_complete(wanted.options, wanted.patterns, output)
+    if is_bucket(output):
+        raise ValueError(f"{output}: --unit_range works in a directory of a disk that all tasks share, not in a bucket")
     spec, jobs = _plan(wanted)
     own = unit_range.of([job.unit.num_bytes if isinstance(job, PartJob) else 0 for job in jobs])
     with (
@@ -127,23 +132,23 @@ def _plan(wanted: Wanted) -> tuple[Spec, list[PartJob | Unreadable]]:
         print(f"warning: {line}", file=sys.stderr)
     print(_engine_in_words(tokenizer.name, tokenizer_engine, wanted.verify), file=sys.stderr)
     refuse_strays(wanted.output)
-    return spec, part_jobs(found, spec, wanted.work / PARTS, tokenizer_engine, wanted.verify)
+    return spec, part_jobs(found, spec, join(wanted.work, PARTS), tokenizer_engine, wanted.verify)
 
 
-def _write(parts: list[Part], spec: Spec, output: Path, workers: Engine) -> Manifest:
+def _write(parts: list[Part], spec: Spec, output: str, workers: Engine) -> Manifest:
     """Stage 2, and where the stream came from."""
-    work = output / WORK_DIR
+    work = join(output, WORK_DIR)
     try:
-        streams = part_streams(parts, work / PARTS, spec)
+        streams = part_streams(parts, join(work, PARTS), spec)
     except ValueError:
         # Other cuts of the same parts are welcome to this directory.
         forget_spec(work)
         raise
-    manifest = write_dataset(streams, spec, output, work / SHARDS, workers)
+    manifest = write_dataset(streams, spec, output, join(work, SHARDS), workers)
     return replace(manifest, sources=tuple(Source(part.name, part.num_tokens, part.digest) for part in parts))
 
 
-def _already_complete(options: Options, patterns: str, output: Path) -> Outcome:
+def _already_complete(options: Options, patterns: str, output: str) -> Outcome:
     """Compares the command with the complete dataset in `output`, and does nothing."""
     found: list[Inspection] | None = None
     if not is_remote(patterns):
@@ -162,9 +167,10 @@ def _engine_in_words(tokenizer: str, engine: str, verify: str) -> str:
     return f"tokenizer {tokenizer}: by gigatoken; {checked[verify]} checked against the reference"
 
 
-def _num_tokens_ahead(spec: Spec, work: Path) -> int:
+def _num_tokens_ahead(spec: Spec, work: str) -> int:
     """A rough estimate of how many tokens the stream will have."""
-    noted = [noted_part(path) for path in (work / PARTS).glob("*.json")]
+    parts = join(work, PARTS)
+    noted = [noted_part(join(parts, name)) for name in names_in(parts) if name.endswith(".json")]
     done = [each[0].num_tokens for each in noted if each]
     # A token is four bytes of text, roughly; parquet is packed 2:1.
     num_tokens = sum(entry["size"] or 0 for entry in spec.inputs) // 2

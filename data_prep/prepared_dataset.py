@@ -1,9 +1,7 @@
 """A prepared dataset -> what convert needs of it, after looking at every byte."""
 
-import os
 import shlex
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from data_prep.agreement import confirm_complete
@@ -13,6 +11,7 @@ from data_prep.outcome import Outcome
 from data_prep.pages.progress import Done, Progress
 from data_prep.store.files import file_problem
 from data_prep.store.manifest import DOCUMENTS, Manifest, load
+from data_prep.store.places import join
 from data_prep.store.spec import Spec
 from data_prep.store.streams import StoredStream, stored_stream
 from data_prep.writing import run_to_the_end
@@ -39,22 +38,22 @@ class PreparedDataset:
         """Of all splits."""
         return sum(split.num_tokens for split in self._manifest.splits.values())
 
-    def confirm(self, output: Path) -> Outcome:
+    def confirm(self, output: str) -> Outcome:
         """The complete dataset in `output`; ValueError where it is another one."""
         return confirm_complete(output, self._spec, (), self._manifest.fingerprint)
 
-    def spec(self, output: Path) -> Spec:
+    def spec(self, output: str) -> Spec:
         """The spec of the dataset in `output`: this one's, with the changes."""
         return self._spec
 
-    def read(self, work: Path, workers: Engine) -> tuple[dict[str, StoredStream], dict[str, StoredStream]]:
+    def read(self, work: str, workers: Engine) -> tuple[dict[str, StoredStream], dict[str, StoredStream]]:
         """Of each split the tokens, and its documents: see `write_dataset`.
 
         Raises ValueError: a file is not what the manifest says. Names all of them.
         """
         format = self._manifest.spec.formats[0]
         jobs = [
-            FileJob(os.path.join(self._directory, shard.name), shard.num_bytes, shard.digest)
+            FileJob(join(self._directory, shard.name), shard.num_bytes, shard.digest)
             for shard in self._manifest.shards
             if shard.format in (format, DOCUMENTS)
         ]

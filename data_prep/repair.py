@@ -10,15 +10,13 @@ checked before it leads anywhere.
 import contextlib
 import os
 import re
-import shutil
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from data_prep.agreement import SHARDS
-from data_prep.cuts import shard_jobs, split_streams
+from data_prep.cuts import fingerprint_jobs, shard_jobs, split_streams
 from data_prep.encoders import choose_engine
 from data_prep.engines.local import Workers
 from data_prep.engines.locks import locked
@@ -27,13 +25,17 @@ from data_prep.inputs.units import Inspection, input_of, inspect
 from data_prep.pages.progress import Progress
 from data_prep.parts import PARTS, PartJob, name_of, part_range, tokenize_unit
 from data_prep.shards import ShardJob
+from data_prep.store.blocks_file import blocks_problem, write_blocks
+from data_prep.store.fingerprints import fingerprint
 from data_prep.store.locations import EMBEDDED, InputError, is_remote
 from data_prep.store.manifest import DOCUMENTS, INDEX, WORK_DIR, Manifest, Shard, load
+from data_prep.store.names import blocks_name
+from data_prep.store.places import join, make_directory, remove_tree
 from data_prep.store.spec import FORMATS
 from data_prep.store.streams import StoredStream, stored_stream
 from data_prep.store.tokenizers import dataset_tokenizer, safe_name
 from data_prep.tokenizing import Unreadable, part_jobs
-from data_prep.writing import run_all, write_tfds_metadata
+from data_prep.writing import blocks_of, run_all, write_tfds_metadata
 
 PROTOCOLS = ("https", "http", "hf", "gs", "s3")  # of a URL in a manifest that is fetched
 
@@ -42,9 +44,7 @@ class RepairError(ValueError):
     """What is needed to make a file again is not there, or is not what it was."""
 
 
-def repair(
-    directory: str | Path, damaged: Sequence[Shard], num_workers: int, tokenizer: str | None = None
-) -> Iterator[str]:
+def repair(directory: str, damaged: Sequence[Shard], num_workers: int, tokenizer: str | None = None) -> Iterator[str]:
     """Makes the files again; a sentence for each.
 
     Args:
@@ -54,16 +54,16 @@ def repair(
       RepairError: a file cannot be made again; those before it are repaired.
       ValueError: as `manifest.load`.
     """
-    directory = Path(directory)
+    directory = join(directory)
     manifest = load(directory)
-    work = directory / WORK_DIR
+    work = join(directory, WORK_DIR)
     names = {shard.name for shard in damaged}
-    for folder in (work, work / PARTS, work / SHARDS):
-        if folder.is_symlink():
+    for folder in (work, join(work, PARTS), join(work, SHARDS)):
+        if os.path.islink(folder):
             raise RepairError(f"{folder}: is a link; nothing is written where it leads. Remove it.")
-    with locked(work) as lock, Workers(num_workers, lock) as workers:
+    with locked(work) as hold, Workers(num_workers, hold.workers) as workers:
         for name in (PARTS, SHARDS):
-            (work / name).mkdir(exist_ok=True)
+            make_directory(join(work, name))
         from_shards, from_inputs = _plan(directory, manifest, names, work)
         if from_shards:
             yield from _write_again(from_shards, damaged, workers, "the other format")
@@ -71,7 +71,8 @@ def repair(
             _tokenize_again(manifest, from_inputs, workers, work, tokenizer)
             yield from _write_again(from_inputs, damaged, workers, "the inputs")
         write_tfds_metadata(directory, manifest.shards, manifest.spec)
-    shutil.rmtree(work)
+        yield from _write_blocks_again(directory, manifest, workers)
+    remove_tree(work)
 
 
 def _write_again(jobs: Sequence[ShardJob], damaged: Sequence[Shard], workers: Workers, origin: str) -> Iterator[str]:
@@ -88,7 +89,25 @@ def _write_again(jobs: Sequence[ShardJob], damaged: Sequence[Shard], workers: Wo
         yield f"{job.path}: made again from {origin}"
 
 
-def _plan(directory: Path, manifest: Manifest, names: set[str], work: Path) -> tuple[list[ShardJob], list[ShardJob]]:
+def _write_blocks_again(directory: str, manifest: Manifest, workers: Workers) -> Iterator[str]:
+    """The files of block digests that are missing or damaged, from the stream: all else is whole by now."""
+    for name, split in manifest.splits.items():
+        if not blocks_problem(directory, name, split):
+            continue
+        stream = stored_stream(directory, manifest, name, manifest.spec.formats[0])
+        jobs = fingerprint_jobs({name: stream}, manifest.spec)
+        results = run_all(jobs, workers)
+        digests, path = blocks_of([results[job] for job in jobs]), join(directory, blocks_name(name))
+        if (found := fingerprint(digests)) != split.fingerprint:
+            raise RepairError(
+                f"{path}: the {name} stream has the fingerprint {found}, the manifest says {split.fingerprint}. "
+                "Prepare the dataset again."
+            )
+        write_blocks(directory, name, digests)
+        yield f"{path}: made again from the stream"
+
+
+def _plan(directory: str, manifest: Manifest, names: set[str], work: str) -> tuple[list[ShardJob], list[ShardJob]]:
     """Jobs for the damaged files: those from other shards, and those from the inputs."""
     spec = manifest.spec
     _check_cut(directory, manifest)
@@ -98,8 +117,8 @@ def _plan(directory: Path, manifest: Manifest, names: set[str], work: Path) -> t
         # The other format can serve where every shard of it that is needed is whole.
         for other in (f for f in spec.formats if f != format):
             streams = {s: stored_stream(directory, manifest, s, other) for s in manifest.splits}
-            for job in shard_jobs(streams, [format], spec, directory, work / SHARDS):
-                whole = not any(Path(each.path).name in names for each in job.ranges)
+            for job in shard_jobs(streams, [format], spec, directory, join(work, SHARDS)):
+                whole = not any(os.path.basename(each.path) in names for each in job.ranges)
                 if job.name in left and whole:
                     from_shards.append(job)
                     left.remove(job.name)
@@ -107,17 +126,20 @@ def _plan(directory: Path, manifest: Manifest, names: set[str], work: Path) -> t
         return from_shards, []
     if not manifest.sources:
         raise RepairError(
-            f"{directory / min(left)}: this dataset was converted from shards, not made from text: convert them again."
+            f"{join(directory, min(left))}: this dataset was converted from shards, not made from text: convert them "
+            "again."
         )
-    streams = _source_streams(directory, manifest, work / PARTS)
-    jobs = shard_jobs(streams, [*FORMATS, DOCUMENTS, INDEX], spec, directory, work / SHARDS)
+    streams = _source_streams(directory, manifest, join(work, PARTS))
+    jobs = shard_jobs(streams, [*FORMATS, DOCUMENTS, INDEX], spec, directory, join(work, SHARDS))
     from_inputs = [job for job in jobs if job.name in left]
     if foreign := left - {job.name for job in from_inputs}:
-        raise RepairError(f"{directory / min(foreign)}: no such file comes of this spec. Prepare the dataset again.")
+        raise RepairError(
+            f"{join(directory, min(foreign))}: no such file comes of this spec. Prepare the dataset again."
+        )
     return from_shards, from_inputs
 
 
-def _source_streams(directory: Path, manifest: Manifest, parts: Path) -> dict[str, StoredStream]:
+def _source_streams(directory: str, manifest: Manifest, parts: str) -> dict[str, StoredStream]:
     """The splits' streams as they were when the parts were still there."""
     for source in manifest.sources:
         if not re.fullmatch(r"\d{5,}-\d{6,}", source.unit):
@@ -132,11 +154,11 @@ def _source_streams(directory: Path, manifest: Manifest, parts: Path) -> dict[st
 
 
 def _tokenize_again(
-    manifest: Manifest, jobs: Sequence[ShardJob], workers: Workers, work: Path, tokenizer: str | None
+    manifest: Manifest, jobs: Sequence[ShardJob], workers: Workers, work: str, tokenizer: str | None
 ) -> None:
     """Makes the parts that the jobs need, from inputs that are still what they were."""
     wanted = {name_of(each) for job in jobs for each in job.ranges}
-    units = _unit_jobs(manifest, wanted, work / PARTS, tokenizer)
+    units = _unit_jobs(manifest, wanted, join(work, PARTS), tokenizer)
     progress = Progress("tokenize", sum(job.unit.num_bytes for job in units))
     digests = {source.unit: source.digest for source in manifest.sources}
     with contextlib.closing(progress):
@@ -150,9 +172,9 @@ def _tokenize_again(
                 )
 
 
-def _unit_jobs(manifest: Manifest, wanted: set[str], directory: Path, users: str | None) -> list[PartJob]:
+def _unit_jobs(manifest: Manifest, wanted: set[str], directory: str, users: str | None) -> list[PartJob]:
     """The jobs that make the parts of these names; RepairError unless everything is there and as it was."""
-    spec, dataset = manifest.spec, directory.parent.parent
+    spec, dataset = manifest.spec, os.path.dirname(os.path.dirname(directory))
     if spec.text_column is None:
         raise RepairError(f"{dataset}: has units of text, but was not made from text. Prepare the dataset again.")
     try:
@@ -192,7 +214,7 @@ def _inspect(entry: Mapping[str, Any], index: int, text_column: str) -> Inspecti
     return inspection
 
 
-def _check_cut(directory: Path, manifest: Manifest) -> None:
+def _check_cut(directory: str, manifest: Manifest) -> None:
     """RepairError unless the manifest has about as many files as its spec cuts the splits into."""
     for name, split in manifest.splits.items():
         expected = -(-split.num_tokens // manifest.spec.shard_tokens)

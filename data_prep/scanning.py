@@ -12,6 +12,7 @@ from data_prep.store.documents import DOCUMENT_COLUMNS, write_documents
 from data_prep.store.files import digest_of
 from data_prep.store.locations import InputError
 from data_prep.store.manifest import DOCUMENTS
+from data_prep.store.scratch import local_copy
 from data_prep.store.streams import FileRange, read_ranges
 from data_prep.store.text import without_surrogates
 from data_prep.store.token_bin import read_header
@@ -92,8 +93,9 @@ def _tail(job: ScanJob) -> int:
 
 
 def _chunks(path: str, layout: str) -> Iterator[np.ndarray]:
-    header = read_header(path, layout)
-    return read_ranges([FileRange(path, layout, "", 0, header.num_tokens)], header.dtype)
+    with local_copy(path) as copy:
+        header = read_header(copy, layout)
+        yield from read_ranges([FileRange(copy, layout, "", 0, header.num_tokens)], header.dtype)
 
 
 def _about_kind(job: ScanJob) -> str:

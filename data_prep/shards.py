@@ -4,9 +4,9 @@ A job says which ranges of which stored files make up its range of a split's str
 be done by any process at any time, and shards can be the source of other shards.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from data_prep.store.documents import DOCUMENT_COLUMNS, read_starting_in, write_
 from data_prep.store.files import digest_of, read_note, write_note
 from data_prep.store.fingerprints import BLOCK_TOKENS, block_digests
 from data_prep.store.manifest import DOCUMENTS, INDEX, Shard
+from data_prep.store.places import is_file, join
+from data_prep.store.scratch import local_copy
 from data_prep.store.streams import FileRange, read_ranges
 from data_prep.store.token_bin import read_header, token_dtype, write_tokens
 from data_prep.store.token_records import num_records, write_records
@@ -56,12 +58,12 @@ class ShardJob:
         return self.stop - self.start
 
     @property
-    def path(self) -> Path:
-        return Path(self.output_dir, self.name)
+    def path(self) -> str:
+        return join(self.output_dir, self.name)
 
     @property
-    def note_path(self) -> Path:
-        return Path(self.work_dir, f"{self.name}.json")
+    def note_path(self) -> str:
+        return join(self.work_dir, f"{self.name}.json")
 
 
 @dataclass(frozen=True)
@@ -104,24 +106,25 @@ def _find_shard(job: ShardJob) -> Shard | None:
     note = read_note(job.note_path)
     if note is None or note.get("source") != job.source():
         return None
-    if not job.path.is_file() or job.path.is_symlink() or digest_of(job.path) != note.get("digest_of_file"):
+    if not is_file(job.path) or digest_of(job.path) != note.get("digest_of_file"):
         return None
     return _shard_of(job, note["digest_of_file"])
 
 
 def _shard_of(job: ShardJob, digest: str) -> Shard:
     """What the manifest says of a whole file: all of it is what the file is, nothing what a note remembers."""
-    num_bytes = job.path.stat().st_size
-    match job.format:
-        case "bin":
-            num_rows = read_header(job.path).num_tokens
-        case "array_record":
-            num_rows = num_records(job.path)
-        case "documents":
-            with pq.ParquetFile(job.path) as file:
-                num_rows = file.metadata.num_rows
-        case _:
-            num_rows = num_bytes // 8
+    with local_copy(job.path, digest) as path:
+        num_bytes = os.path.getsize(path)
+        match job.format:
+            case "bin":
+                num_rows = read_header(path).num_tokens
+            case "array_record":
+                num_rows = num_records(path)
+            case "documents":
+                with pq.ParquetFile(path) as file:
+                    num_rows = file.metadata.num_rows
+            case _:
+                num_rows = num_bytes // 8
     return Shard(job.name, job.format, job.split, job.num_tokens, num_rows, num_bytes, digest)
 
 
@@ -171,9 +174,9 @@ def _documents(job: ShardJob) -> pa.Table:
     position = job.start
     for each in job.ranges:
         if each.format == DOCUMENTS:
-            table = read_starting_in(each.path, each.start, each.stop, columns)
+            table = read_starting_in(each.path, each.digest, each.start, each.stop, columns)
         else:
-            table = read_documents(Path(each.path).parent, name_of(each), columns)
+            table = read_documents(os.path.dirname(each.path), name_of(each), columns)
         starts_D = table["start"].to_numpy()
         first, last = np.searchsorted(starts_D, [each.start, each.stop])
         moved = pa.array(starts_D[first:last] + (position - each.start))

@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 from data_prep.agreement import forget_spec, note_failed
 from data_prep.engines.engine import Engine
@@ -68,7 +67,7 @@ def warnings_about(found: Sequence[Inspection]) -> list[str]:
 
 
 def part_jobs(
-    found: Sequence[Inspection], spec: Spec, directory: Path, tokenizer_engine: str, verify: str
+    found: Sequence[Inspection], spec: Spec, directory: str, tokenizer_engine: str, verify: str
 ) -> list[PartJob | Unreadable]:
     """A job for each unit, in input order, or what is wrong with a whole file."""
     assert spec.text_column is not None, spec
@@ -83,7 +82,7 @@ def part_jobs(
                 tokenizer=spec.tokenizer,
                 tokenizer_digest=spec.tokenizer_digest,
                 text_column=spec.text_column,
-                directory=str(directory),
+                directory=directory,
                 tokenizer_engine=tokenizer_engine,
                 verify=verify,
             )
@@ -114,7 +113,7 @@ def tokenize(
     work: Sequence[PartJob | Unreadable],
     max_tokens: int | None,
     workers: Engine,
-    directory: Path,
+    directory: str,
     *,
     makes_parts: bool = True,
     is_share: bool = False,
@@ -171,7 +170,7 @@ def _missing_in_words(missing: Sequence[Missing], num_units: int) -> str:
     )
 
 
-def _give_up(unreadable: Sequence[Unreadable], directory: Path, is_share: bool) -> None:
+def _give_up(unreadable: Sequence[Unreadable], directory: str, is_share: bool) -> None:
     messages = sorted({each.message for each in unreadable})
     if all(each.is_damaged for each in unreadable):
         note_failed(directory, sorted({each.path for each in unreadable}))

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from data_prep.cuts import fingerprint_jobs, shard_jobs
 from data_prep.engines.engine import Engine, Report
 from data_prep.pages.progress import Progress
 from data_prep.shards import FingerprintJob, Fingerprints, ShardJob, fingerprint_blocks, write_shard
+from data_prep.store.blocks_file import write_blocks
 from data_prep.store.files import write_json
 from data_prep.store.fingerprints import fingerprint
 from data_prep.store.manifest import (
@@ -24,6 +24,7 @@ from data_prep.store.manifest import (
     unigram_entropy,
 )
 from data_prep.store.names import DATASET_NAME
+from data_prep.store.places import join
 from data_prep.store.spec import Spec
 from data_prep.store.streams import StoredStream
 from data_prep.store.tfds_metadata import tfds_metadata
@@ -38,8 +39,8 @@ def _stage_two(job: ShardJob | FingerprintJob, report: Report) -> Any:
 def write_dataset(
     streams: dict[str, StoredStream],
     spec: Spec,
-    output: Path,
-    notes: Path,
+    output: str,
+    notes: str,
     workers: Engine,
     tables: dict[str, StoredStream] | None = None,
 ) -> Manifest:
@@ -55,12 +56,14 @@ def write_dataset(
         files += shard_jobs({split: tokens}, spec.formats, spec, output, notes)
         files += shard_jobs({split: listed}, [DOCUMENTS, INDEX], spec, output, notes)
     digests = fingerprint_jobs(streams, spec)
-    results = run_all([*digests, *files], workers)
+    # By their place in the stream: what is read is read once, and copies from a bucket need not be kept for long.
+    results = run_all(sorted([*digests, *files], key=lambda job: (job.split, job.start)), workers)
     shards = tuple(results[job] for job in files)
-    splits = {
-        split: _split_of(split, stream.num_tokens, shards, [results[job] for job in digests if job.split == split])
-        for split, stream in streams.items()
-    }
+    splits = {}
+    for split, stream in streams.items():
+        found = [results[job] for job in digests if job.split == split]
+        splits[split] = _split_of(split, stream.num_tokens, shards, found)
+        write_blocks(output, split, blocks_of(found))
     write_tfds_metadata(output, shards, spec)
     return Manifest(
         format_version=FORMAT_VERSION,
@@ -115,12 +118,17 @@ def _split_of(split: str, num_tokens: int, shards: Sequence[Shard], found: Seque
     return Split(
         num_tokens=num_tokens,
         num_documents=sum(s.num_rows for s in shards if (s.split, s.format) == (split, DOCUMENTS)),
-        fingerprint=fingerprint([digest for each in found for digest in each.digests]),
+        fingerprint=fingerprint(blocks_of(found)),
         unigram_entropy=unigram_entropy(counts_V),
     )
 
 
-def write_tfds_metadata(output: Path, shards: Sequence[Shard], spec: Spec) -> None:
+def blocks_of(found: Sequence[Fingerprints]) -> list[bytes]:
+    """Digests of all blocks, from a split's fingerprint jobs' results in order."""
+    return [digest for each in found for digest in each.digests]
+
+
+def write_tfds_metadata(output: str, shards: Sequence[Shard], spec: Spec) -> None:
     """Makes the ArrayRecord shards, if there are any, a dataset for TFDS."""
     for name, value in tfds_metadata(shards, spec.record_tokens, spec.vocab_size).items():
-        write_json(output / name, value)
+        write_json(join(output, name), value)

@@ -8,6 +8,8 @@ import os
 from collections.abc import Collection
 from numbers import Integral, Real
 
+from data_prep.store.buckets import is_bucket
+
 MOST_ROWS = 2**31 - 1  # what JAX counts without 64-bit integers: rows, columns, steps
 MOST_TOKENS = 2**62  # what NumPy counts, with room for sums
 
@@ -80,8 +82,25 @@ def path(name: str, value: object) -> str:
     return os.path.expanduser(given)
 
 
+def place(name: str, value: object) -> str:
+    """A path of this machine, or the URL of something in a bucket."""
+    if isinstance(value, str) and is_bucket(value):
+        return value.rstrip("/")
+    if isinstance(value, str) and "://" in value:
+        raise ValueError(
+            f"{name}: {value} is a URL; expected a directory of this machine, or gs://BUCKET/NAME or s3://BUCKET/NAME"
+        )
+    return path(name, value)
+
+
 def output_directory(name: str, value: object) -> str:
-    """A path where a directory is or can be made."""
+    """A path where a directory is or can be made, or the URL of one in a bucket."""
+    directory = place(name, value)
+    return directory if is_bucket(directory) else local_directory(name, directory)
+
+
+def local_directory(name: str, value: object) -> str:
+    """A path of this machine where a directory is or can be made."""
     directory = path(name, value)
     above = os.path.abspath(directory)
     while not os.path.lexists(above):

@@ -41,11 +41,15 @@ SHORTHANDS = [
     Shorthand(
         "optimizer.warmup_steps", "optimizer.warmup_steps", int, "INT", "steps of warm-up (700; short runs: less)"
     ),
-    Shorthand("data_dir", "data.dir", str, "DIR", "prepared dataset, or directory or glob of .bin files"),
-    Shorthand("save_dir", "train.save_dir", str, "DIR", "where checkpoints and curves go"),
+    Shorthand("data_dir", "data.dir", str, "DIR", "prepared dataset (also gs://, s3://), or .bin files"),
+    Shorthand("save_dir", "train.save_dir", str, "DIR", "where checkpoints and curves go; also gs://..., s3://..."),
     Shorthand("save_interval", "train.save_interval", int, "INT", "steps between checkpoints (1000)"),
     Shorthand(
-        "from_pretrained", "train.from_pretrained", str, "DIR", "take the weights alone from that run or checkpoint"
+        "from_pretrained",
+        "train.from_pretrained",
+        str,
+        "DIR",
+        "take the weights alone from that run or checkpoint; also gs://..., s3://...",
     ),
 ]
 

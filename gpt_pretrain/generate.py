@@ -22,7 +22,9 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m gpt_pretrain.generate", allow_abbrev=False, description="Samples text from a checkpoint."
     )
     parser.add_argument(
-        "--checkpoint", required=True, help="a run's save_dir (newest good checkpoint) or one checkpoint"
+        "--checkpoint",
+        required=True,
+        help="a run's save_dir (newest good checkpoint) or one checkpoint; also gs://, s3://",
     )
     parser.add_argument("--prompt", default="", help="text to continue (default: the start of a document)")
     parser.add_argument("--num_tokens", type=int, default=200, help="at most so many new tokens (default 200)")
@@ -53,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"found temperature {args.temperature}, top_p {args.top_p}, top_k {args.top_k}; expected "
                 "temperature >= 0, 0 < top_p <= 1, top_k >= 0"
             )
-        params, metadata = load(checks.path("--checkpoint", args.checkpoint))
+        params, metadata = load(checks.place("--checkpoint", args.checkpoint))
         tokenizer = recorded_tokenizer(metadata.tokenizer or "gpt2", metadata.tokenizer_digest, users=args.tokenizer)
         prompt = np.concatenate([[tokenizer.end_of_text], tokenizer.encode(args.prompt)])
         for index in range(args.num_samples):

@@ -55,7 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", metavar="RUN", help="save_dir of a run")
+    parser.add_argument("run", metavar="RUN", help="save_dir of a run; also gs://..., s3://...")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--step", type=int, metavar="N", help="the batch of update N, from 1")
     what.add_argument("--document", metavar="ID", help="which updates hold the document with this id?")

@@ -43,7 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", metavar="RUN", help="save_dir of a run")
+    parser.add_argument("run", metavar="RUN", help="save_dir of a run; also gs://..., s3://...")
     parser.add_argument("--from_step", type=int, metavar="A", help="first update (default 1)")
     parser.add_argument(
         "--to_step",

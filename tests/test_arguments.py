@@ -66,9 +66,7 @@ def test_empty_options(tmp_path, monkeypatch, capsys, option, value):
     assert not os.listdir(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "url", ["s3://bucket/x", "gs://b/x", "hf://datasets/a/b", "https://h/x", "s3:/bucket/x", "S3://b"]
-)
+@pytest.mark.parametrize("url", ["hf://datasets/a/b", "https://h/x", "s3:/bucket/x", "S3://b"])
 @pytest.mark.parametrize(
     "module, arguments",
     [
@@ -83,7 +81,7 @@ def test_empty_options(tmp_path, monkeypatch, capsys, option, value):
 def test_urls_are_refused_where_a_directory_is_worked_in(tmp_path, monkeypatch, capsys, module, arguments, url):
     monkeypatch.chdir(tmp_path)
     found = message(capsys, module, *(each.replace("URL", url) for each in arguments))
-    assert f"={url}: expected a directory of this machine, not a URL" in found
+    assert f"={url}: expected a directory of this machine" in found and "not a URL of another kind" in found
     assert not os.listdir(tmp_path)
 
 

@@ -83,6 +83,8 @@ def test_embedded_sample_by_its_numbers(tmp_path, capsys):
         "features.json",
         "README.md",
         "card.html",
+        "blocks-train.b3",
+        "blocks-val.b3",
         *(shard.name for shard in loaded.shards),
     }
     last = capsys.readouterr().out.splitlines()[-1]

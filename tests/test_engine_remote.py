@@ -18,8 +18,8 @@ from data_prep.pages.progress import Done
 
 @pytest.fixture
 def lock(tmp_path):
-    with locked(tmp_path / "out" / ".work") as lock:
-        yield lock
+    with locked(tmp_path / "out" / ".work") as hold:
+        yield hold.workers
 
 
 def do(ticket, function, key="0"):
@@ -73,8 +73,8 @@ def test_a_job_that_nobody_wants_does_not_begin_and_does_not_go_on(lock):
 
 def test_jobs_of_a_killed_command_end_when_the_next_one_begins(tmp_path):
     work = tmp_path / "out" / ".work"
-    with locked(work) as lock:
-        with ticket_for(lock) as ticket:
+    with locked(work) as hold:
+        with ticket_for(hold.workers) as ticket:
             pass
         Path(ticket.path).touch()  # what a kill leaves
     with locked(work):

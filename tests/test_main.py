@@ -99,7 +99,7 @@ def test_mistakes_are_named_before_work_starts(tiny_dataset, tmp_path, arguments
         (["--gin_param=mesh.fsdp = 3"], r"fsdp=3 does not make the 4 devices"),
         (["--gin_param=train.writers = ('consol',)"], r"train\.writers: no such writer \['consol'\]"),
         (["--gin_param=optimizer.warmup_steps = 99"], r"warmup_steps: found 99, expected fewer than the 40 steps"),
-        (["--save_dir=gs://bucket/run"], r"train\.save_dir: gs://bucket/run is a URL"),
+        (["--save_dir=http://host/run"], r"train\.save_dir: http://host/run is a URL"),
     ],
 )
 def test_settings_that_gin_or_a_part_of_the_run_refuses_end_it_with_one_line(

@@ -47,8 +47,12 @@ from gpt_pretrain.train.opened_data import open_data
                 "verify_steps",
             )
         ),
-        ({"save_dir": "gs://bucket/run"}, r"train\.save_dir: gs://bucket/run is a URL; expected a directory"),
-        ({"from_pretrained": "s3://b/run"}, r"train\.from_pretrained: s3://b/run is a URL"),
+        ({"save_dir": "http://host/run"}, r"train\.save_dir: http://host/run is a URL; expected a directory"),
+        (
+            {"work_dir": "w"},
+            r"train\.work_dir: found w, expected None, as train\.save_dir=runs/test is on this machine",
+        ),
+        ({"from_pretrained": "hf://b/run"}, r"train\.from_pretrained: hf://b/run is a URL"),
         ({"model": {"block_size": 4}}, r"data\.seq_len=8 is longer than model\.block_size=4"),
     ],
 )

@@ -5,7 +5,6 @@ date, no name of a directory. The two files are no part of the dataset; nothing 
 """
 
 import os
-from pathlib import Path
 
 from data_prep.card.front_matter import front_matter
 from data_prep.card.page import KIND, make_page
@@ -13,8 +12,9 @@ from data_prep.card.samples import read_excerpts
 from data_prep.card.summary import NOTHING, summarize_splits
 from data_prep.pages.render_html import render_html
 from data_prep.pages.render_markdown import render_markdown
-from data_prep.store.files import whole_file
+from data_prep.store.files import read_bytes, whole_file
 from data_prep.store.manifest import load
+from data_prep.store.places import is_file, join
 
 README_NAME, HTML_NAME = "README.md", "card.html"
 
@@ -28,10 +28,10 @@ def write_card(directory: str | os.PathLike, num_workers: int = 1, tokenizer: st
 
     Raises ValueError: no dataset there, it is damaged, or it has a README.md that is not a card.
     """
-    directory = Path(directory)
+    directory = join(directory)
     manifest = load(directory)
-    readme = directory / README_NAME
-    if readme.is_file() and KIND not in readme.read_text(encoding="utf-8", errors="replace"):
+    readme = join(directory, README_NAME)
+    if is_file(readme) and KIND not in read_bytes(readme).decode("utf-8", "replace"):
         raise ValueError(
             f"{readme}: is not a card by data_prep.card, which would replace it. Move it away, or do without a card."
         )
@@ -43,5 +43,5 @@ def write_card(directory: str | os.PathLike, num_workers: int = 1, tokenizer: st
         README_NAME: render_markdown(page, front_matter=matter, html_name=HTML_NAME),
     }
     for name, text in texts.items():
-        with whole_file(directory / name) as partial:
+        with whole_file(join(directory, name)) as partial:
             partial.write_text(text, encoding="utf-8", newline="\n")

@@ -14,7 +14,7 @@ from data_prep.pages.text import printable
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = ArgumentParser(prog="python -m data_prep.card", description=__doc__, allow_abbrev=False)
-    parser.add_argument("directory", metavar="DIR", help="a prepared dataset")
+    parser.add_argument("directory", metavar="DIR", help="a prepared dataset: a directory, gs://... or s3://...")
     parser.add_argument("--num_workers", type=count, default=1, help="processes (default: 1)")
     parser.add_argument("--tokenizer", help="the one that made the dataset, if it is your own: a file or module:Class")
     return parser

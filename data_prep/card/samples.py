@@ -4,7 +4,6 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +13,8 @@ from data_prep.card.words import shown_path
 from data_prep.pages.blocks import Sample
 from data_prep.store.files import require_whole
 from data_prep.store.manifest import DOCUMENTS, Manifest
+from data_prep.store.places import join
+from data_prep.store.scratch import local_copy
 from data_prep.store.streams import read_tokens
 from data_prep.store.tokenizers import Tokenizer, dataset_tokenizer
 
@@ -35,7 +36,7 @@ class Excerpt:
     is_whole: bool  # no text is left out
 
 
-def read_excerpts(directory: Path, manifest: Manifest, tokenizer_name: str | None = None) -> Iterator[Excerpt]:
+def read_excerpts(directory: str, manifest: Manifest, tokenizer_name: str | None = None) -> Iterator[Excerpt]:
     """From each split the documents in the middle of equal parts; fewer where it has fewer.
 
     Args:
@@ -67,9 +68,7 @@ def sample_of(excerpt: Excerpt) -> Sample:
     return Sample(excerpt.text, excerpt.is_whole, known)
 
 
-def _read_excerpt(
-    directory: Path, manifest: Manifest, tokenizer: Tokenizer, split: str, row: dict[str, Any]
-) -> Excerpt:
+def _read_excerpt(directory: str, manifest: Manifest, tokenizer: Tokenizer, split: str, row: dict[str, Any]) -> Excerpt:
     start, stop = row["start"] + 1, row["start"] + row["length"]  # without end-of-text
     read_stop = min(stop, start + _MAX_TOKENS)
     text = tokenizer.decode(read_tokens(directory, manifest, split, start, read_stop))
@@ -82,15 +81,16 @@ def _read_excerpt(
     return Excerpt(split, row, words, is_whole=False)
 
 
-def _read_row(directory: Path, manifest: Manifest, split: str, place: int) -> dict[str, Any]:
+def _read_row(directory: str, manifest: Manifest, split: str, place: int) -> dict[str, Any]:
     """Row `place` of a split's documents tables, taken together."""
     for shard in manifest.shards_of(split, DOCUMENTS):
         if place >= shard.num_rows:
             place -= shard.num_rows
             continue
-        require_whole(directory / shard.name, shard.num_bytes, shard.digest)
+        path = join(directory, shard.name)
+        require_whole(path, shard.num_bytes, shard.digest)
         try:
-            with pq.ParquetFile(directory / shard.name) as file:
+            with local_copy(path, shard.digest) as copy, pq.ParquetFile(copy) as file:
                 group = 0
                 while place >= file.metadata.row_group(group).num_rows:
                     place -= file.metadata.row_group(group).num_rows
@@ -98,7 +98,7 @@ def _read_row(directory: Path, manifest: Manifest, split: str, place: int) -> di
                 return file.read_row_group(group).slice(place, 1).to_pylist()[0]
         except pa.ArrowException as error:
             raise ValueError(
-                f"{directory / shard.name}: cannot be read as parquet ({str(error).strip()}). Run "
-                f"`python -m data_prep.check {shlex.quote(str(directory))}`."
+                f"{path}: cannot be read as parquet ({str(error).strip()}). Run "
+                f"`python -m data_prep.check {shlex.quote(directory)}`."
             ) from error
     raise AssertionError("the tables hold as many documents as the split")

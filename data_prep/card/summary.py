@@ -6,9 +6,9 @@ are kept, and `Counts.slack` says by how much that may make a count too low.
 """
 
 import contextlib
+import os
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +22,8 @@ from data_prep.engines.local import Workers
 from data_prep.pages.progress import Done, Progress
 from data_prep.store.files import require_whole
 from data_prep.store.manifest import DOCUMENTS, Manifest
+from data_prep.store.places import join
+from data_prep.store.scratch import local_copy
 
 pc: Any = pyarrow.compute  # it makes its functions when imported: no type checker knows them
 COLUMNS = ("length", "text_bytes", "url", "dump", "language")
@@ -162,7 +164,7 @@ def summarize(job: SummaryJob, report: Report) -> Summary:
     summary = NOTHING
     require_whole(job.path, job.num_bytes, job.digest)
     try:
-        with pq.ParquetFile(job.path) as file:
+        with local_copy(job.path, job.digest) as path, pq.ParquetFile(path) as file:
             for batch in file.iter_batches(BATCH_ROWS, columns=list(COLUMNS), use_threads=False):
                 new = _summarize_batch(pa.Table.from_batches([batch]))
                 summary += new
@@ -176,7 +178,7 @@ def summarize(job: SummaryJob, report: Report) -> Summary:
     except (pa.ArrowException, OSError) as error:
         raise ValueError(
             f"{job.path}: cannot be read as parquet ({str(error).strip()}). Run "
-            f"`python -m data_prep.check {shlex.quote(str(Path(job.path).parent))}`."
+            f"`python -m data_prep.check {shlex.quote(os.path.dirname(job.path))}`."
         ) from error
     return summary
 
@@ -233,13 +235,13 @@ def _add_padded(a_B: np.ndarray, b_B: np.ndarray) -> np.ndarray:
     return total_B
 
 
-def summarize_splits(directory: Path, manifest: Manifest, num_workers: int = 1) -> dict[str, Summary]:
+def summarize_splits(directory: str, manifest: Manifest, num_workers: int = 1) -> dict[str, Summary]:
     """The summary of each split's documents.
 
     Raises ValueError where a table cannot be read, or disagrees with the manifest.
     """
     tables = [shard for shard in manifest.shards if shard.format == DOCUMENTS]
-    jobs = {SummaryJob(str(directory / shard.name), shard.num_bytes, shard.digest): shard.split for shard in tables}
+    jobs = {SummaryJob(join(directory, shard.name), shard.num_bytes, shard.digest): shard.split for shard in tables}
     waiting = list(jobs)  # summaries are added in this order: who is kept depends on it
     done: dict[SummaryJob, Summary] = {}
     totals = dict.fromkeys(manifest.splits, NOTHING)
@@ -256,8 +258,8 @@ def summarize_splits(directory: Path, manifest: Manifest, num_workers: int = 1) 
         found = totals[name].num_documents, totals[name].num_tokens
         if found != (split.num_documents, split.num_tokens):
             raise ValueError(
-                f"{directory / DOCUMENTS}_{name}_*: {found[0]} documents of {found[1]} tokens, the "
+                f"{join(directory, DOCUMENTS)}_{name}_*: {found[0]} documents of {found[1]} tokens, the "
                 f"manifest says {split.num_documents} of {split.num_tokens}. Run `python -m "
-                f"data_prep.check {shlex.quote(str(directory))}`."
+                f"data_prep.check {shlex.quote(directory)}`."
             )
     return totals

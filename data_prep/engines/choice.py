@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data_prep.engines.engine import Engine
 from data_prep.engines.local import Workers
+from data_prep.store.locations import is_bucket
 
 ENGINES = ("local", "dask", "beam", "slurm")
 _PACKAGES = {"dask": "distributed", "beam": "apache_beam"}
@@ -46,8 +47,13 @@ class EngineChoice:
                 f"pip install 'gpt-pretrain[{self.name}]'"
             )
 
-    def check(self) -> None:
-        """ValueError, before any work, where what was named cannot be reached."""
+    def check(self, output: str) -> None:
+        """ValueError, before any work, where what was named cannot be reached, or cannot write to `output`."""
+        if self.name in _PACKAGES and is_bucket(output):
+            raise ValueError(
+                f"--engine={self.name}: works in a directory of a disk that all workers share, not in {output}. Leave "
+                "--engine out, or prepare there and copy what is complete by data_prep.convert."
+            )
         if self.dask_scheduler is not None:
             from data_prep.engines.dask import require_scheduler
 
@@ -57,12 +63,14 @@ class EngineChoice:
 
             require_runner(self.beam_options)
 
-    def open(self, lock: Path) -> Engine:
+    def open(self, lock: Path | None) -> Engine:
         """The engine, which ends as a context manager.
 
         Args:
-          lock: what `locks.locked` gave for workers; it lies in the work directory.
+          lock: what `locks.locked` gave for workers; it lies in the work directory. None in a bucket.
         """
+        if lock is None:
+            return Workers(self.num_workers)
         if self.dask_scheduler is not None:
             from data_prep.engines.dask import DaskCluster
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from data_prep.engines.engine import MAX_TRIES, POLL_SECS, Job, Report, Result, died_again
 from data_prep.pages.progress import Done, Progress
+from data_prep.store.scratch import share
 
 
 def all_cores() -> int:
@@ -108,6 +109,7 @@ class _Worker:
     """A process, the job that it does, and what it has reported of it."""
 
     def __init__(self, lock: Path | None):
+        share()
         # Spawned, not forked: a fork of a process with threads (fsspec has one) can deadlock.
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
@@ -144,7 +146,7 @@ def _lost(worker: _Worker, tries: collections.Counter) -> None:
     print(f"{what}; its piece of work is done again", file=sys.stderr, flush=True)
 
 
-def _work(pipe, lock_path: Path | None) -> None:
+def _work(pipe, lock_path: str | None) -> None:
     """Main loop of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -11,9 +11,13 @@ import fcntl
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
+
+from data_prep.store import leases
+from data_prep.store.locations import is_bucket
 
 LOCK, WORKERS_LOCK, SPEC_LOCK = "lock", "workers.lock", "spec.lock"
 TASKS = "tasks"  # folder of the locks of tasks
@@ -21,15 +25,35 @@ TICKETS = "tickets"  # folder of the tickets of jobs on other machines, see remo
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
+@dataclass(frozen=True)
+class Hold:
+    """What a process has that works in a directory alone.
+
+    Attributes:
+      workers: the file that its workers lock; None in a bucket, where what the workers of a killed
+        process put last is what would be put again.
+      confirm: to be called before what was written becomes what counts. In a bucket a lock can be lost,
+        to one who saw no sign of this process for long: then it raises LeaseLost.
+    """
+
+    workers: Path | None
+    confirm: Callable[[], None]
+
+
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[Path]:
-    """Only this process works in `directory`, which is made if need be; gives the file that its workers lock.
+def locked(where: str) -> Iterator[Hold]:
+    """Only this process works in a directory, which is made if need be.
 
     The workers of a killed process end within moments, those of other machines as soon as they miss
     their ticket; entering waits for them, so that they don't write into files that are ours now.
 
     Raises ValueError when another process, or a task, has a lock.
     """
+    if is_bucket(where):
+        with leases.hold(where, what="preparation", say=_say) as lease:
+            yield Hold(None, lease.check)
+        return
+    directory = Path(where)
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / LOCK, "w") as own:
         if not try_lock(own, fcntl.LOCK_EX):
@@ -38,16 +62,21 @@ def locked(directory: Path) -> Iterator[Path]:
             ticket.unlink(missing_ok=True)
         for path in [directory / WORKERS_LOCK, *directory.glob(f"{TASKS}/*.{WORKERS_LOCK}")]:
             wait_for_workers(path)
-        yield directory / WORKERS_LOCK
+        yield Hold(directory / WORKERS_LOCK, lambda: None)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
-def shared(directory: Path, index: int, num_tasks: int) -> Iterator[Path]:
-    """This process is task `index` of `num_tasks` that work in `directory`; gives the file that its workers lock.
+def shared(where: str, index: int, num_tasks: int) -> Iterator[Path]:
+    """This process is task `index` of `num_tasks` that work in one directory; gives the file that its workers lock.
 
     Raises ValueError when one process has the directory for itself, the same task is at work
     already, or tasks are that divide the work in another way.
     """
+    directory = Path(where)
     (directory / TASKS).mkdir(parents=True, exist_ok=True)
     task = f"{index}-of-{num_tasks}"
     with open(directory / LOCK, "w") as common, open(directory / TASKS / task, "w") as own:
@@ -66,9 +95,12 @@ def shared(directory: Path, index: int, num_tasks: int) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def spec_locked(directory: Path) -> Iterator[None]:
-    """One task at a time reads and writes the notes that all tasks share; the others wait."""
-    with open(directory / SPEC_LOCK, "w") as lock:
+def spec_locked(directory: str) -> Iterator[None]:
+    """One task at a time reads and writes the notes that all tasks share; the others wait. A bucket has one task."""
+    if is_bucket(directory):
+        yield
+        return
+    with open(Path(directory, SPEC_LOCK), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -1,6 +1,5 @@
 """What a gs:// or s3:// URL means."""
 
-import os
 import re
 from typing import NamedTuple
 
@@ -10,21 +9,11 @@ from data_prep.store.bucket_gcs import Gcs
 from data_prep.store.bucket_s3 import S3
 from data_prep.store.bucket_settings import patience_secs
 from data_prep.store.bucket_store import Store
-from data_prep.store.locations import describe
+from data_prep.store.locations import describe, is_bucket
 from data_prep.store.secrets import public_name, whole_url
 
-SCHEMES = ("gs://", "gcs://", "s3://")
 MAX_KEY_BYTES = 1000  # of the stores' 1024: a name may get something appended
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._\-]{1,220}[a-z0-9]")
-
-
-def is_bucket(path: str | os.PathLike) -> bool:
-    """Whether it is the URL of something in a bucket.
-
-    >>> is_bucket("gs://b/a"), is_bucket("s3://b"), is_bucket("b/a"), is_bucket("https://h/a")
-    (True, True, False, False)
-    """
-    return os.fspath(path).startswith(SCHEMES)
 
 
 def join(url: str, *names: str) -> str:

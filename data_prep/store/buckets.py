@@ -30,7 +30,7 @@ from data_prep.store.bucket_retries import retried
 from data_prep.store.bucket_settings import patience_secs
 from data_prep.store.bucket_store import Entry, IfVersion
 from data_prep.store.bucket_transfers import in_order, now, put_content, put_file
-from data_prep.store.files import whole_file
+from data_prep.store.local_files import whole_file
 from data_prep.store.secrets import whole_url
 
 __all__ = [

@@ -5,15 +5,18 @@ import hashlib
 import logging
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from data_prep.store import buckets, token_bin
 from data_prep.store import manifest as manifest_lib
-from data_prep.store import token_bin
+from data_prep.store.block_cache import BlockCache
+from data_prep.store.block_source import open_blocks
+from data_prep.store.dataset_files import default_cache
 from data_prep.store.files import file_problem
 from data_prep.store.locations import InputError, file_name
 from data_prep.store.manifest import Shard
@@ -71,17 +74,27 @@ class TokenDataset:
     end_of_text: int
     unigram_entropy: float | None
     unverified: tuple[UnverifiedShard, ...] = ()
+    cache: BlockCache | None = None  # of one in a bucket
+
+    @property
+    def is_remote(self) -> bool:
+        """It lies in a bucket: its blocks are fetched as they are needed, and verified as they arrive."""
+        return self.cache is not None
 
 
-def open_dataset(directory: str, *, format: Format = "auto", verify: Verify = "auto") -> TokenDataset:
+def open_dataset(
+    directory: str, *, format: Format = "auto", verify: Verify = "auto", cache: BlockCache | None = None
+) -> TokenDataset:
     """Opens a prepared dataset, or a bare directory or glob of .bin shards made elsewhere.
 
     Args:
-      directory: what `data_prep.fineweb --output_dir` was, or a directory or glob of .bin files.
+      directory: what `data_prep.fineweb --output_dir` was, or a directory or glob of .bin files; or a gs:// or s3://
+        URL of a prepared dataset.
       format: which of the stored formats to read; they give the same windows.
       verify: sizes and counts are always checked against the manifest; "digest" also reads every byte,
         "auto" does so below 1 GiB and beyond leaves it to be done meanwhile (`TokenDataset.unverified`); "size" does
-        so only of ArrayRecord files below 1 GiB.
+        so only of ArrayRecord files below 1 GiB. What comes from a bucket is verified as it comes, whatever this says.
+      cache: for what comes from a bucket; None for the one in the user's cache folder.
 
     Raises:
       ValueError: no dataset there, a format that is not there, a shard that is not as the manifest says.
@@ -90,6 +103,8 @@ def open_dataset(directory: str, *, format: Format = "auto", verify: Verify = "a
         raise ValueError(f"data.format: found {format!r}, expected one of {['auto', *FORMATS]}")
     if verify not in ("auto", "size", "digest"):
         raise ValueError(f"data.verify: found {verify!r}, expected 'auto', 'size' or 'digest'")
+    if buckets.is_bucket(directory):
+        return _open_in_bucket(directory, format, cache or default_cache())
     here = Path(directory)
     if (here / manifest_lib.MANIFEST_NAME).exists() or (here / manifest_lib.WORK_DIR).exists():
         return _open_prepared(directory, format, verify)
@@ -103,6 +118,16 @@ def open_dataset(directory: str, *, format: Format = "auto", verify: Verify = "a
     if not paths:
         manifest_lib.load(directory)  # raises: says what a prepared dataset is and how to make one
     return _open_bare(directory, paths, format)
+
+
+def _open_in_bucket(url: str, format: Format, cache: BlockCache) -> TokenDataset:
+    if format == "array_record":
+        raise ValueError(f"{url}: data.format='array_record' needs a directory of this machine; from a bucket, 'bin'")
+    buckets.check_readable(url)
+    manifest = manifest_lib.load(url)
+    # Without .bin of the training split, the first says so.
+    splits = {split: open_blocks(url, manifest, split, cache) for split in manifest.splits}
+    return _dataset_of(url, "bin", manifest, splits, cache=cache)
 
 
 def _open_prepared(directory, format, verify) -> TokenDataset:
@@ -146,17 +171,23 @@ def _open_prepared(directory, format, verify) -> TokenDataset:
                 f"{directory}: the {split} shards hold {splits[split].num_tokens} tokens, the manifest says "
                 f"{num_tokens}. Run `python -m data_prep.check {shlex.quote(directory)}`."
             )
+    return _dataset_of(directory, format, manifest, splits, unverified=tuple(unverified))
+
+
+def _dataset_of(
+    directory: str, format: str, manifest: manifest_lib.Manifest, splits: Mapping[str, TokenSource], **more: Any
+) -> TokenDataset:
     return TokenDataset(
         directory=directory,
         format=format,
         fingerprint=manifest.fingerprint,
-        splits=splits,
+        splits=dict(splits),
         vocab_size=manifest.spec.vocab_size,
         tokenizer=manifest.spec.tokenizer,
         tokenizer_digest=manifest.spec.tokenizer_digest,
         end_of_text=manifest.spec.end_of_text,
         unigram_entropy=manifest.splits["train"].unigram_entropy,
-        unverified=tuple(unverified),
+        **more,
     )
 
 

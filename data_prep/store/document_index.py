@@ -13,7 +13,8 @@ import zlib
 import numpy as np
 import pyarrow as pa
 
-from data_prep.store.files import open_regular, whole_file
+from data_prep.store.files import whole_file
+from data_prep.store.local_files import open_regular
 
 KEYS = ("id", "url")
 

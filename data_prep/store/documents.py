@@ -19,9 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.store.addresses import Addresses
+from data_prep.store.block_cache import BlockCache
+from data_prep.store.dataset_files import require_whole_file
 from data_prep.store.document_index import find_rows
-from data_prep.store.files import require_whole, whole_file
+from data_prep.store.files import whole_file
 from data_prep.store.manifest import DOCUMENTS, INDEX, Manifest, Shard, load
+from data_prep.store.places import join
+from data_prep.store.scratch import local_copy
 
 GROUP_ROWS = 4096  # documents in a row group of a table: what a look-up reads
 _VERIFYING_THREADS = 8  # digests are computed without Python's lock
@@ -55,14 +59,20 @@ class Document:
 
 
 class DocumentTables:
-    """The documents of one split of a prepared dataset.
+    """The documents of one split of a prepared dataset; from a bucket, a file is fetched when it is first asked.
 
     Raises ValueError for a directory that is not one, or a split that is not there; each method for a file that is
     not what the manifest says, or says what cannot be.
     """
 
-    def __init__(self, directory: str | Path, split: str = "train", manifest: Manifest | None = None):
-        self._directory = Path(directory)
+    def __init__(
+        self,
+        directory: str | Path,
+        split: str = "train",
+        manifest: Manifest | None = None,
+        cache: BlockCache | None = None,
+    ):
+        self._directory, self._cache = directory, cache
         manifest = manifest or load(directory)
         if split not in manifest.splits:
             raise ValueError(f"{directory}: no split {split!r}; the splits are {', '.join(manifest.splits)}")
@@ -111,10 +121,9 @@ class DocumentTables:
                 f"{self._directory}: {self.split} has {len(self._tables)} documents tables and {len(self._indexes)} "
                 f"indexes. Run `python -m data_prep.check {self._directory}`."
             )
-        self._require_whole(self._indexes)
         found = []
-        for table, index in enumerate(self._indexes):
-            for row in find_rows(self._directory / index.name, value):
+        for table, (index, path) in enumerate(zip(self._indexes, self._whole(self._indexes), strict=True)):
+            for row in find_rows(path, value):
                 group, offset = divmod(row, GROUP_ROWS)
                 rows = self._group(table, group)
                 if offset >= rows.num_rows:
@@ -124,24 +133,22 @@ class DocumentTables:
                     found.append(document)
         return found
 
-    def _require_whole(self, shards: Sequence[Shard]) -> None:
-        """ValueError unless all these files are what the manifest says."""
+    def _whole(self, shards: Sequence[Shard]) -> list[Path]:
+        """Where these files can be read. ValueError unless all of them are what the manifest says."""
 
-        def require(shard: Shard) -> None:
-            require_whole(self._directory / shard.name, shard.num_bytes, shard.digest)
+        def require(shard: Shard) -> Path:
+            return require_whole_file(self._directory, shard, self._cache)
 
         if len(shards) == 1:
-            return require(shards[0])
+            return [require(shards[0])]
         with ThreadPoolExecutor(_VERIFYING_THREADS) as threads:
-            for _ in threads.map(require, shards):
-                pass
+            return list(threads.map(require, shards))
 
     @lru_cache(maxsize=64)  # noqa: B019 - lives as long as the tables do
     def _file(self, table: int) -> pq.ParquetFile:
-        shard = self._tables[table]
-        self._require_whole([shard])
+        (path,) = self._whole([self._tables[table]])
         with self._readable(table):
-            file = pq.ParquetFile(self._directory / shard.name)
+            file = pq.ParquetFile(path)
         if not file.schema_arrow.equals(DOCUMENT_COLUMNS):
             raise self._nonsense(table, "its columns are not those of a documents table")
         return file
@@ -197,7 +204,7 @@ class DocumentTables:
 
     def _nonsense(self, table: int, what: str) -> ValueError:
         """A file is what the manifest says, and cannot be right."""
-        path = self._directory / self._tables[table].name
+        path = join(self._directory, self._tables[table].name)
         return ValueError(f"{path}: {what}. Run `python -m data_prep.check {self._directory}`.")
 
 
@@ -207,9 +214,9 @@ def write_documents(path: str | Path, table: pa.Table) -> None:
         pq.write_table(table, partial, compression="zstd", row_group_size=GROUP_ROWS)
 
 
-def read_starting_in(path: str, start: int, stop: int, columns: list[str]) -> pa.Table:
+def read_starting_in(path: str, digest: str, start: int, stop: int, columns: list[str]) -> pa.Table:
     """Of a table of documents those row groups that may list one that starts in [start, stop)."""
-    with pq.ParquetFile(path) as file:
+    with local_copy(path, digest) as copy, pq.ParquetFile(copy) as file:
         groups = []
         for index in range(file.num_row_groups):
             group = file.metadata.row_group(index)

@@ -18,6 +18,7 @@ from data_prep.store.secrets import hide_secrets, whole_url
 
 ASSETS = Path(__file__).parent.parent / "assets"
 EMBEDDED = "embedded://"
+BUCKETS = ("gs://", "gcs://", "s3://")
 NETWORK_TIMEOUT_SECS = 10
 SILENCE_SECS = 60  # of a server, after which it is given up
 
@@ -54,6 +55,15 @@ def check_reachable(path: str) -> None:
             f"--include='{inside}*' --local-dir=fineweb`, then here use "
             f"--input='fineweb/{inside}*{suffix}'."
         ) from None
+
+
+def is_bucket(path: str | os.PathLike) -> bool:
+    """Whether it is the URL of something in a bucket, where we write, too.
+
+    >>> is_bucket("gs://b/a"), is_bucket("s3://b"), is_bucket("b/a"), is_bucket("https://h/a")
+    (True, True, False, False)
+    """
+    return os.fspath(path).startswith(BUCKETS)
 
 
 def is_remote(path: str) -> bool:
@@ -151,7 +161,7 @@ def file_system_of(path: str) -> tuple[Any, str]:
     path = whole_url(path)
     if path.startswith(EMBEDDED):
         path = str(ASSETS / path.removeprefix(EMBEDDED))
-    if path.startswith(("gs://", "gcs://", "s3://")):
+    if is_bucket(path):
         return input_file_system(path)
     if not path.startswith(("http://", "https://")):
         return fsspec.core.url_to_fs(path)

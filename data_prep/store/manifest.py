@@ -12,12 +12,14 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_prep.store.files import digest_json, read_json, write_json
+from data_prep.store import buckets
+from data_prep.store.files import digest_json, json_bytes, read_json, write_json
+from data_prep.store.locations import is_bucket
+from data_prep.store.places import exists, join, names_in
 from data_prep.store.spec import FORMATS, Spec
 from data_prep.store.typed import Count, typed
 
@@ -107,27 +109,46 @@ def unigram_entropy(counts_V: np.ndarray) -> float:
 
 
 def save(manifest: Manifest, directory: str | os.PathLike) -> None:
-    """Writes the manifest with its own digest; equal manifests give equal bytes."""
+    """Writes the manifest with its own digest; equal manifests give equal bytes.
+
+    Raises ValueError: another one is in the bucket already. Here a lock keeps others out, there it can be lost.
+    """
     fields = json.loads(json.dumps(dataclasses.asdict(manifest) | {"spec": manifest.spec.to_json()}))
-    write_json(Path(directory, MANIFEST_NAME), fields | {"digest": digest_json(fields)})
+    fields |= {"digest": digest_json(fields)}
+    path = join(directory, MANIFEST_NAME)
+    if not is_bucket(path):
+        write_json(path, fields)
+        return
+    try:
+        buckets.write(path, json_bytes(fields), if_version="absent")
+    except buckets.Changed:
+        if read_json(path) != fields:
+            raise ValueError(
+                f"{path}: somebody else completed a dataset there meanwhile, another one. Use another output directory."
+            ) from None
 
 
 def load(directory: str | os.PathLike) -> Manifest:
-    """The manifest of a prepared dataset.
+    """The manifest of a prepared dataset, in a directory or in a bucket.
 
     Raises:
       ValueError: there is none (unfinished, or another kind of directory), or it is damaged or
         of another format version. Says which, and what to do.
     """
-    path = Path(directory, MANIFEST_NAME)
+    path = join(directory, MANIFEST_NAME)
     fields = read_json(path)
     if fields is None:
-        if Path(directory, WORK_DIR).is_dir():
+        if exists(join(directory, WORK_DIR)):
             raise ValueError(
                 f"{directory}: preparation is not finished ({MANIFEST_NAME} is missing, {WORK_DIR} "
                 "is there). Run the same command (data_prep.fineweb or data_prep.convert) again: it continues."
             )
-        what = "no such directory" if not Path(directory).is_dir() else f"no {MANIFEST_NAME} in it"
+        if is_bucket(path) and any(name.endswith(".bin") for name in names_in(os.fspath(directory))):
+            raise ValueError(
+                f"{directory}: holds .bin files without a {MANIFEST_NAME}, of which no digests are known. `python -m "
+                f"data_prep.convert {shlex.quote(os.fspath(directory))} OUT` makes a prepared dataset of them."
+            )
+        what = f"no {MANIFEST_NAME} in it" if exists(os.fspath(directory)) else "no such directory"
         raise ValueError(
             f"{directory}: not a prepared dataset ({what}). `python -m data_prep.fineweb --input=sample "
             f"--output_dir={shlex.quote(os.fspath(directory))}` makes a small one of the embedded sample; "

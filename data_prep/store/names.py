@@ -4,7 +4,22 @@ from data_prep.store.manifest import DOCUMENTS, INDEX
 
 DATASET_NAME = "fineweb"  # as TFDS knows it, and the front of the names of token files
 TFDS_FILES = ("dataset_info.json", "features.json")
-PATTERNS = (f"{DATASET_NAME}_*", f"{DATASET_NAME}-*", f"{DOCUMENTS}_*", TFDS_FILES[0])  # of what only we write
+PATTERNS = (  # of what only we write
+    f"{DATASET_NAME}_*",
+    f"{DATASET_NAME}-*",
+    f"{DOCUMENTS}_*",
+    "blocks-*.b3",
+    TFDS_FILES[0],
+)
+
+
+def blocks_name(split: str) -> str:
+    """The name of the file of a split's block digests.
+
+    >>> blocks_name("train")
+    'blocks-train.b3'
+    """
+    return f"blocks-{split}.b3"
 
 
 def shard_name(format: str, split: str, index: int, num_shards: int) -> str:

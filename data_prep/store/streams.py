@@ -3,14 +3,17 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
-from data_prep.store import token_bin, token_records
+from data_prep.store import buckets, token_bin, token_records
 from data_prep.store.addresses import Addresses
+from data_prep.store.block_source import open_blocks
+from data_prep.store.dataset_files import default_cache
 from data_prep.store.files import require_whole
 from data_prep.store.manifest import DOCUMENTS, Manifest
+from data_prep.store.places import join
+from data_prep.store.scratch import local_copy
 
 CHUNK_TOKENS = 1 << 20  # read at a time where a stream is read from one end to the other
 RAW = "raw"  # a file of ids and nothing else, of which an unfinished preparation has many
@@ -65,7 +68,7 @@ def stored_stream(directory: str | os.PathLike, manifest: Manifest, split: str, 
     ranges, first = [], 0
     for shard in manifest.shards_of(split, format):
         start = first if format == DOCUMENTS else 0
-        path = str(Path(directory, shard.name))
+        path = join(directory, shard.name)
         ranges.append(FileRange(path, format, shard.digest, start, start + shard.num_tokens, record_tokens))
         first += shard.num_tokens
     return StoredStream(ranges)
@@ -74,20 +77,24 @@ def stored_stream(directory: str | os.PathLike, manifest: Manifest, split: str, 
 def read_ranges(ranges: Sequence[FileRange], dtype: np.dtype) -> Iterator[np.ndarray]:
     """Their tokens in order, in chunks (n,) of at most about CHUNK_TOKENS, as `dtype`, which must hold them."""
     for each in ranges:
-        if each.format == "array_record":
-            yield from _read_records(each, dtype)
-            continue
-        is_raw = each.format == RAW
-        tokens = np.memmap(each.path, dtype, "r") if is_raw else token_bin.open_tokens(each.path, each.format)
-        for start in range(each.start, each.stop, CHUNK_TOKENS):
-            chunk = np.asarray(tokens[start : min(start + CHUNK_TOKENS, each.stop)])
-            yield chunk.astype(dtype, copy=False)
+        with local_copy(each.path, each.digest) as path:
+            yield from _read_range(each, path, dtype)
 
 
-def _read_records(each: FileRange, dtype: np.dtype) -> Iterator[np.ndarray]:
+def _read_range(each: FileRange, path: str, dtype: np.dtype) -> Iterator[np.ndarray]:
+    if each.format == "array_record":
+        yield from _read_records(each, path, dtype)
+        return
+    tokens = np.memmap(path, dtype, "r") if each.format == RAW else token_bin.open_tokens(path, each.format)
+    for start in range(each.start, each.stop, CHUNK_TOKENS):
+        chunk = np.asarray(tokens[start : min(start + CHUNK_TOKENS, each.stop)])
+        yield chunk.astype(dtype, copy=False)
+
+
+def _read_records(each: FileRange, path: str, dtype: np.dtype) -> Iterator[np.ndarray]:
     size = each.record_tokens
     assert size is not None, each
-    reader = token_records.open_records([each.path], size, dtype)
+    reader = token_records.open_records([path], size, dtype)
     last, step = -(-each.stop // size), max(1, CHUNK_TOKENS // size)
     for record in range(each.start // size, last, step):
         tokens = reader.read(range(record, min(record + step, last))).reshape(-1)
@@ -98,6 +105,8 @@ def _read_records(each: FileRange, dtype: np.dtype) -> Iterator[np.ndarray]:
 def read_tokens(directory: str | os.PathLike, manifest: Manifest, split: str, start: int, stop: int) -> np.ndarray:
     """Tokens [start, stop) of a split's stream, or up to its end: (n,), from the first stored format.
 
+    From .bin files of a bucket, the blocks that hold them are fetched; else whole files.
+
     Raises ValueError where a file that holds them is not what the manifest says: 40 ms for one of 100 M tokens.
     """
     format = manifest.spec.formats[0]
@@ -106,8 +115,11 @@ def read_tokens(directory: str | os.PathLike, manifest: Manifest, split: str, st
     if not 0 <= start <= stop:
         raise ValueError(f"{directory}: tokens [{start}, {stop}) asked of a {split} stream of {stream.num_tokens}")
     dtype = token_bin.token_dtype(manifest.spec.vocab_size)
+    if buckets.is_bucket(directory) and format == "bin":
+        source = open_blocks(os.fspath(directory), manifest, split, default_cache())
+        return source.read(np.array([start]), stop - start)[0] if stop > start else np.empty(0, dtype)
     ranges = stream.ranges(start, stop)
-    shards = {str(Path(directory, shard.name)): shard for shard in manifest.shards_of(split, format)}
+    shards = {join(directory, shard.name): shard for shard in manifest.shards_of(split, format)}
     for each in ranges:
         require_whole(each.path, shards[each.path].num_bytes, each.digest)
     chunks = read_ranges(ranges, dtype)

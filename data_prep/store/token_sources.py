@@ -3,7 +3,7 @@
 import mmap
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -44,30 +44,34 @@ _SLOW_SECS_A_ROW = 8e-6
 _LOOK_AGAIN_SECS = 0.1  # whether a shard still has its size: a look at each row would take a sixth of the loader's time
 
 
-class BinSource:
-    """The stream as .bin shards, memory-mapped: a read touches only the pages it needs.
+class MappedSource:
+    """A stream in several files, "shards" here, that are memory-mapped: a read touches only the pages it needs.
 
     Shards are mapped when they are first read, and a bounded number of them stays so.
 
     Args:
-      headers: of the shards, where they are known; then each is compared with its shard's when that is first read.
+      lengths: how many tokens each shard holds.
     """
 
-    def __init__(self, paths: Sequence[str | os.PathLike], headers: Sequence[token_bin.Header] | None = None):
-        self._paths = [os.fspath(path) for path in paths]
-        self.headers = headers = headers or [token_bin.read_header(path) for path in self._paths]
-        self.dtype = headers[0].dtype
-        for path, header in zip(self._paths, headers, strict=True):
-            if header.dtype != self.dtype:
-                raise ValueError(f"{path}: holds {header.dtype.name} ids, but {paths[0]} holds {self.dtype.name}")
-        self._mapped: list[token_bin.MappedTokens | None] = [None] * len(headers)
-        self._tokens: list[np.ndarray | None] = [None] * len(headers)  # of these: one look-up less a row
-        self._looked_secs = np.zeros(len(headers))  # when each shard had its size, by time.perf_counter()
+    def __init__(self, lengths: Iterable[int], dtype: np.dtype):
+        self._addresses = Addresses(lengths)
+        self.num_tokens, self.dtype = self._addresses.total, dtype
+        num_shards = len(self._addresses.starts) - 1
+        self._mapped: list[token_bin.MappedTokens | None] = [None] * num_shards
+        self._tokens: list[np.ndarray | None] = [None] * num_shards  # of these: one look-up less a row
+        self._looked_secs = np.zeros(num_shards)  # when each shard had its size, by time.perf_counter()
         # Put together at once: each piece keeps its shard open until then.
         self._pieces_at_once = max(16, (max_open_files() or 1 << 14) // 16)
         self._waited = True  # for the disk, in the last read; the first one is likely to
-        self._addresses = Addresses(header.num_tokens for header in headers)
-        self.num_tokens = self._addresses.total
+
+    def _map(self, shard: int) -> token_bin.MappedTokens:
+        """Opens a shard and notes it in `_mapped` and `_tokens`."""
+        raise NotImplementedError
+
+    def _look_at(self, shard: int, now: float) -> None:
+        """Notes in `_looked_secs` that the file still holds the shard: to touch what is gone would kill the process
+        without a word (SIGBUS)."""
+        raise NotImplementedError
 
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
         if not len(starts):
@@ -95,29 +99,9 @@ class BinSource:
         """See `HoldsFiles`."""
         self._tokens[number] = self._mapped[number] = None
 
-    def _map(self, shard: int) -> token_bin.MappedTokens:
-        opened = OPEN_FILES.open(self._paths[shard], shard, self, token_bin.map_tokens)
-        found, expected = opened.tokens, self.headers[shard]
-        if (len(found), found.dtype) != (expected.num_tokens, self.dtype):
-            raise ValueError(
-                f"{self._paths[shard]}: holds {len(found)} tokens ({found.dtype.name}), and held "
-                f"{expected.num_tokens} ({self.dtype.name}) when the run began. Put the file back and start again."
-            )
-        self._mapped[shard], self._tokens[shard] = opened, opened.tokens
-        return opened
-
     def _tokens_of(self, shard: int) -> np.ndarray:
         tokens = self._tokens[shard]  # another thread may let it go meanwhile
         return self._map(shard).tokens if tokens is None else tokens
-
-    def _look_at(self, shard: int, now: float) -> None:
-        """ValueError where the file does not hold the shard any more: to touch what is gone would kill the process
-        without a word (SIGBUS)."""
-        _, mapped, _ = self._mapped[shard] or self._map(shard)
-        if (found := mapped.size()) < len(mapped):
-            problem = FileProblem(self._paths[shard], "size", found, len(mapped))
-            raise ValueError(f"{problem} while it was being read. Put the file back and start again.")
-        self._looked_secs[shard] = now
 
     def _read(self, starts: np.ndarray, length: int, begin: int, end: int, now: float) -> np.ndarray:
         shard, place = self._addresses.find(begin)
@@ -151,6 +135,41 @@ class BinSource:
             self._look_at(shard, now)
             pieces.append(self._tokens_of(shard)[first:last].copy())
         return np.concatenate(pieces)
+
+
+class BinSource(MappedSource):
+    """The stream as .bin shards.
+
+    Args:
+      headers: of the shards, where they are known; then each is compared with its shard's when that is first read.
+    """
+
+    def __init__(self, paths: Sequence[str | os.PathLike], headers: Sequence[token_bin.Header] | None = None):
+        self._paths = [os.fspath(path) for path in paths]
+        self.headers = headers = headers or [token_bin.read_header(path) for path in self._paths]
+        super().__init__((header.num_tokens for header in headers), headers[0].dtype)
+        for path, header in zip(self._paths, headers, strict=True):
+            if header.dtype != self.dtype:
+                raise ValueError(f"{path}: holds {header.dtype.name} ids, but {paths[0]} holds {self.dtype.name}")
+
+    def _map(self, shard: int) -> token_bin.MappedTokens:
+        opened = OPEN_FILES.open(self._paths[shard], shard, self, token_bin.map_tokens)
+        found, expected = opened.tokens, self.headers[shard]
+        if (len(found), found.dtype) != (expected.num_tokens, self.dtype):
+            raise ValueError(
+                f"{self._paths[shard]}: holds {len(found)} tokens ({found.dtype.name}), and held "
+                f"{expected.num_tokens} ({self.dtype.name}) when the run began. Put the file back and start again."
+            )
+        self._mapped[shard], self._tokens[shard] = opened, opened.tokens
+        return opened
+
+    def _look_at(self, shard: int, now: float) -> None:
+        """ValueError where the file does not hold the shard any more."""
+        _, mapped, _ = self._mapped[shard] or self._map(shard)
+        if (found := mapped.size()) < len(mapped):
+            problem = FileProblem(self._paths[shard], "size", found, len(mapped))
+            raise ValueError(f"{problem} while it was being read. Put the file back and start again.")
+        self._looked_secs[shard] = now
 
 
 class RecordSource:

@@ -18,7 +18,9 @@ from typing import Protocol
 
 import numpy as np
 
+from data_prep.store import buckets
 from data_prep.store.byte_pairs import CL100kTokenizer, GPT2Tokenizer, O200kTokenizer, load_tiktoken_file
+from data_prep.store.dataset_files import local_folder_with
 from data_prep.store.files import digest_json
 from data_prep.store.spec import Spec
 from data_prep.store.tokenizer_json import HuggingFaceTokenizer
@@ -110,6 +112,8 @@ def safe_name(recorded: str, directory: str | os.PathLike | None = None) -> str:
         return recorded
     if directory is not None and (match := _FILE.fullmatch(recorded)):
         path, _, choice = match.groups("")
+        if buckets.is_bucket(directory):
+            directory = local_folder_with(os.fspath(directory), os.path.basename(path))
         here = Path(directory, os.path.basename(path))
         is_here = os.path.realpath(here) == os.path.join(os.path.realpath(directory), here.name)
         if is_here and here.is_file():  # no link, and nothing that a reader would wait for

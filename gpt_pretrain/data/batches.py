@@ -50,6 +50,7 @@ class Batches:
       rows_of: batch size -> the rows of the global batch that this process holds, int64 (num_microbatches,
         local rows); the default is all of them as one microbatch.
       vocab_size: ids must be below it.
+      on_step: called with the index of each step whose batch is read.
     """
 
     def __init__(
@@ -61,13 +62,14 @@ class Batches:
         first_index: int = 0,
         num_steps: int,
         rows_of: Callable[[int], np.ndarray] = lambda batch_size: np.arange(batch_size)[None],
+        on_step: Callable[[int], None] = lambda step_index: None,
     ):
         self._sources = sources
         self._plan = plan
         self._vocab_size = vocab_size
         self._first_index = first_index
         self._num_steps = num_steps
-        self._rows_of = rows_of
+        self._rows_of, self._on_step = rows_of, on_step
         self._chunk: tuple[int, int, np.ndarray, np.ndarray] | None = None
         self._fetched: set[tuple[str, int]] = set()  # blocks of the last chunk
 
@@ -78,6 +80,7 @@ class Batches:
         if not 0 <= index < self._num_steps:
             raise IndexError(f"batch {index} of {self._num_steps}")
         step_index = self._first_index + int(index)
+        self._on_step(step_index)
         stage = self._plan.stage_at(step_index)
         batch_size = stage.batch_size(step_index)
         rows = self._rows_of(batch_size)

@@ -5,6 +5,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
+from data_prep.store.block_cache import LEAST_BYTES, BlockCache
+from data_prep.store.buckets import is_bucket
 from data_prep.store.datasets import Format, TokenDataset, Verify, open_dataset
 from gpt_pretrain import checks
 from gpt_pretrain.data.mixture import counts_of
@@ -19,7 +21,8 @@ class DataConfig:
     """Which tokens, in which order.
 
     Attributes:
-      dir: a prepared dataset (`data_prep.fineweb --output_dir`), or a directory or glob of .bin files.
+      dir: a prepared dataset (`data_prep.fineweb --output_dir`), in a directory or a bucket (gs://, s3://), or a
+        directory or glob of .bin files.
       format: "bin", "array_record", or "auto" for the first of these that is there. Same windows either way.
       seed: of the order of windows.
       seq_len: tokens a window; also the number of positions of the model, unless `model.block_size` says more.
@@ -33,6 +36,8 @@ class DataConfig:
       exclude: ids of documents whose windows are left out, or a text file of ids, one a line.
       max_epochs: refuse a run that would see a stream more often than this; None for no limit.
       document_mask: attention stays within a document, positions restart at end-of-text.
+      cache_dir: where blocks of datasets in buckets are kept; None for gpt_pretrain/data in the user's cache folder.
+      cache_bytes: how much that may hold; None for half of what is free there, the cache included, at most 1 TB.
       tokenizer: the one that made the data, where it is your own: a file or "module:Class". What a dataset says itself
         is never imported; yours is compared with the digest that the dataset has. Only text needs it: samples.
     """
@@ -51,6 +56,8 @@ class DataConfig:
     max_epochs: float | None = None
     document_mask: bool = False
     tokenizer: str | None = None
+    cache_dir: str | None = None
+    cache_bytes: int | None = None
 
     def __post_init__(self):
         for name in ("seq_len", "mixture_block", "shuffle_block_windows", "shuffle_group_blocks"):
@@ -64,7 +71,12 @@ class DataConfig:
             checks.number("data.max_epochs", self.max_epochs, least=0, most=1e9)
         if self.tokenizer is not None:
             checks.text("data.tokenizer", self.tokenizer)
-        object.__setattr__(self, "dir", checks.path("data.dir", self.dir))
+        object.__setattr__(self, "dir", checks.place("data.dir", self.dir))
+        if self.cache_dir is not None:
+            object.__setattr__(self, "cache_dir", checks.local_directory("data.cache_dir", self.cache_dir))
+        if self.cache_bytes is not None:
+            cache_bytes = checks.whole_number("data.cache_bytes", self.cache_bytes, least=LEAST_BYTES)
+            object.__setattr__(self, "cache_bytes", cache_bytes)
         self._check_exclude()
         if self.mixture is not None and not (isinstance(self.mixture, Mapping) and self.mixture):
             raise ValueError(
@@ -80,7 +92,7 @@ class DataConfig:
         if self.mixture is not None:
             expanded = {
                 # By name, as gin sorts them in the config.gin that a run leaves: started from that, it is the same run.
-                name: (checks.path("data.mixture", entry[0]), *entry[1:])
+                name: (checks.place("data.mixture", entry[0]), *entry[1:])
                 for name, entry in sorted(self.mixture.items())
             }
             object.__setattr__(self, "mixture", expanded)
@@ -103,8 +115,10 @@ class DataConfig:
 
     def open(self) -> dict[str, TokenDataset]:
         """The datasets by stream name. ValueError: not there, damaged, or of several tokenizers."""
+        is_remote = any(map(is_bucket, self.directories.values()))
+        cache = BlockCache(self.cache_dir, self.cache_bytes) if is_remote else None
         datasets = {
-            name: open_dataset(directory, format=self.format, verify=self.verify)
+            name: open_dataset(directory, format=self.format, verify=self.verify, cache=cache)
             for name, directory in self.directories.items()
         }
         first, *rest = datasets.values()
@@ -174,7 +188,7 @@ class DataConfig:
                     f"where. `python -m data_prep.convert {dataset.directory} OUT` makes a prepared dataset of them."
                 )
         windows: dict[str, set[int]] = {name: set() for name in datasets}
-        tables = {name: DocumentTables(dataset.directory) for name, dataset in datasets.items()}
+        tables = {name: DocumentTables(dataset.directory, cache=dataset.cache) for name, dataset in datasets.items()}
         for document_id in ids:
             found = [(name, document) for name, table in tables.items() for document in table.find("id", document_id)]
             if not found:

@@ -8,6 +8,7 @@ import numpy as np
 
 from data_prep.store import manifest as manifest_lib
 from data_prep.store.addresses import Addresses
+from data_prep.store.block_source import BlockSource
 from data_prep.store.datasets import TokenDataset
 from data_prep.store.files import file_problem
 from gpt_pretrain.data.plan import Plan
@@ -19,7 +20,7 @@ def explain(plan: Plan, datasets: Mapping[str, TokenDataset], step_index: int) -
     if damaged:
         return "\n".join(damaged)
     return (
-        "The files that it is read from have the digests of their manifests (of bare .bin shards nothing can be said), "
+        "What it is read from has the digests of its manifests (of bare .bin shards nothing can be said), "
         "so the order or the digest is computed otherwise: was this run begun with another version of gpt_pretrain?"
     )
 
@@ -30,11 +31,15 @@ def damaged_files(plan: Plan, datasets: Mapping[str, TokenDataset], step_index: 
     problems = []
     for index, stream in enumerate(stage.streams):
         dataset = datasets.get(stream.name)
+        starts = batch.windows[batch.streams == index] * stage.seq_len
+        source = dataset and dataset.splits["train"]
+        if isinstance(source, BlockSource):
+            problems += source.damage(starts, stage.seq_len + 1)
+            continue
         if dataset is None or not Path(dataset.directory, manifest_lib.MANIFEST_NAME).exists():
             continue
         shards = manifest_lib.load(dataset.directory).shards_of("train", dataset.format)
         addresses = Addresses(shard.num_tokens for shard in shards)
-        starts = batch.windows[batch.streams == index] * stage.seq_len
         # The token after a window may lie in the next file.
         edges = np.concatenate([starts, np.minimum(starts + stage.seq_len, addresses.total - 1)])
         for number in np.unique(addresses.files_of(edges)).tolist():

@@ -185,6 +185,11 @@ class Stage:
         draws = self._mixture.draws_before(position - self.from_position)[stream]
         return int(self._passage(stream).indices_at(np.array([draws]))[0])
 
+    def about_next(self, stream: int, windows: np.ndarray, position: int) -> np.ndarray:
+        """About how many examples after `position` each window of a stream is seen next: float64, of the same shape."""
+        draws = self._mixture.draws_before(position - self.from_position)[stream]
+        return self._passage(stream).about_next(windows, draws) * (self._mixture.block / self.streams[stream].count)
+
     def epochs(self, stream: int, position: int) -> float:
         """How often a stream has been seen before `position`: whole where an epoch's last window was just seen."""
         draws = self._mixture.draws_before(position - self.from_position)[stream]
@@ -249,6 +254,13 @@ class _Passage:
             jumped = np.searchsorted(holes - np.arange(len(holes)), ranks[chosen], side="right")
             indices[chosen] = epoch * self._order.num_windows + ranks[chosen] + jumped
         return indices
+
+    def about_next(self, windows: np.ndarray, num_draws: int) -> np.ndarray:
+        """About how many draws after so many each window comes next; as if none were excluded."""
+        now = int(self.indices_at(np.array([num_draws]))[0])
+        epoch = now // self._order.num_windows
+        here, later = (self._order.indices_of(windows, each) for each in (epoch, epoch + 1))
+        return np.where(here >= now, here, later) - now
 
     def whole_epochs(self, num_draws: int) -> int | None:
         """How many epochs have ended with that many draws, if one ends just there."""

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.store import manifest as manifest_lib
+from data_prep.store.buckets import is_bucket
 from data_prep.store.datasets import TokenDataset, Verify, open_dataset
 from data_prep.store.documents import DocumentTables
 from data_prep.store.token_sources import TokenSource
@@ -21,6 +22,8 @@ from gpt_pretrain.data import ledger as ledger_lib
 from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.data.run import open_run
 from gpt_pretrain.data.stages import Stage, Stream
+from gpt_pretrain.mirrors import Place
+from gpt_pretrain.train.run_copies import run_at
 
 NUMBERING = (
     "Updates are numbered as in the training log: the first one is 1. Rows, positions, windows, tokens and epochs "
@@ -58,14 +61,20 @@ class OpenedRun:
     verify: Verify = "auto"
 
     def __post_init__(self):
-        if not os.path.isdir(self.save_dir):
+        if not os.path.isdir(self.place.directory):
             raise ValueError(f"{self.save_dir}: no such directory; expected the save_dir of a run of gpt_pretrain.main")
         _ = self._given
 
     @functools.cached_property
     def data(self):
         """Plan, directories and length of the run."""
-        return open_run(self.save_dir)
+        with self.place.named():
+            return open_run(self.place.directory)
+
+    @functools.cached_property
+    def place(self) -> Place:
+        """The `save_dir`, and where its files are on this machine."""
+        return run_at(self.save_dir)
 
     @property
     def plan(self):
@@ -74,9 +83,11 @@ class OpenedRun:
     @functools.cached_property
     def ledger(self) -> Ledger:
         """What the run has consumed; empty before its first save. ValueError where it is not this run's."""
-        written = Path(self.save_dir, ledger_lib.FILE_NAME).exists()
-        ledger = Ledger.read(self.save_dir) if written else Ledger()
-        self.data.check_ledger(ledger)
+        directory = self.place.directory
+        with self.place.named():
+            written = Path(directory, ledger_lib.FILE_NAME).exists()
+            ledger = Ledger.read(directory) if written else Ledger()
+            self.data.check_ledger(ledger)
         return ledger
 
     def index_of(self, update: int, option: str = "--step") -> int:
@@ -102,7 +113,7 @@ class OpenedRun:
         advice = f"Say where it is now: --data_dir {stream.name + '=' if stream.name else ''}DIR."
         if directory is None:
             raise ValueError(f"{self.save_dir}: does not say where the dataset of stream {stream.name!r} is. {advice}")
-        if not os.path.isdir(directory) and not glob.glob(directory):
+        if not (is_bucket(directory) or os.path.isdir(directory) or glob.glob(directory)):
             raise ValueError(f"{directory}: not there, seen from {os.getcwd()}. {advice}")
         return directory
 
@@ -181,7 +192,7 @@ class OpenedRun:
 def _fingerprint_at(directory: str) -> str | None:
     """Of the dataset that is there, if one is."""
     try:
-        if Path(directory, manifest_lib.MANIFEST_NAME).exists():
+        if is_bucket(directory) or Path(directory, manifest_lib.MANIFEST_NAME).exists():
             return manifest_lib.load(directory).fingerprint
         return open_dataset(directory, verify="size").fingerprint
     except ValueError:

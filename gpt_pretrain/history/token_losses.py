@@ -13,7 +13,8 @@ from gpt_pretrain.history.rows import Row
 from gpt_pretrain.model.document_mask import documents_of
 from gpt_pretrain.model.gpt import model_of
 from gpt_pretrain.model.losses import num_loss_chunks, token_nll
-from gpt_pretrain.train import checkpoints, pretrained
+from gpt_pretrain.train import pretrained
+from gpt_pretrain.train.checkpoint_copies import checkpoint_at
 from gpt_pretrain.train.step import split_tokens
 
 _TOKENS_AT_ONCE = 1 << 13
@@ -62,8 +63,9 @@ def losses_of(
 
     Raises ValueError: no good checkpoint, windows too long for it, or ids of another vocabulary.
     """
-    directory = str(checkpoints.locate(checkpoint))
-    params, metadata = pretrained.load(directory)
+    place = checkpoint_at(checkpoint)
+    directory = place.name
+    params, metadata = pretrained.load(place.directory)
     spec = metadata.model
     num_rows, seq_len = tokens_NT.shape[0], tokens_NT.shape[1] - 1
     if seq_len > spec.num_positions:

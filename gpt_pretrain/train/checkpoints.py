@@ -38,10 +38,20 @@ class Checkpoints:
     """The checkpoints of one `save_dir`, for the run that writes them."""
 
     def __init__(
-        self, save_dir: str | os.PathLike, *, num_kept: int = 2, check_directory: Callable[[], None] = lambda: None
+        self,
+        save_dir: str | os.PathLike,
+        *,
+        num_kept: int = 2,
+        check_directory: Callable[[], None] = lambda: None,
+        called: str | None = None,
     ):
-        """`check_directory` raises where the `save_dir` is not the run's any more; called before a save is finished."""
+        """
+        Args:
+          check_directory: raises where the `save_dir` is not the run's any more; called before a save is finished.
+          called: the `save_dir`, as the user knows it.
+        """
         self.directory = Path(save_dir).absolute() / _DIRECTORY
+        self._called = f"{called or Path(save_dir).absolute()}/{_DIRECTORY}"
         self.directory.mkdir(parents=True, exist_ok=True)
         self._num_kept, self._check_directory = num_kept, check_directory
         self._being_saved: CheckpointMetadata | None = None
@@ -62,6 +72,10 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """The newest finished checkpoint; one that is still being written does not count."""
         return next(iter(_steps(self.directory)), None)
+
+    def name_of(self, step: int) -> str:
+        """What a checkpoint is called for the user."""
+        return f"{self._called}/{step}"
 
     def save(self, state: Any, metadata: CheckpointMetadata) -> None:
         """Starts saving; returns once the arrays are copied to the host. Waits for an earlier save."""
@@ -89,7 +103,7 @@ class Checkpoints:
             if "tree structures do not match" not in str(error):
                 raise
             raise ValueError(
-                f"{self.directory / str(step)}: its optimizer state is that of another optimizer. Set "
+                f"{self.name_of(step)}: its optimizer state is that of another optimizer. Set "
                 "`train.optimizer` and `optimizer.weight_decay_schedule` back, or take its weights alone: "
                 f"--from_pretrained, with another --save_dir. {error}"
             ) from error

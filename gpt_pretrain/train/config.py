@@ -1,14 +1,17 @@
 """What a user says of a run."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 from jax.sharding import Mesh
 
+from data_prep.store.buckets import is_bucket
 from gpt_pretrain import checks
 from gpt_pretrain.data.config import DataConfig
 from gpt_pretrain.data.stages import batch_sizes_of
+from gpt_pretrain.mirrors import folder_in_cache
 from gpt_pretrain.model.spec import Dtype, GPTConfig
 from gpt_pretrain.optim.optimizer import Optimizer
 from gpt_pretrain.parallel.devices import Device
@@ -26,7 +29,10 @@ class TrainConfig:
       data: which tokens, in which order.
       optimizer: total steps -> Optimizer.
       mesh: devices -> device mesh.
-      save_dir: everything the run writes: checkpoints, curves, the gin configuration.
+      save_dir: everything the run writes: checkpoints, curves, the gin configuration. A directory of this machine, or
+        of a bucket: gs://BUCKET/NAME, s3://BUCKET/NAME.
+      work_dir: where a run in a bucket has its files before they are there; several hosts need one on a disk that they
+        share. None: a folder in the user's cache.
       batch_size: windows an update, over all devices; or a schedule of (updates made, size):
         ((0, 64), (1000, 512)) is 64 at first and 512 once 1,000 updates are made, that is from step 1,001 on.
       per_device_batch_size: windows that a device holds at once; more than that times the devices is
@@ -65,6 +71,7 @@ class TrainConfig:
     optimizer: Callable[[int], Optimizer]
     mesh: Callable[[Sequence[Device]], Mesh]
     save_dir: str = "runs/gpt2"
+    work_dir: str | None = None
     batch_size: int | Sequence[tuple[int, int]] = 512
     per_device_batch_size: int | None = None
     gather_weights: Literal["auto", "per_step", "per_use"] = "auto"
@@ -109,8 +116,15 @@ class TrainConfig:
         if self.peak_flops_per_device is not None:
             checks.number("train.peak_flops_per_device", self.peak_flops_per_device, least=1, most=1e18)
         object.__setattr__(self, "save_dir", checks.output_directory("train.save_dir", self.save_dir))
+        if self.work_dir is not None:
+            object.__setattr__(self, "work_dir", checks.local_directory("train.work_dir", self.work_dir))
+            if not self.is_in_bucket:
+                raise ValueError(
+                    f"train.work_dir: found {self.work_dir}, expected None, as train.save_dir={self.save_dir} is on "
+                    "this machine"
+                )
         if self.from_pretrained is not None:
-            source = checks.path("train.from_pretrained", self.from_pretrained)
+            source = checks.place("train.from_pretrained", self.from_pretrained)
             object.__setattr__(self, "from_pretrained", source)
         check_names(self.writers)
         checks.text("train.wandb_project", self.wandb_project)
@@ -123,6 +137,17 @@ class TrainConfig:
     def batch_sizes(self) -> BatchSizes:
         """The schedule: (updates made, size) pairs, the first from 0. ValueError where `batch_size` is none."""
         return batch_sizes_of("train.batch_size", self.batch_size)
+
+    @property
+    def is_in_bucket(self) -> bool:
+        return is_bucket(self.save_dir)
+
+    @property
+    def directory(self) -> str:
+        """Where the run's files are on this machine."""
+        if not self.is_in_bucket:
+            return self.save_dir
+        return os.path.abspath(self.work_dir) if self.work_dir else folder_in_cache("runs", self.save_dir)
 
     @property
     def key_seed(self) -> int:

@@ -23,10 +23,11 @@ class HeldDirectory:
 
     Args:
       lock: its lock file, opened; None in processes that only watch the first one hold it.
+      called: the `save_dir`, as the user knows it, where this directory only stands for it.
     """
 
-    def __init__(self, save_dir: str | os.PathLike, lock: int | None):
-        self._save_dir, self._lock = Path(save_dir), lock
+    def __init__(self, save_dir: str | os.PathLike, lock: int | None, called: str | None = None):
+        self._save_dir, self._lock, self._called = Path(save_dir), lock, called
         self._identity = None if lock is None else _identity(os.stat(save_dir))
 
     def check(self) -> None:
@@ -43,7 +44,12 @@ class HeldDirectory:
             f"another directory, and what was trained since the last checkpoint is lost. {self._advice()}"
         )
 
+    def finish(self) -> None:
+        """Blocks until what was written is where it belongs: here, it is there."""
+
     def _advice(self) -> str:
+        if self._called:
+            return f"Start again, and the run resumes from {self._called}."
         try:
             now = os.path.dirname(os.readlink(f"/proc/self/fd/{self._lock}"))
         except OSError:
@@ -58,8 +64,12 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def exclusive(save_dir: str | os.PathLike) -> Iterator[HeldDirectory]:
-    """Keeps a second run out of `save_dir`; a killed run leaves no lock behind. ValueError if one is in there."""
+def exclusive(save_dir: str | os.PathLike, called: str | None = None) -> Iterator[HeldDirectory]:
+    """Keeps a second run out of `save_dir`; a killed run leaves no lock behind. ValueError if one is in there.
+
+    Args:
+      called: the `save_dir`, as the user knows it, where this directory only stands for it.
+    """
     is_free, lock = True, None
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
@@ -75,5 +85,6 @@ def exclusive(save_dir: str | os.PathLike) -> Iterator[HeldDirectory]:
         if jax.process_count() > 1:
             is_free = bool(multihost_utils.broadcast_one_to_all(np.bool_(is_free)))
         if not is_free:
-            raise ValueError(f"{save_dir}: another run is using it. Wait for its end, or choose another save_dir.")
-        yield HeldDirectory(save_dir, lock)
+            which = called or save_dir
+            raise ValueError(f"{which}: another run is using it. Wait for its end, or choose another save_dir.")
+        yield HeldDirectory(save_dir, lock, called)

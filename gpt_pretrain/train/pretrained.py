@@ -2,13 +2,19 @@
 
 import logging
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
+from data_prep.store.buckets import is_bucket
+from gpt_pretrain.mirrors import Place
 from gpt_pretrain.model.gpt import init_params
 from gpt_pretrain.model.spec import ModelSpec
 from gpt_pretrain.train import checkpoints
+from gpt_pretrain.train.checkpoint_copies import checkpoint_at
 from gpt_pretrain.train.metadata import CheckpointMetadata
 from gpt_pretrain.train.start import different_models
 
@@ -20,7 +26,7 @@ def load(directory: str, platform: str | None = None) -> tuple[dict, CheckpointM
 
     The model in the metadata is made plain: without what only training needs.
     """
-    checkpoint = checkpoints.locate(directory)
+    checkpoint = Path(checkpoint_at(directory).directory)
     metadata = checkpoints.read_metadata(checkpoint)
     is_cpu = (platform or jax.default_backend()) == "cpu"
     spec = metadata.model.plain(dtype="float32" if is_cpu else None)
@@ -38,7 +44,8 @@ def weights_of(directory: str, spec: ModelSpec, abstract_params: Any, tokenizer_
 
     Raises ValueError if its model or its tokenizer is another.
     """
-    source = checkpoints.locate(directory)
+    place = _the_same_everywhere(directory)
+    source = Path(place.directory)
     metadata = checkpoints.read_metadata(source)
     known = None not in (tokenizer_digest, metadata.tokenizer_digest)
     if known and tokenizer_digest != metadata.tokenizer_digest:
@@ -48,5 +55,17 @@ def weights_of(directory: str, spec: ModelSpec, abstract_params: Any, tokenizer_
         )
     if changed := different_models(spec, metadata.model, but=("document_mask",)):
         raise ValueError(f"from_pretrained={directory}: the model's shape differs:\n" + "\n".join(changed))
-    log.info("Weights from %s; optimizer state, step and data position start fresh.", source)
+    log.info("Weights from %s; optimizer state, step and data position start fresh.", place.name)
     return checkpoints.restore_params(source, abstract_params)
+
+
+def _the_same_everywhere(directory: str) -> Place:
+    """The checkpoint that the first process finds, in all of them: a run in a bucket may go on meanwhile."""
+    if jax.process_count() == 1 or not is_bucket(directory):
+        return checkpoint_at(directory)
+    found = checkpoint_at(directory) if jax.process_index() == 0 else None
+    name = b"" if found is None else found.name.encode()
+    content = np.zeros(1024, np.uint8)  # no name in a bucket is longer
+    content[: len(name)] = np.frombuffer(name, np.uint8)
+    name = np.asarray(multihost_utils.broadcast_one_to_all(content)).tobytes().rstrip(b"\0").decode()
+    return found or checkpoint_at(name)

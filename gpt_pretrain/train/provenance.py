@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 import gpt_pretrain
+from data_prep.store.dataset_files import whereabouts
 from data_prep.store.files import write_json
 from gpt_pretrain.train.build import Built
 
@@ -104,7 +105,7 @@ def provenance_of(built: Built) -> Provenance:
     """Of the run on the devices that are here."""
     datasets = {
         name or "data": DatasetIdentity(
-            directory=os.path.abspath(dataset.directory),
+            directory=whereabouts(dataset.directory),
             fingerprint=dataset.fingerprint,
             num_train_tokens=dataset.splits["train"].num_tokens,
             tokenizer=dataset.tokenizer,

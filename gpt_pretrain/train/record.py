@@ -2,10 +2,10 @@
 
 import dataclasses
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
+from data_prep.store.dataset_files import whereabouts
 from data_prep.store.files import whole_file
 from gpt_pretrain.data import run as run_lib
 from gpt_pretrain.data.ledger import Ledger
@@ -16,19 +16,21 @@ from gpt_pretrain.train.start import Start
 
 log = logging.getLogger(__name__)
 
+CONFIG_FILE_NAME = "config.gin"
+
 
 def write_record(built: Built, start: Start) -> Provenance:
     """Writes the configuration, the plan with the places of its datasets, the ledger and the provenance.
 
     Returns the provenance.
     """
-    save_dir = built.config.save_dir
-    with whole_file(Path(save_dir, "config.gin")) as partial:
+    save_dir = built.config.directory
+    with whole_file(Path(save_dir, CONFIG_FILE_NAME)) as partial:
         partial.write_text(built.config.describe_config(), encoding="utf-8", errors="backslashreplace")
     directories = _known_directories(save_dir) if start.is_resumed else {}
     for name, path in built.config.data.directories.items():  # by fingerprint, too: a fork gives a name other data
         fingerprint = built.data.datasets[name].fingerprint
-        directories |= {key: os.path.abspath(path) for key in (name, fingerprint)}
+        directories |= {key: whereabouts(path) for key in (name, fingerprint)}
     mark = run_lib.LedgerMark.of(start.ledger)
     # The file that knows less comes first: between the two writes, the ledger may go on further than its mark.
     run_lib.RunData(save_dir, start.plan, directories, built.total_steps, start.run_id, mark).write()

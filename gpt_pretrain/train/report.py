@@ -6,8 +6,9 @@ import shlex
 
 import jax
 
-from data_prep.pages.numbers import size_text
+from data_prep.pages.numbers import plural, size_text
 from data_prep.pages.terminal import python_as_typed
+from gpt_pretrain.data.fetching import FirstBatch, cost_in_words
 from gpt_pretrain.train.build import Built, bytes_of_whole
 from gpt_pretrain.train.start import Start
 
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 def say_what_runs(built: Built, start: Start) -> None:
     """One line for each thing that was chosen: data, model, attention, precision, devices, batch; and where from."""
     _say_data(built, start)
+    _say_cache(built, start)
     _warn_of_data(built, start)
     spec, mesh, layout = built.spec, built.mesh, built.layouts[-1]
     is_tf32 = spec.dtype == "float32" and mesh.devices.flat[0].platform == "gpu"
@@ -94,6 +96,34 @@ def _warn_of_data(built: Built, start: Start) -> None:
                 epochs,
                 built.total_steps,
             )
+
+
+def say_first_batch(first: FirstBatch) -> None:
+    """What a run that streams its data waits for, once the network was measured."""
+    what = f"The first batch takes {plural(first.num_blocks, 'block')} of the stream"
+    if not first.bytes_per_sec:
+        log.info("%s, which the cache has", what)
+        return
+    log.info(
+        "%s, %d of them from the bucket: %s at %s/s, about %.1f s",
+        what,
+        first.num_missing,
+        size_text(first.missing_bytes),
+        size_text(round(first.bytes_per_sec)),
+        first.secs,
+    )
+
+
+def _say_cache(built: Built, start: Start) -> None:
+    """Where what comes from buckets is kept, and what it costs where that is too small."""
+    sources = built.data.sources("train")
+    caches = [each.cache for each in built.data.datasets.values() if each.cache]
+    if not caches:
+        return
+    log.info("Cache of what comes from buckets: %s, up to %s", caches[0].folder, size_text(caches[0].max_bytes))
+    stage = start.plan.stages[-1]
+    if cost := cost_in_words(sources, stage, stage.batch_size(start.step)):
+        log.warning("The cache is small: %s.", cost)
 
 
 def _say_data(built: Built, start: Start) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import uuid
 from collections.abc import Collection
 
@@ -65,7 +66,7 @@ def resume_or_begin(config: TrainConfig, data: OpenedData) -> Start:
 
     Raises ValueError: the checkpoint is of another run, or the data is not what it was trained on.
     """
-    metadata = checkpoints.choose(config.save_dir, run_id=_recorded_run_id(config.save_dir))
+    metadata = checkpoints.choose(config.directory, run_id=recorded_run_id(config.directory))
     if metadata is None:
         return Start.anew(data)
     plan = _continued(metadata, config, data)
@@ -81,7 +82,7 @@ def _new_run_id() -> str:
     return run_id.tobytes().hex()
 
 
-def _recorded_run_id(save_dir: str) -> str | None:
+def recorded_run_id(save_dir: str | os.PathLike) -> str | None:
     """Of the run whose data.json is there; None where it cannot be read: then the checkpoints say it alone."""
     try:
         return open_run(save_dir).run_id or None

@@ -7,15 +7,17 @@ from collections.abc import Iterator
 import jax
 
 from gpt_pretrain import runtime
+from gpt_pretrain.mirrors import Place
 from gpt_pretrain.train import report
 from gpt_pretrain.train.actions import actions_of
+from gpt_pretrain.train.bucket_run import check_bucket, in_bucket
 from gpt_pretrain.train.build import Built, build
 from gpt_pretrain.train.changes import announce, changes_of
 from gpt_pretrain.train.checkpoints import Checkpoints
 from gpt_pretrain.train.closing import closing
 from gpt_pretrain.train.config import TrainConfig
 from gpt_pretrain.train.exclusive import exclusive
-from gpt_pretrain.train.feed import feed
+from gpt_pretrain.train.feed import feed, fetch_ahead
 from gpt_pretrain.train.loop import Loop
 from gpt_pretrain.train.opened_data import open_data
 from gpt_pretrain.train.pretrained import weights_of
@@ -50,28 +52,48 @@ def train(config: TrainConfig, *, process_began: float | None = None) -> int:
     with contextlib.ExitStack() as stack:
         stack.enter_context(times.noting_compilation())
         stop = stack.enter_context(StopSignal())
+        check_bucket(config)
         data = open_data(config)
-        held = stack.enter_context(exclusive(config.save_dir))
-        with times.spent(Category.RESTORE):
+        held = stack.enter_context(exclusive(config.directory, config.save_dir if config.is_in_bucket else None))
+        if config.is_in_bucket:
+            held = stack.enter_context(in_bucket(config, held, times))
+        with times.spent(Category.RESTORE), Place(config.save_dir, config.directory).named():
             start = resume_or_begin(config, data)
         if is_primary:
-            time_file = stack.enter_context(TimeFile(config.save_dir, times, start, held.check))
+            time_file = stack.enter_context(TimeFile(config.directory, times, start, held.check))
             if process_began is not None:
                 runtime.at_the_end(time_file.write_last)
         built = build(config, data, start)
-        checkpoints = Checkpoints(config.save_dir, num_kept=config.num_checkpoints_kept, check_directory=held.check)
+        fetching = stack.enter_context(closing(fetch_ahead(built, start)))
+        checkpoints = Checkpoints(
+            config.directory,
+            num_kept=config.num_checkpoints_kept,
+            check_directory=held.check,
+            called=config.save_dir if config.is_in_bucket else None,
+        )
         stack.enter_context(closing(checkpoints, progress=checkpoints.num_bytes_unfinished))
         state = state_of(built, start, checkpoints, times)
         if is_primary:
             report.say_what_runs(built, start)
-            announce(changes_of(config, start), start.step, config.save_dir)
+            announce(changes_of(config, start), start.step, config.directory)
         provenance = write_record(built, start) if is_primary else None
         writer = stack.enter_context(closing(writer_of(built, start, provenance, times)))
-        actions = actions_of(built, start, writer=writer, checkpoints=checkpoints, held=held, times=times, stop=stop)
+        actions = actions_of(
+            built,
+            start,
+            writer=writer,
+            checkpoints=checkpoints,
+            held=held,
+            times=times,
+            stop=stop,
+            fetching=fetching,
+        )
         loop = Loop(built, start, state, actions, times)
         del state  # the loop donates it
         with _last_good_checkpoint_named(config, checkpoints):
-            loop.run(feed(built, start), stop)
+            loop.run(feed(built, start, fetching.at), stop)
+        with times.spent(Category.CHECKPOINT):
+            held.finish()
     if is_primary:
         report.say_where_things_are(built, start, loop.step, times.summary())
     return 0 if loop.is_complete else 128 + int(stop.received or 15)
@@ -82,11 +104,11 @@ def state_of(built: Built, start: Start, checkpoints: Checkpoints, times: TimeLe
     if start.is_resumed:
         with times.spent(Category.RESTORE):
             return checkpoints.restore(start.step, built.abstract_state)
+    source, digest = built.config.from_pretrained, built.data.first.tokenizer_digest
+    # Before anything is compiled: it may not be there.
+    params = weights_of(source, built.spec, built.abstract_state.params, digest) if source else None
     state = built.fresh_state()
-    if source := built.config.from_pretrained:
-        digest = built.data.first.tokenizer_digest
-        state = state._replace(params=weights_of(source, built.spec, built.abstract_state.params, digest))
-    return state
+    return state if params is None else state._replace(params=params)
 
 
 def writer_of(built: Built, start: Start, provenance: Provenance | None, times: TimeLedger) -> MetricWriter:
@@ -95,7 +117,8 @@ def writer_of(built: Built, start: Start, provenance: Provenance | None, times: 
     with times.spent(Category.WRITERS):
         writer = make_writer(
             tuple(config.writers),
-            save_dir=config.save_dir,
+            save_dir=config.directory,
+            called=config.save_dir,
             total_steps=built.total_steps,
             start_step=start.step,
             config_text=config.describe_config(),
@@ -119,7 +142,7 @@ def _last_good_checkpoint_named(config: TrainConfig, checkpoints: Checkpoints) -
         raise Diverged(
             f"{error} (`python -m gpt_pretrain.inspect {config.save_dir} --step {error.step}` shows its documents). "
             "Stopped; nothing was saved after it. Last good checkpoint: "
-            + ("none was saved yet" if last is None else str(checkpoints.directory / str(last)))
+            + ("none was saved yet" if last is None else checkpoints.name_of(last))
             + ". Lower optimizer.lr or raise optimizer.warmup_steps and start again; or begin a new run from that "
             "checkpoint: another --save_dir, --from_pretrained, another data.seed.",
             error.step,

@@ -2,10 +2,14 @@
 
 import logging
 
+import jax
+
+from gpt_pretrain.data.fetching import FetchAhead
 from gpt_pretrain.train.actions.action import Action
 from gpt_pretrain.train.actions.checkpointing import SaveCheckpoints
 from gpt_pretrain.train.actions.evaluation import Evaluate
 from gpt_pretrain.train.actions.log_metrics import LogMetrics
+from gpt_pretrain.train.actions.network import CompareNetwork
 from gpt_pretrain.train.actions.profile import Profile
 from gpt_pretrain.train.actions.samples import PrintSample
 from gpt_pretrain.train.actions.statistics import WriteStatistics
@@ -30,6 +34,7 @@ def actions_of(
     held: HeldDirectory,
     times: TimeLedger,
     stop: StopSignal,
+    fetching: FetchAhead | None = None,
 ) -> list[Action]:
     """The actions that the configuration asks for, in the order in which they are called."""
     config, data = built.config, built.data
@@ -37,9 +42,11 @@ def actions_of(
     if config.statistics_interval:
         actions.append(WriteStatistics(built, writer))
     if config.profile_step:
-        actions.append(Profile(config.profile_step, config.save_dir))
+        actions.append(Profile(config.profile_step, config.directory))
     if any(each.unverified for each in data.datasets.values()):
         actions.append(VerifyShards(built, start, checkpoints))
+    if fetching and fetching.sources and jax.process_index() == 0:
+        actions.append(CompareNetwork(start, fetching, times))
     # Saved before it is evaluated: an evaluation that fails costs no checkpoint.
     actions.append(SaveCheckpoints(built, start, checkpoints, writer, held, times))
     if validation := data.sources("val"):

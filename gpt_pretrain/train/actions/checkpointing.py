@@ -71,7 +71,7 @@ class SaveCheckpoints(Action):
         try:
             self._writer.flush()  # curves up to a checkpoint are as safe as the checkpoint
             if jax.process_index() == 0:
-                write_ledger(self._built.config.save_dir, ledger)
+                write_ledger(self._built.config.directory, ledger)
             self._checkpoints.save(now.state, self._metadata(step))
             self._is_saving = True
         except Exception as error:
@@ -133,7 +133,7 @@ class SaveCheckpoints(Action):
 
     def _newest(self) -> str:
         step = self._checkpoints.latest_step
-        return "the start (nothing was saved yet)" if step is None else str(self._checkpoints.directory / str(step))
+        return "the start (nothing was saved yet)" if step is None else self._checkpoints.name_of(step)
 
     def _free(self) -> str:
         try:

@@ -36,9 +36,9 @@ class Evaluate(Action):
         self.due = Schedule(config.eval_interval, also=(built.total_steps,))
         self._eval_step, self._placement = built.eval_step, built.placement
         self._sources, self._seq_len = sources, config.data.seq_len
-        self._writer, self._save_dir = writer, config.save_dir
+        self._writer, self._save_dir = writer, config.directory
         self._num_steps = built.total_steps
-        self._evaluated_step = _evaluated_step(config.save_dir)
+        self._evaluated_step = _evaluated_step(config.directory)
         self._last_step = 0
         # Processes may see a signal at different times: only one alone may leave half way.
         self._leave = stop if jax.process_count() == 1 else None

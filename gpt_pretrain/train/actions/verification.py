@@ -32,7 +32,7 @@ class VerifyShards(Action):
         suspects = suspects_of(built.data.datasets, start.plan, start.step)
         rank, count = _among_processes_of_this_host()
         self._plan, self._checkpoints = start.plan, checkpoints
-        self._verification = Verification(suspects[rank::count], built.config.save_dir, number=jax.process_index())
+        self._verification = Verification(suspects[rank::count], built.config.directory, number=jax.process_index())
         self._is_said = self._verification.is_done
         self._verification.start()
         if not self._is_said:
@@ -79,11 +79,14 @@ class VerifyShards(Action):
         good, bad = [each for each in saved if each < steps[0]], [each for each in saved if each >= steps[0]]
         if not good:
             return f"{used} No checkpoint from before step {steps[0]} is left: begin anew, with another --save_dir."
-        newest = self._checkpoints.directory / str(good[-1])
+        newest = self._checkpoints.name_of(good[-1])
         if not bad:
             return f"{used} {newest} is from before: the same command resumes from there."
-        folders = " ".join(shlex.quote(str(self._checkpoints.directory / str(each))) for each in bad)
-        return f"{used} {newest} is from before: remove the later ones (rm -r {folders}), and the same command resumes."
+        folders = [shlex.quote(self._checkpoints.name_of(each)) for each in bad]
+        how = "; ".join(f"aws s3 rm --recursive {each}" for each in folders)
+        if not newest.startswith("s3://"):
+            how = f"{'gcloud storage ' * newest.startswith(('gs://', 'gcs://'))}rm -r {' '.join(folders)}"
+        return f"{used} {newest} is from before: remove the later ones ({how}), and the same command resumes."
 
 
 def _among_processes_of_this_host() -> tuple[int, int]:

@@ -23,6 +23,7 @@ def make_writer(
     names: Sequence[str] = KNOWN_WRITERS,
     *,
     save_dir: str | os.PathLike[str],
+    called: str | None = None,
     total_steps: int,
     start_step: int = 0,
     config_text: str = "",
@@ -39,6 +40,7 @@ def make_writer(
     Args:
       names: any of `KNOWN_WRITERS`.
       save_dir: directory of the run; curves go to `save_dir/tensorboard` and `save_dir/wandb`.
+      called: the directory, as the user knows it.
       total_steps: where training will end, for the console's percentages.
       start_step: step that the run resumes from; TensorBoard hides what was logged after it.
       config_text: operative gin config, kept with the curves.
@@ -55,7 +57,7 @@ def make_writer(
     tensorboard_dir = pathlib.Path(save_dir, "tensorboard")
     writers: list[MetricWriter] = []
     if "console" in names:
-        places = {"tensorboard": f"TensorBoard in {tensorboard_dir}", "wandb": "W&B"}
+        places = {"tensorboard": f"TensorBoard in {called or save_dir}/tensorboard", "wandb": "W&B"}
         details = " and ".join(place for name, place in places.items() if name in names)
         writers.append(_log_failures(ConsoleWriter(total_steps, details=details)))
     if "tensorboard" in names:

@@ -1,0 +1,320 @@
+"""One holder at a time of a "directory" in a bucket.
+
+    <directory>/.lease    JSON: who holds it, and how often it was renewed
+
+It is written under the precondition that nobody else wrote it meanwhile, so of several contenders one gets it, and
+renewed every quarter of `ttl`. A contender that sees no renewal for `ttl` by its own clock takes it over: the clocks of
+two machines are never compared. A holder that was a process of this very machine and is dead is not waited for. A
+holder that could not renew in time finds out before it commits what it writes: see `Lease.check`.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from data_prep.store import buckets
+from data_prep.store.bucket_errors import BucketError, Changed
+from data_prep.store.secrets import public_name
+from data_prep.store.typed import Count, typed
+
+log = logging.getLogger(__name__)
+
+FILE_NAME = ".lease"
+VERSION = 1
+TTL = "GPT_PRETRAIN_LEASE_SECS"
+DEFAULT_TTL_SECS = 60.0
+MOST_TTL_SECS = 3600.0
+LOOKS = 20  # within a ttl
+RELEASE_SECS = 5.0  # of a process that may have to end soon
+
+
+class InUse(BucketError):
+    """Somebody else holds the directory."""
+
+
+class LeaseLost(BucketError):
+    """The directory is not ours any more: what is written there now would mix with what another one writes."""
+
+
+def ttl_secs() -> float:
+    """After how long without a renewal a holder counts as gone."""
+    text = os.environ.get(TTL, "")
+    try:
+        secs = float(text or DEFAULT_TTL_SECS)
+        if not 0 < secs <= MOST_TTL_SECS:
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"{TTL}={text!r}; expected a number of seconds above 0, at most {MOST_TTL_SECS:g}") from None
+    return secs
+
+
+@dataclasses.dataclass(frozen=True)
+class Holder:
+    """What a lease says.
+
+    Attributes:
+      token: of this holding; nobody else's is the same.
+      num_renewals: so far. Makes each renewal another content: S3 gives equal contents equal versions.
+      ttl_secs: what the holder goes by.
+      host, pid, since: for people.
+      machine: boot and PID namespace: where a pid means the same process; "" where that cannot be known.
+      process_began: in clock ticks since the boot: a pid comes again.
+    """
+
+    token: str
+    num_renewals: Count
+    ttl_secs: float
+    host: str
+    pid: Count
+    since: str
+    machine: str
+    process_began: Count
+
+    @classmethod
+    def this_process(cls, ttl_secs: float) -> "Holder":
+        pid, now = os.getpid(), datetime.datetime.now(datetime.UTC)
+        since = f"{now:%Y-%m-%d %H:%M:%S} UTC"
+        return cls(
+            secrets.token_hex(16), 0, ttl_secs, socket.gethostname(), pid, since, _machine(), _process_began(pid) or 0
+        )
+
+    def to_bytes(self) -> bytes:
+        return json.dumps({"version": VERSION, **dataclasses.asdict(self)}, indent=1).encode()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "Holder | None":
+        """None for what no holder has written: nobody renews it, so it does not count for long."""
+        try:
+            fields = json.loads(content)
+            if not isinstance(fields, dict) or fields.pop("version", None) != VERSION:
+                return None
+            holder = typed(cls, fields, "")
+        except (ValueError, RecursionError):
+            return None
+        return holder if 0 < holder.ttl_secs <= MOST_TTL_SECS else None
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it is certain that its process has ended: only for one of this machine."""
+        if not self.machine or self.machine != _machine() or self.host != socket.gethostname():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except (OSError, OverflowError):
+            return False
+        began = _process_began(self.pid)
+        return began is not None and began != self.process_began
+
+    def __str__(self) -> str:
+        host, since = (_one_line(text) for text in (self.host, self.since))
+        return f"process {self.pid} of {host}, since {since}"
+
+
+def _one_line(text: str) -> str:
+    return "".join(char for char in text if char.isprintable())[:60]
+
+
+def _machine() -> str:
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _process_began(pid: int) -> int | None:
+    """None where that cannot be seen; 0 for a process that has ended and waits for its parent."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return 0 if fields[0] in "ZX" else int(fields[19])
+
+
+def _clock() -> float:
+    """Seconds, which pass also while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Lease:
+    """A directory that this process holds; `hold` makes it. Any thread may call everything."""
+
+    def __init__(self, directory: str, holder: Holder, version: str, renewed: float):
+        self.directory = public_name(directory)
+        self._url = buckets.join(directory, FILE_NAME)
+        self._holder, self._version, self._renewed = holder, version, renewed
+        self._lost = ""
+        self._lock, self._ends = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._keep, daemon=True, name="lease")
+        self._thread.start()
+
+    @property
+    def num_renewals(self) -> int:
+        return self._holder.num_renewals
+
+    def check(self) -> None:
+        """Call it before what is written becomes what counts: after it, nobody else gets the directory for `ttl / 2`.
+
+        Raises:
+          LeaseLost: somebody else has the directory, or had it.
+          BucketError: that cannot be found out now.
+        """
+        self.check_known()
+        if _clock() - self._renewed > self._holder.ttl_secs / 2:
+            self._renew(unless_since=self._holder.ttl_secs / 2)
+
+    def check_known(self) -> None:
+        """The same as far as this process knows it: asks nobody, and never waits."""
+        if self._lost:
+            raise LeaseLost(self._lost)
+
+    def _keep(self) -> None:
+        pause_secs, is_failing = self._holder.ttl_secs / 4, False
+        while not self._ends.wait(pause_secs):
+            try:
+                self._renew()
+            except LeaseLost:
+                return  # `check` says it
+            except BucketError as error:
+                if not is_failing:
+                    log.warning("The hold on %s cannot be renewed: %s. It is tried on.", self.directory, error)
+                is_failing = True
+            else:
+                if is_failing:
+                    log.warning("The hold on %s is renewed again; nobody else had it.", self.directory)
+                is_failing = False
+
+    def _renew(self, unless_since: float = 0.0) -> None:
+        with self._lock:
+            self.check_known()
+            if _clock() - self._renewed <= unless_since:  # another thread did it while this one waited
+                return
+            for _ in range(3):
+                now = _clock()  # before the request: afterwards it may have been there for long
+                # Counts also where the answer gets lost: the same content must not come twice.
+                self._holder = dataclasses.replace(self._holder, num_renewals=self._holder.num_renewals + 1)
+                try:
+                    written = buckets.write(self._url, self._holder.to_bytes(), if_version=self._version)
+                except Changed:
+                    self._version = self._ours()
+                else:
+                    self._version, self._renewed = written.version, now
+                    return
+            raise BucketError(f"{self._url}: is changed faster than it can be renewed")
+
+    def _ours(self) -> str:
+        """The version, if the lease there is one of this holding: a renewal that succeeded and seemed to fail.
+
+        Raises LeaseLost otherwise.
+        """
+        found = buckets.stat(self._url)
+        holder = None
+        if found is not None:
+            with contextlib.suppress(BucketError):
+                holder = Holder.from_bytes(buckets.read(self._url))
+        if found is not None and holder is not None and holder.token == self._holder.token:
+            return found.version
+        whose = f"is now held by {holder}" if holder else "was removed, or its .lease was"
+        self._lost = (
+            f"{self.directory}: {whose}, as this process ({self._holder}) did not renew its hold in time. Stopped; "
+            "nothing more is written there."
+        )
+        raise LeaseLost(self._lost)
+
+    def release(self) -> None:
+        """Lets others in at once; where that fails or takes long, they get in when `ttl` is over."""
+        self._ends.set()
+        releasing = threading.Thread(target=self._release, daemon=True, name="lease-release")
+        releasing.start()
+        releasing.join(RELEASE_SECS)
+        if releasing.is_alive():
+            secs = self._holder.ttl_secs
+            log.warning("%s does not answer: the next one there waits for %g s.", self.directory, secs)
+
+    def _release(self) -> None:
+        self._thread.join()
+        if self._lost:
+            return
+        try:
+            with contextlib.suppress(Changed):
+                buckets.remove(self._url, if_version=self._version)
+                return
+            with contextlib.suppress(LeaseLost):
+                buckets.remove(self._url, if_version=self._ours())
+        except BucketError as error:
+            log.warning("%s; the next one there waits for %g s.", error, self._holder.ttl_secs)
+
+
+@contextlib.contextmanager
+def hold(directory: str, *, what: str = "run", say: Callable[[str], None] = log.warning) -> Iterator[Lease]:
+    """Keeps all others out of a "directory" in a bucket for the block.
+
+        with hold("gs://b/run") as lease:
+            ...
+            lease.check()
+            buckets.write("gs://b/run/done.json", ...)
+
+    Args:
+      what: the other holder would be.
+      say: is told, at most once, how long it is waited.
+
+    Raises:
+      InUse: somebody holds it who is alive.
+      BucketError: the bucket cannot be used.
+    """
+    lease = _take(directory, what, say)
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def _take(directory: str, what: str, say: Callable[[str], None]) -> Lease:
+    url, name = buckets.join(directory, FILE_NAME), public_name(directory)
+    us = Holder.this_process(ttl_secs())
+    watched, since = "", 0.0  # the version that is to be renewed if its holder is alive, and since when
+    theirs, secs = None, us.ttl_secs
+    while True:
+        found = buckets.stat(url)
+        looked = _clock()  # the version is at least that old
+        is_free = found is None
+        if found is not None:
+            if found.version != watched:
+                theirs = _read(url)
+                secs = max(us.ttl_secs, theirs.ttl_secs if theirs else 0.0)
+            is_free = (theirs is not None and theirs.is_dead) or (found.version == watched and looked - since >= secs)
+            if watched and found.version != watched and not is_free:
+                raise InUse(
+                    f"{name}: another {what} is using it ({theirs or 'an unknown one'}). Wait for its end, or choose "
+                    "another directory."
+                )
+        if is_free:
+            now = _clock()
+            with contextlib.suppress(Changed):  # somebody was faster; or the last renewal of a dead process came late
+                written = buckets.write(url, us.to_bytes(), if_version=found.version if found else "absent")
+                return Lease(directory, us, written.version, now)
+            continue
+        if not watched and found is not None:
+            watched, since = found.version, looked
+            say(f"{name} is held by {theirs or 'somebody'}: waiting for at most {secs:g} s to see whether it is alive.")
+        time.sleep(min(secs / LOOKS, max(0.0, since + secs - _clock())))
+
+
+def _read(url: str) -> Holder | None:
+    """None: no lease that somebody could renew, or none at all any more."""
+    try:
+        return Holder.from_bytes(buckets.read(url, 0, 1 << 16))
+    except BucketError:
+        if buckets.stat(url) is None:  # released meanwhile
+            return None
+        raise
