@@ -23,6 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_prep.store.buckets import is_bucket
+from data_prep.store.dataset_files import whereabouts
 from data_prep.store.datasets import TokenDataset, Verify
 from gpt_pretrain import checks
 from gpt_pretrain.data import run as run_lib
@@ -31,7 +33,7 @@ from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.data.ranks import Batch, Example, Rank, RankBatches, RankExamples
 from gpt_pretrain.data.record import AddUp, Record
 from gpt_pretrain.data.stages import batch_sizes_of
-from gpt_pretrain.data.stream_data import Place, StreamData
+from gpt_pretrain.data.stream_data import DatasetPlace, StreamData
 from gpt_pretrain.history.opened_run import OpenedRun
 
 if TYPE_CHECKING:
@@ -109,8 +111,9 @@ class Order:
         for stage in self.plan.stages:
             for stream in stage.streams:
                 if place := self._data.places.get(stream.fingerprint):
-                    directories |= dict.fromkeys((stream.name, stream.fingerprint), os.path.abspath(place.directory))
+                    directories |= dict.fromkeys((stream.name, stream.fingerprint), whereabouts(place.directory))
         step = self._step(step)
+        save_dir = checks.path("save_dir", save_dir)
         return Record(save_dir, self.plan, directories, self.num_steps, step=step, rank=there, add_up=add_up)
 
     def continued(self, step: int, wanted: "Order") -> "Order":
@@ -161,10 +164,10 @@ def open_order(
     Raises ValueError, in a line, for what cannot be: no such dataset or run, a damaged one, a setting out of range, a
     plan of other data.
     """
-    source = None if source is None else checks.path("source", source)
+    source = None if source is None else checks.place("source", source)
     if num_steps is not None:
         num_steps = checks.whole_number("num_steps", num_steps, least=1, most=checks.MOST_ROWS)
-    if source is not None and Path(source, run_lib.FILE_NAME).exists():
+    if source is not None and _is_run(source, batch_size):
         given = [*settings, *(["batch_size"] if batch_size is not None else [])]
         if given:
             raise ValueError(
@@ -184,6 +187,12 @@ def open_order(
     return _order_of_dataset(source, batch_sizes_of("batch_size", batch_size), num_steps, settings)
 
 
+def _is_run(source: str, batch_size: object) -> bool:
+    if is_bucket(source):  # nothing is asked of the bucket to find that out
+        return batch_size is None
+    return Path(source, run_lib.FILE_NAME).exists()
+
+
 def _order_of_dataset(
     source: str | None, batch_sizes: tuple[tuple[int, int], ...], num_steps: int, settings: dict[str, Any]
 ) -> Order:
@@ -200,7 +209,10 @@ def _order_of_dataset(
     plan = Plan.from_json(plan.to_json())
     plan.check_epochs(num_steps, run_lib.MAX_EPOCHS)
     config.check_epochs(plan, num_steps)
-    places = {each.fingerprint: Place(each.directory, config.format) for each in datasets.values()}
+    places = {
+        each.fingerprint: DatasetPlace(each.directory, config.format, config.cache_dir, config.cache_bytes)
+        for each in datasets.values()
+    }
     return Order(plan, num_steps, StreamData(places, verify="size"))
 
 
@@ -209,7 +221,7 @@ def _order_of_run(save_dir: str, num_steps: int | None, data_dirs: Sequence[str]
     places, missing = {}, {}
     for stream in run.streams():
         try:
-            places[stream.fingerprint] = Place(run.directory(stream))
+            places[stream.fingerprint] = DatasetPlace(run.directory(stream))
         except ValueError as error:  # of one that the run had once, it matters when its batches are asked for
             missing[stream.fingerprint] = str(error)
     order = Order(run.plan, num_steps or run.data.num_steps, StreamData(places, missing, verify))

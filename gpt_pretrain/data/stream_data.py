@@ -6,16 +6,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from data_prep.store.block_cache import BlockCache
+from data_prep.store.buckets import is_bucket
 from data_prep.store.datasets import Format, TokenDataset, Verify, open_dataset
 from data_prep.store.documents import Document, DocumentTables
 from gpt_pretrain.data.stages import Stage, Stream
 
 
-class Place(NamedTuple):
-    """Where a dataset is, and which of its formats is read."""
+class DatasetPlace(NamedTuple):
+    """Where a dataset is and which of its formats is read; of one in a bucket, the cache (see `DataConfig`)."""
 
     directory: str
     format: Format = "auto"
+    cache_dir: str | None = None
+    cache_bytes: int | None = None
+
+    def open(self, verify: Verify) -> TokenDataset:
+        """ValueError where it is not there or damaged."""
+        cache = BlockCache(self.cache_dir, self.cache_bytes) if is_bucket(self.directory) else None
+        return open_dataset(self.directory, format=self.format, verify=verify, cache=cache)
 
 
 class StreamData:
@@ -30,7 +39,9 @@ class StreamData:
       verify: see `open_dataset`; by the first process only.
     """
 
-    def __init__(self, places: Mapping[str, Place], missing: Mapping[str, str] | None = None, verify: Verify = "auto"):
+    def __init__(
+        self, places: Mapping[str, DatasetPlace], missing: Mapping[str, str] | None = None, verify: Verify = "auto"
+    ):
         self.places, self._missing = dict(places), dict(missing or {})
         self._verify: Verify = verify
         self._become_this_process()
@@ -86,11 +97,10 @@ class StreamData:
     def _open(self, stream: Stream) -> TokenDataset:
         if stream.fingerprint not in self.places:
             raise ValueError(self._missing[stream.fingerprint])
-        directory, format = self.places[stream.fingerprint]
-        dataset = open_dataset(directory, format=format, verify=self._verify)
+        dataset = self.places[stream.fingerprint].open(self._verify)
         if dataset.fingerprint != stream.fingerprint:
             raise ValueError(
-                f"{directory}: has the fingerprint {dataset.fingerprint:.16}, the plan is of a dataset with "
+                f"{dataset.directory}: has the fingerprint {dataset.fingerprint:.16}, the plan is of a dataset with "
                 f"{stream.fingerprint:.16}. Say where that one is: data_dirs."
             )
         return dataset
