@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.inspected_run import prepare, simple_plan, stream, write_run
 from support.other_trainers import program
+from support.streamed import upload
 
 from data_prep.store import manifest, token_bin
 from gpt_pretrain import inspect, order_api, replay
@@ -290,6 +291,18 @@ def test_workers_that_are_forked_or_get_a_pickle_open_the_files_themselves(cats,
     assert_same(pickle.loads(pickle.dumps(order.batches(1, 2)))[3], expected)
     there = order.examples(with_documents=True)
     assert pickle.loads(pickle.dumps(there))[5].documents == there[5].documents
+
+
+def test_a_dataset_in_a_bucket_gives_the_same_and_is_recorded_by_its_url(words_dataset, bucket, tmp_path):
+    url = upload(words_dataset, f"{bucket}/words")
+    settings = {"seq_len": 32, "batch_size": 8, "num_steps": 10}
+    order = open_order(url, cache_dir=str(tmp_path / "cache"), **settings)
+    recorded(order, tmp_path / "out")
+    expected = [batch.digest for batch in open_order(words_dataset, **settings).read()]
+    assert Ledger.read(tmp_path / "out").digests.tolist() == expected
+    assert set(open_run(tmp_path / "out").directories.values()) == {url}
+    assert (tmp_path / "cache").is_dir() and pickle.loads(pickle.dumps(order)).batches()[3].digest == expected[3]
+    assert f"save_dir: {bucket}/out is a URL" in one_line(order.record, f"{bucket}/out")
 
 
 def test_nothing_of_it_needs_jax(run, tmp_path):
