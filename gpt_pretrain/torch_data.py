@@ -24,7 +24,7 @@ from torch.utils.data import (  # pyright: ignore[reportMissingImports]
 )
 
 from gpt_pretrain import checks
-from gpt_pretrain.order_api import Order, Record
+from gpt_pretrain.order_api import Batch, Example, Order, Record
 
 
 class OrderedBatches(IterableDataset):
@@ -57,7 +57,7 @@ class OrderedBatches(IterableDataset):
             )
         for batch in self._order.read(self.step, rank=self._rank, world_size=self._world_size):
             self.step = batch.step_index + 1
-            yield default_convert(batch)
+            yield _as_tensors(batch)
 
     def state_dict(self) -> dict[str, int]:
         """All that a checkpoint needs of the data."""
@@ -95,7 +95,15 @@ class RandomAccess(Dataset):
     def __getitem__(self, index: int) -> Any:
         if not 0 <= index < len(self):  # Grain would begin again
             raise IndexError(f"element {index} of {len(self)}")
-        return default_convert(self._elements[int(index)])
+        return _as_tensors(self._elements[int(index)])
+
+
+def _as_tensors(element: Any) -> Any:
+    """Tensors that share the arrays' memory."""
+    if not isinstance(element, Batch | Example):  # what `.map` made of them
+        return default_convert(element)
+    # Field by field: `default_convert` looks at each number, a tenth of the time that a batch takes.
+    return type(element)(*(torch.from_numpy(each) if isinstance(each, np.ndarray) else each for each in element))
 
 
 def add_up_digests(partial: np.ndarray) -> np.ndarray:
