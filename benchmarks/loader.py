@@ -1,17 +1,20 @@
 """Speed of the loader alone, against plain gathers from the same files, on one core.
 
     python benchmarks/loader.py --data_dir data/sample [--seq_len 1024 --batch_size 64 --batches 300]
+    python benchmarks/loader.py --data_dir data/sample --others
     python benchmarks/loader.py --cold [--cold_gb 2]
 
 Contenders take turns (A B C ... A B C ...), medians of seven turns, in million tokens per second. "Loader" is what the
 trainer iterates: the plan's order, tokens and digests, through Grain, from the page cache. The plain contenders read
 the first shard alone, so the ratios to them are fair for a dataset of one shard only. Then: how long it takes from
 nothing to the first batch, near and far into a run, and what memory the order needs. `--cold` makes a file, drops it
-from the page cache before each turn, and counts what is read from the disk. The last line is JSON.
+from the page cache before each turn, and counts what is read from the disk. `--others` compares with the loader what
+trainers of other people iterate (docs/other-trainers.md); PyTorch's way where that is installed. The last line is JSON.
 """
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import mmap
 import os
@@ -36,6 +39,7 @@ from gpt_pretrain.data.batches import Batches
 from gpt_pretrain.data.order import SHUFFLES, Shuffle
 from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.data.stages import Stage, Stream
+from gpt_pretrain.order_api import open_order
 
 NUM_TURNS = 7
 MIXTURE = {"a": 500, "b": 300, "c": 200}  # of each 1,000 examples
@@ -165,6 +169,38 @@ def speeds(args) -> dict[str, dict[str, float]]:
     return out
 
 
+def others(args) -> dict[str, dict[str, float]]:
+    """The ways of `order_api` and `torch_data`, against the trainer's loader on the same batches."""
+    steps = args.batches
+    order = open_order(
+        args.data_dir, format="bin", seq_len=args.seq_len, batch_size=args.batch_size, num_steps=steps, verify="size"
+    )
+    source = open_dataset(args.data_dir, format="bin", verify="size").splits["train"]
+    contenders: dict[str, Callable[[], Iterable]] = {
+        "loader": lambda: loader_of(source, args),
+        "order.read": order.read,
+        "order.batches, one by one": lambda: map(order.batches().__getitem__, range(steps)),
+        "order.batches through Grain": lambda: order.batches().to_iter_dataset(
+            grain.ReadOptions(num_threads=1, prefetch_buffer_size=16)
+        ),
+    }
+    if importlib.util.find_spec("torch"):
+        from gpt_pretrain.torch_data import OrderedBatches
+
+        contenders["OrderedBatches"] = lambda: OrderedBatches(order)
+    contenders["order.examples, one by one"] = lambda: map(order.examples().__getitem__, range(steps * args.batch_size))
+    seconds = in_turns(contenders, {})
+    seconds["order.examples, one by one"] *= args.batch_size
+    out = {}
+    for name, each in seconds.items():
+        out[name] = {
+            "M tokens/s": round(args.batch_size * args.seq_len / each / 1e6, 1),
+            "of the loader": round(seconds["loader"] / each, 2),
+        }
+        print(f"{name:34} {out[name]['M tokens/s']:8.1f} M tokens/s {out[name]['of the loader']:8.2f} of the loader")
+    return out
+
+
 def resume(args) -> dict[str, float]:
     """Milliseconds from nothing to the first batch; the dataset's sizes are checked, its digests are not read."""
     out: dict[str, list[float]] = {}
@@ -290,6 +326,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batches", type=int, default=300)
     parser.add_argument("--block_windows", type=int, default=1024)
     parser.add_argument("--group_blocks", type=int, default=32)
+    parser.add_argument("--others", action="store_true", help="what other trainers iterate, against the loader")
     parser.add_argument("--cold", action="store_true", help="compare shuffles, from the disk")
     parser.add_argument("--cold_gb", type=float, default=2, help="of the file")
     parser.add_argument("--scratch_dir", help="where that file goes; a disk, not a tmpfs")
@@ -302,7 +339,7 @@ def main() -> int:
     if not args.cold and not args.data_dir:
         parser.error("--data_dir or --cold is needed")
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # one core
-    measured = (cold,) if args.cold else (speeds, resume, memory)
+    measured = (cold,) if args.cold else (others,) if args.others else (speeds, resume, memory)
     print(json.dumps({each.__name__: each(args) for each in measured}))
     return 0
 

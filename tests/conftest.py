@@ -18,6 +18,7 @@ from support.buckets import bucket, bucket_server, bucket_servers, impatient  # 
 from support.models import make_spec
 from support.prepared import byte_options, run, words, write_parquet
 from support.shared import made_once
+from support.training_runs import flags, train_here
 
 from gpt_pretrain.model.spec import ModelSpec
 
@@ -47,6 +48,16 @@ def prepare_tiny_dataset(directory):
         ]
     )
     assert not status
+
+
+@pytest.fixture(scope="session")
+def five_steps(tiny_dataset, tmp_path_factory) -> Path:
+    """The save_dir of a run of five steps, to be copied."""
+
+    def make(directory):
+        train_here(flags(tiny_dataset, directory / "run", num_steps=5))
+
+    return made_once(tmp_path_factory, "five_steps", make) / "run"
 
 
 @pytest.fixture

@@ -118,16 +118,6 @@ def test_the_ledger_is_what_the_plan_says_and_the_same_for_another_layout(tiny_d
     assert np.bincount(streams[:80]).tolist() == [60, 20]
 
 
-@pytest.fixture(scope="session")
-def five_steps(tiny_dataset, tmp_path_factory):
-    """The save_dir of a run of five steps, to be copied."""
-
-    def make(directory):
-        train_here(flags(tiny_dataset, directory / "run", num_steps=5))
-
-    return made_once(tmp_path_factory, "five_steps", make) / "run"
-
-
 def test_another_batch_size_is_a_new_stage_and_the_past_stays(five_steps, tiny_dataset, tmp_path):
     save_dir = shutil.copytree(five_steps, tmp_path / "run")
     past = Ledger.read(save_dir).digests.tolist()

@@ -87,8 +87,7 @@ class Batches:
         position = stage.position(step_index)
         streams, windows = self._examples(stage, step_index, rows)
         tokens = read_windows(self._sources, stage, streams.reshape(-1), windows.reshape(-1))
-        if tokens.max(initial=0) >= self._vocab_size:
-            raise self._bad_token(stage, streams.reshape(-1), windows.reshape(-1), tokens)
+        check_ids(stage, streams.reshape(-1), windows.reshape(-1), tokens, self._vocab_size)
         digest = digest_of_rows(tokens, (position + rows).reshape(-1), streams.reshape(-1), windows.reshape(-1))
         return HostBatch(
             step_index=step_index,
@@ -132,16 +131,20 @@ class Batches:
                 fetch(np.array(new) * tokens, tokens + 1)
         self._fetched = touched
 
-    def _bad_token(self, stage: Stage, streams, windows, tokens) -> ValueError:
-        row = int(np.flatnonzero((tokens >= self._vocab_size).any(1))[0])
-        window, name = int(windows[row]), stage.streams[int(streams[row])].name
-        first = window * stage.seq_len
-        return ValueError(
-            f"{name + ': ' if name else ''}window {window} (tokens {first} to {first + stage.seq_len} of the stream) "
-            f"holds token id {tokens[row].max()}, expected ids below {self._vocab_size}. The shard is damaged or was "
-            "made with another tokenizer. `python -m data_prep.check DIR` looks at all of a prepared dataset; of bare "
-            ".bin shards, `python -m data_prep.convert DIR OUT --tokenizer=...` makes one."
-        )
+
+def check_ids(stage: Stage, streams: np.ndarray, windows: np.ndarray, tokens: np.ndarray, vocab_size: int) -> None:
+    """ValueError that names the window, unless all ids of `tokens` (n, seq_len + 1) are below `vocab_size`."""
+    if tokens.max(initial=0) < vocab_size:
+        return
+    row = int(np.flatnonzero((tokens >= vocab_size).any(1))[0])
+    window, name = int(windows[row]), stage.streams[int(streams[row])].name
+    first = window * stage.seq_len
+    raise ValueError(
+        f"{name + ': ' if name else ''}window {window} (tokens {first} to {first + stage.seq_len} of the stream) "
+        f"holds token id {tokens[row].max()}, expected ids below {vocab_size}. The shard is damaged or was "
+        "made with another tokenizer. `python -m data_prep.check DIR` looks at all of a prepared dataset; of bare "
+        ".bin shards, `python -m data_prep.convert DIR OUT --tokenizer=...` makes one."
+    )
 
 
 def read_windows(sources: dict[str, TokenSource], stage: Stage, streams: np.ndarray, windows: np.ndarray) -> np.ndarray:

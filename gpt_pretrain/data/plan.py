@@ -113,7 +113,7 @@ class Plan:
             raise PlanError(
                 f"step {step_index + 1} lies before the plan's last change, at step {self.stages[-1].from_step + 1}"
             )
-        changes = _differences(last, wanted, step_index)
+        changes = differences(last, wanted, step_index)
         if not changes:
             return self
         kept = tuple(stage for stage in self.stages if stage.from_step < step_index)
@@ -182,8 +182,8 @@ def _order_of(stage: Stage) -> dict[str, Any]:
     return {name: getattr(stage, name) for name in names}
 
 
-def _differences(last: Stage, wanted: Stage, step_index: int) -> list[tuple[str, bool]]:
-    """(what differs from a step on, whether it cannot simply be continued)."""
+def differences(last: Stage, wanted: Stage, step_index: int) -> list[tuple[str, bool]]:
+    """(what of two stages differs from a step on, whether it cannot simply be continued)."""
     lines = []
     for name in _order_of(wanted):
         old, new = getattr(last, name), getattr(wanted, name)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_prep.store.typed import Count
+from gpt_pretrain import checks
 from gpt_pretrain.data.mixture import Mixture
 from gpt_pretrain.data.order import Shuffle, WindowOrder
 
@@ -283,6 +284,36 @@ class _Passage:
 
 def label_of(stream: Stream) -> str:
     return stream.name or "the dataset"
+
+
+def batch_sizes_of(name: str, given: object) -> tuple[tuple[int, int], ...]:
+    """A setting, a size or a schedule of them -> (updates made, size) pairs, the first from 0.
+
+    >>> batch_sizes_of("train.batch_size", 64), batch_sizes_of("train.batch_size", [(0, 64), (1000, 512)])
+    (((0, 64),), ((0, 64), (1000, 512)))
+
+    Raises ValueError where it is neither.
+    """
+    schedule: tuple[tuple[int, int], ...] = ()
+    try:
+        pairs = given if isinstance(given, Sequence) and not isinstance(given, str) else ((0, given),)
+        schedule = tuple(
+            (
+                checks.whole_number("updates made", first, least=0),
+                checks.whole_number("size", size, least=1, most=checks.MOST_ROWS),
+            )
+            for first, size in pairs
+        )
+        firsts = [first for first, _ in schedule]
+        good = firsts[0] == 0 and firsts == sorted(set(firsts))
+    except (TypeError, ValueError, IndexError):
+        good = False
+    if not good:
+        raise ValueError(
+            f"{name}: found {given!r}, expected a size, or ((0, size), (updates made, size), ...) with "
+            "ascending numbers of updates"
+        )
+    return schedule
 
 
 def sizes_in_words(batch_sizes: list[tuple[int, int]]) -> str:

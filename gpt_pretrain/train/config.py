@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from data_prep.store.buckets import is_bucket
 from gpt_pretrain import checks
 from gpt_pretrain.data.config import DataConfig
+from gpt_pretrain.data.stages import batch_sizes_of
 from gpt_pretrain.mirrors import folder_in_cache
 from gpt_pretrain.model.spec import Dtype, GPTConfig
 from gpt_pretrain.optim.optimizer import Optimizer
@@ -135,26 +136,7 @@ class TrainConfig:
     @property
     def batch_sizes(self) -> BatchSizes:
         """The schedule: (updates made, size) pairs, the first from 0. ValueError where `batch_size` is none."""
-        given, schedule = self.batch_size, ()
-        try:
-            pairs = given if isinstance(given, Sequence) and not isinstance(given, str) else ((0, given),)
-            schedule = tuple(
-                (
-                    checks.whole_number("updates made", first, least=0),
-                    checks.whole_number("size", size, least=1, most=checks.MOST_ROWS),
-                )
-                for first, size in pairs
-            )
-            firsts = [first for first, _ in schedule]
-            good = firsts[0] == 0 and firsts == sorted(set(firsts))
-        except (TypeError, ValueError, IndexError):
-            good = False
-        if not good:
-            raise ValueError(
-                f"train.batch_size: found {given!r}, expected a size, or ((0, size), (updates made, size), ...) with "
-                "ascending numbers of updates"
-            )
-        return schedule
+        return batch_sizes_of("train.batch_size", self.batch_size)
 
     @property
     def is_in_bucket(self) -> bool:
