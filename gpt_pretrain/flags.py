@@ -45,7 +45,11 @@ SHORTHANDS = [
     Shorthand("save_dir", "train.save_dir", str, "DIR", "where checkpoints and curves go"),
     Shorthand("save_interval", "train.save_interval", int, "INT", "steps between checkpoints (1000)"),
     Shorthand(
-        "from_pretrained", "train.from_pretrained", str, "DIR", "take the weights alone from that run or checkpoint"
+        "from_pretrained",
+        "train.from_pretrained",
+        str,
+        "SOURCE",
+        "take the weights alone from that run, checkpoint, folder of transformers, hf://ID, .safetensors or llm.c file",
     ),
 ]
 
