@@ -6,16 +6,20 @@ What transformers itself says is in `test_exchange_transformers.py` (`make test-
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import tokenizers
 from support import texts
+from support.hub_server import hub_of
 from support.models import VOCAB_SIZE, make_spec, make_test_mesh
 from support.shared import made_once
-from support.training_runs import BATCH_SIZE, SEQ_LEN, final_state, flags, train_here
+from support.training_runs import BATCH_SIZE, SEQ_LEN, environment, final_state, flags, train_here
 from support.weights import (
     COLUMNS,
     NUM_TIME,
@@ -38,7 +42,7 @@ from gpt_pretrain.model.sampling import sample
 from gpt_pretrain.parallel.partition import param_shardings
 from gpt_pretrain.train import checkpoints
 from gpt_pretrain.train.pretrained import weights_of
-from gpt_pretrain.train.weight_files import safetensors_file, tensors
+from gpt_pretrain.train.weight_files import hub, safetensors_file, tensors
 from gpt_pretrain.train.weight_files.names import TOKENS, shapes_of
 from gpt_pretrain.train.weight_files.opened import open_weights
 
@@ -402,6 +406,41 @@ def refused_anywhere(path) -> str:
     with pytest.raises(ValueError) as caught:
         open_weights(str(path))
     return str(caught.value)
+
+
+# The Hub
+
+
+def fetched(url, endpoint, cache) -> str:
+    """The folder that the real client gives, or the error: in a process of its own, as it reads the variables once."""
+    code = (
+        "import sys\nfrom gpt_pretrain.train.weight_files import hub\n"
+        "try: print(hub.folder_of(sys.argv[1]))\nexcept ValueError as error: print(error)"
+    )
+    env = environment() | {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return subprocess.run([sys.executable, "-c", code, url], env=env, text=True, capture_output=True).stdout.strip()
+
+
+def test_a_models_id_is_fetched_by_the_hubs_client_once_and_pickles_are_left_there(
+    folder, tmp_path, params, monkeypatch
+):
+    (folder / "pytorch_model.bin").write_bytes(b"PK")
+    with hub_of({"somebody/gpt2": folder}, {"gpt2": "somebody/gpt2"}) as (endpoint, sent):
+        here = fetched("hf://gpt2", endpoint, tmp_path)
+        assert sorted(sent) == ["config.json", "model.safetensors"]
+        missing = fetched("hf://somebody/nothing", endpoint, tmp_path)
+        assert "hf://somebody/nothing: cannot be downloaded (RepositoryNotFoundError" in missing
+        assert "\n" not in missing and "hf download somebody/nothing" in missing
+    assert fetched("hf://gpt2", endpoint, tmp_path) == here and len(sent) == 2  # no server any more
+    monkeypatch.setattr(hub, "folder_of", {"hf://gpt2": Path(here)}.__getitem__)
+    assert_same_params(imported("hf://gpt2", params), params, num_rows=VOCAB_SIZE)
+
+
+@pytest.mark.parametrize("url", ["hf://", "hf://a/b/c", "hf://gpt2@", "hf://gpt 2", "hf://datasets/a/b"])
+def test_what_is_no_models_id_is_refused_at_once(url):
+    with pytest.raises(ValueError, match=r"^train\.from_pretrained: found .*, expected a model's id, as in hf://gpt2"):
+        hub.check_url("train.from_pretrained", url)
+    assert hub.check_url("x", "hf://openai-community/gpt2@main") == "hf://openai-community/gpt2@main"
 
 
 # Tokenizers
