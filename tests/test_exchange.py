@@ -18,8 +18,9 @@ import tokenizers
 from support import texts
 from support.hub_server import hub_of
 from support.models import VOCAB_SIZE, make_spec, make_test_mesh
+from support.runs import build_anew, run_config
 from support.shared import made_once
-from support.training_runs import BATCH_SIZE, SEQ_LEN, environment, final_state, flags, train_here
+from support.training_runs import environment
 from support.weights import (
     COLUMNS,
     NUM_TIME,
@@ -42,6 +43,8 @@ from gpt_pretrain.model.sampling import sample
 from gpt_pretrain.parallel.partition import param_shardings
 from gpt_pretrain.train import checkpoints
 from gpt_pretrain.train.pretrained import weights_of
+from gpt_pretrain.train.record import write_record
+from gpt_pretrain.train.train import state_of
 from gpt_pretrain.train.weight_files import hub, safetensors_file, tensors
 from gpt_pretrain.train.weight_files.names import TOKENS, shapes_of
 from gpt_pretrain.train.weight_files.opened import open_weights
@@ -198,25 +201,23 @@ def test_llmcs_file_is_what_its_source_says(exports, params):
     np.testing.assert_array_equal(there["lnfb"], params["ln_f"]["bias"])
 
 
-def test_a_run_starts_from_a_folder_and_its_card_says_what_it_saw(tiny_dataset, tmp_path):
-    spec = make_spec(SEQ_LEN, n_layer=1)
+def test_a_run_starts_from_a_folder_and_the_card_says_what_a_run_saw(tiny_dataset, tmp_path):
+    spec = make_spec(8, n_layer=1)
     save_checkpoint(tmp_path / "first", spec, params_of(spec), tokenizer_digest=DIGEST)
     assert export.main([str(tmp_path / "first"), str(tmp_path / "out"), "--to=hf"]) == 0
-    almost_nothing = {"model.n_layer": 1, "optimizer.lr": 1e-12, "optimizer.warmup_steps": 0}
-    run = flags(tiny_dataset, tmp_path / "run", num_steps=2, **almost_nothing)
-    output = train_here([*run, f"--from_pretrained={tmp_path / 'out'}"])
-    assert "257 rows of the token embedding. Its tokenizer is that of the data" in output
-    _, found = final_state(tmp_path / "run")
-    np.testing.assert_allclose(
-        found["['params']['layers']['0']['attention']['qkv']['kernel']"],
-        params_of(spec)["layers"][0]["attention"]["qkv"]["kernel"],
-        atol=1e-9,
-    )
-    assert export.main([str(tmp_path / "run"), str(tmp_path / "again"), "--to=hf"]) == 0
+    save_dir = tmp_path / "run"
+    config = run_config(tiny_dataset, save_dir, mesh=(1, 2), from_pretrained=str(tmp_path / "out"))
+    built, start = build_anew(config)
+    save_dir.mkdir()
+    write_record(built, start)
+    params = state_of(built, start, None, None).params
+    assert_same_params(params, params_of(spec), num_rows=VOCAB_SIZE)
+
+    save_checkpoint(save_dir, spec, params, step=5, plan=start.plan, tokenizer_digest=DIGEST)
+    assert export.main([str(save_dir), str(tmp_path / "again"), "--to=hf"]) == 0
     card = (tmp_path / "again" / "README.md").read_text()
-    assert f"| tokens seen | {2 * BATCH_SIZE * SEQ_LEN:,} |" in card and "made from `text.jsonl`" in card
-    fingerprint = json.loads((tmp_path / "run" / "provenance.json").read_text())["datasets"]["data"]["fingerprint"]
-    assert fingerprint in card and "| code | " in card and str(tmp_path) not in card
+    assert f"| tokens seen | {5 * 8 * 8:,} |" in card and "made from `text.jsonl`" in card
+    assert built.data.first.fingerprint in card and "| code | " in card and str(tmp_path) not in card
 
 
 # Nothing is half there, and never all in memory
