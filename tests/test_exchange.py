@@ -5,6 +5,7 @@ What transformers itself says is in `test_exchange_transformers.py` (`make test-
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from support.hub_server import hub_of
 from support.models import VOCAB_SIZE, make_spec, make_test_mesh
 from support.runs import build_anew, run_config
 from support.shared import made_once
-from support.training_runs import environment
+from support.training_runs import REPO, environment
 from support.weights import (
     COLUMNS,
     NUM_TIME,
@@ -35,6 +36,7 @@ from support.weights import (
     save_checkpoint,
 )
 
+from data_prep.store.datasets import open_dataset
 from data_prep.store.tokenizers import user_tokenizer
 from gpt_pretrain.export import __main__ as export
 from gpt_pretrain.export.checkpoint import Checkpoint
@@ -292,6 +294,31 @@ def test_a_tokenizer_of_ones_own_is_written_if_it_says_how(exports, tmp_path, mo
     monkeypatch.syspath_prepend(tmp_path)
     arguments = [str(exports / "run"), str(tmp_path / "out"), "--to=hf", "--tokenizer=somebodys:Bytes"]
     assert export.main(arguments) == 1 and "Give it a method to_tokenizer_json()" in capsys.readouterr().err
+
+
+# The page
+
+
+def blocks_of_the_page() -> list[str]:
+    text = (REPO / "docs" / "exchange.md").read_text()
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def test_plain_orbax_reads_a_checkpoint_as_the_page_says(exports, params):
+    code, there = blocks_of_the_page()[0], "/home/me/runs/gpt2_124m/checkpoints/19073"
+    assert there in code and len(code.strip().splitlines()) == 5
+    names = {}
+    exec(code.replace(there, str(exports / "run" / "checkpoints" / "3")), names)
+    kernel = names["params"]["layers"]["1"]["mlp"]["up"]["kernel"]
+    assert isinstance(kernel, np.ndarray) and np.array_equal(kernel, params["layers"][1]["mlp"]["up"]["kernel"])
+
+
+def test_the_last_record_of_a_split_is_what_the_page_says(tiny_dataset):
+    code, names = blocks_of_the_page()[1], {}
+    exec(code.replace("data/fineweb-10BT", tiny_dataset), names)
+    tokens, length = open_dataset(tiny_dataset).splits["train"], names["num_in_last"]
+    assert 0 < length < 64
+    assert names["last"].tolist() == tokens.read(np.array([tokens.num_tokens - length]), length)[0].tolist()
 
 
 # What is not taken
