@@ -282,6 +282,8 @@ def test_what_others_cannot_be_is_refused_with_the_reason(exports, tmp_path, cap
     assert "attention was kept within documents" in (tmp_path / "out" / "README.md").read_text()
     assert "support.slow_tokenizers" in said(exports / "run", tmp_path / "own", "--tokenizer=support.slow_tokenizers:X")
     assert "digest" in said(exports / "run", tmp_path / "own", "--tokenizer=gpt2")
+    unknown = save_checkpoint(tmp_path / "unknown", SPEC, params, tokenizer=None)
+    assert "tokenizer gpt2: has 50257 ids and ends texts by 50256, the model" in said(unknown, tmp_path / "own")
     assert "no good checkpoint found" in said(tmp_path, tmp_path / "own")
     assert not (tmp_path / "own").exists()
 
@@ -336,6 +338,14 @@ def test_missing_unexpected_and_misshapen_tensors_are_named(folder):
         assert f"\n  {line}" in words
 
 
+@pytest.mark.parametrize("shapes", [{}, {TOKENS: ()}, {"wpe.weight": (3,), "h.x.y": (1,), TOKENS: (2, 2, 2)}])
+def test_tensors_of_any_names_and_shapes_are_refused_in_words(folder, shapes):
+    for more in ({}, {"lm_head.weight": ()}):
+        header, placed = safetensors_file.make_header(shapes | more, "float32", {})
+        (folder / "model.safetensors").write_bytes(header + bytes(100))
+        refused(folder, "does not fit the model:\n  (missing: h.0.attn|lm_head.weight: differs)")
+
+
 @pytest.mark.parametrize(
     "change, line",
     [
@@ -360,7 +370,7 @@ def test_weights_of_another_shape_are_refused_by_the_setting(exports, change, li
     "name, value, words",
     [
         ("activation_function", "relu", "activation_function is 'relu', expected 'gelu_new'"),
-        ("n_inner", 100, "n_inner is 100, expected 4 . n_embd = 128"),
+        ("n_inner", 100, "n_inner is 100, expected 4 . n_embd, which is 32"),
         ("scale_attn_by_inverse_layer_idx", True, "scale_attn_by_inverse_layer_idx .* is True, expected False"),
         ("layer_norm_epsilon", 1e-6, "layer_norm_epsilon .* is 1e-06, expected 1e-05"),
         ("model_type", "llama", "model_type .* is 'llama', expected 'gpt2'"),

@@ -38,7 +38,7 @@ def model_card(checkpoint: Checkpoint, *, dtype: str, tokenizer: Tokenizer) -> s
         else "off",
         "seed of the weights": str(metadata.seed),
         "digest of the plan": markdown_code(digest_json(metadata.plan.to_json())),
-        "tokenizer": f"{markdown_code(tokenizer.name)}, digest {markdown_code(tokenizer.digest)}",
+        "tokenizer": f"{markdown_code(tokenizer.name.rpartition('/')[2])}, digest {markdown_code(tokenizer.digest)}",
         "weights here": f"{dtype}; trained in float32, computed in {spec.dtype}",
         **_code_and_devices(checkpoint),
     }

@@ -18,9 +18,15 @@ def write_folder(checkpoint: Checkpoint, out: Path, *, dtype: str, tokenizer: To
     Args:
       dtype: of the weights, "float32" or "bfloat16".
 
-    Raises ValueError for a tokenizer that has no tokenizer.json.
+    Raises ValueError for a tokenizer that has no tokenizer.json, or other ids than the model.
     """
     spec, metadata = checkpoint.spec, checkpoint.metadata
+    found, expected = (tokenizer.vocab_size, tokenizer.end_of_text), (spec.vocab_size, spec.end_of_text)
+    if found != expected:
+        raise ValueError(
+            f"tokenizer {tokenizer.name}: has {found[0]} ids and ends texts by {found[1]}, the model was trained on "
+            f"{expected[0]} and {expected[1]}. Name the one that made the data: --tokenizer=..."
+        )
     tokenizer_files = _tokenizer_files(tokenizer, spec.num_positions)
     shapes = shapes_of(spec) | {TOKENS: (spec.vocab_size, spec.n_embd)}
     facts = {"tokenizer_digest": tokenizer.digest, "run_id": metadata.run_id, "step": str(metadata.step)}

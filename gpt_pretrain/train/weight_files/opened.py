@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,13 +62,10 @@ class OpenedWeights:
 
     def _other_sizes(self, spec: ModelSpec) -> list[str]:
         """A line for each setting that differs."""
-        found = dict(self.sizes)
-        if TOKENS in self.files and len(shape := self.tensor(TOKENS).shape) == 2:
-            found["n_embd"] = shape[1]
-        if POSITIONS in self.files:
-            found["num_positions"] = self.tensor(POSITIONS).shape[0]
-        if layers := {int(name.split(".")[1]) for name in self.files if name.startswith("h.")}:
-            found["n_layer"] = max(layers) + 1
+        found, (tokens_rows, width), (num_positions, _) = dict(self.sizes), self._table(TOKENS), self._table(POSITIONS)
+        layers = [int(match[1]) for name in self.files if (match := re.match(r"h\.(\d{1,9})\.", name))]
+        shown = {"n_embd": width, "num_positions": num_positions, "n_layer": max(layers, default=-1) + 1}
+        found |= {name: value for name, value in shown.items() if value}
         settings = {"num_positions": "model.block_size (positions)"}
         lines = [
             f"  {settings.get(name, f'model.{name}')}: the file has {value!r:.80}, this run has {ours[name]}"
@@ -75,16 +73,19 @@ class OpenedWeights:
             for name, value in found.items()
             if value != ours[name]
         ]
-        if TOKENS in self.files:
-            rows = self.tensor(TOKENS).shape[0]
-            tokens = self.vocab_size or rows
-            if tokens < spec.vocab_size:
-                lines.append(f"  vocabulary: the file has {tokens} tokens, the data has {spec.vocab_size}")
-            if tokens > spec.padded_vocab_size:
-                lines.append(
-                    f"  model.vocab_size: the file has {tokens} tokens, this run has {spec.padded_vocab_size} rows"
-                )
+        tokens = self.vocab_size or tokens_rows
+        if 0 < tokens < spec.vocab_size:
+            lines.append(f"  vocabulary: the file has {tokens} tokens, the data has {spec.vocab_size}")
+        if tokens > spec.padded_vocab_size:
+            lines.append(
+                f"  model.vocab_size: the file has {tokens} tokens, this run has {spec.padded_vocab_size} rows"
+            )
         return lines
+
+    def _table(self, name: str) -> tuple[int, int]:
+        """Rows and columns of an embedding; zeros where it is missing or none."""
+        shape = self.tensor(name).shape if name in self.files else ()
+        return (shape[0], shape[1]) if len(shape) == 2 else (0, 0)
 
     def _other_tensors(self, spec: ModelSpec) -> list[str]:
         """What is missing, unexpected, or of another shape."""
@@ -178,7 +179,7 @@ def _of_safetensors(paths: list[Path], config_path: Path, where: str) -> OpenedW
 
 
 def _are_equal(head: TensorFile, tokens: TensorFile) -> bool:
-    if head.tensors[HEAD].shape != (shape := tokens.tensors[TOKENS].shape):
+    if head.tensors[HEAD].shape != (shape := tokens.tensors[TOKENS].shape) or not shape:
         return False
     pieces = [(slice(first, first + 4096),) for first in range(0, shape[0], 4096)]
     return all(np.array_equal(head.read(HEAD, piece), tokens.read(TOKENS, piece)) for piece in pieces)

@@ -55,6 +55,6 @@ def problems_with(config: Mapping[str, Any]) -> list[str]:
     if activation not in _TANH_GELUS:
         problems.append(f"  config.json: activation_function is {activation!r:.80}, expected {_TANH_GELUS[0]!r}")
     inner, width = config.get("n_inner"), config.get("n_embd", 768)
-    if inner is not None and inner != 4 * width:
-        problems.append(f"  config.json: n_inner is {inner!r:.80}, expected 4 * n_embd = {4 * width!r:.80}")
+    if inner is not None and not (isinstance(width, int) and inner == 4 * width):
+        problems.append(f"  config.json: n_inner is {inner!r:.80}, expected 4 * n_embd, which is {width!r:.80}")
     return problems
