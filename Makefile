@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: train test test-slow lint format clean
+EXCHANGE := .venv-exchange
+
+.PHONY: train test test-slow test-exchange lint format clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m data_prep.fineweb --input=sample --output_dir=data/sample
@@ -15,6 +17,10 @@ test: $(VENV)/.installed-test
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow
+
+# Against transformers and torch, which no other test may need: an environment of their own.
+test-exchange: $(EXCHANGE)/.installed
+	$(EXCHANGE)/bin/python -m pytest -m exchange tests/test_exchange_transformers.py tests/test_torch_data.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -37,5 +43,11 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP_INSTALL) -e '.[test]'
 	@touch $@
 
+$(EXCHANGE)/.installed: pyproject.toml setup.py constraints.txt
+	@echo "Installing torch and transformers into $(EXCHANGE) (once; 2 GB) ..."
+	$(PYTHON) -m venv $(EXCHANGE)
+	$(EXCHANGE)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,exchange]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .venv-aot *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-aot $(EXCHANGE) *.egg-info .pytest_cache .ruff_cache

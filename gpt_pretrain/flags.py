@@ -48,8 +48,9 @@ SHORTHANDS = [
         "from_pretrained",
         "train.from_pretrained",
         str,
-        "DIR",
-        "take the weights alone from that run or checkpoint; also gs://..., s3://...",
+        "SOURCE",
+        "take the weights alone from that run or checkpoint (also gs://, s3://), folder of transformers, hf://ID, "
+        ".safetensors or llm.c file",
     ),
 ]
 

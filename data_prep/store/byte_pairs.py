@@ -5,14 +5,15 @@ import re
 import tempfile
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from data_prep.store.files import digest_json
 from data_prep.store.locations import ASSETS
-from data_prep.store.ranks import format_ranks, parse_ranks, read_ranks
+from data_prep.store.ranks import format_ranks, merges_of, parse_ranks, read_ranks
 from data_prep.store.text import without_surrogates
+from data_prep.store.tokenizer_json import byte_level, byte_level_json
 
 if TYPE_CHECKING:
     import gigatoken
@@ -33,6 +34,15 @@ class Scheme(NamedTuple):
     gigatoken: str  # its name there
     num_ranks: int  # of the published encoding
     end_of_text: int  # of the published encoding
+
+    @property
+    def pre_tokenizer(self) -> dict[str, Any]:
+        """Of a tokenizer.json, whose expressions are Oniguruma's: `$` ends a line there, `{1,3}+` is not possessive."""
+        if self.gigatoken == "gpt2":
+            return byte_level(cuts=True)
+        pattern = re.sub(r"([+?*}])\+", r"\1", self.pattern).replace("$", r"\z")
+        split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        return {"type": "Sequence", "pretokenizers": [split, byte_level()]}
 
 
 SCHEMES = {
@@ -117,6 +127,18 @@ class BytePairTokenizer:
 
     def decode(self, ids: np.ndarray) -> str:
         return self._encoding.decode(list(map(int, ids)))
+
+    def to_tokenizer_json(self) -> dict[str, Any]:
+        """The fields of a tokenizer.json with the same ids; `<|endoftext|>` in a text is the special token there.
+
+        Raises ValueError where the ranks are not those of merges.
+        """
+        ranks = parse_ranks(self._content)
+        try:
+            merges = merges_of(ranks)
+        except ValueError as error:
+            raise ValueError(f"tokenizer {self.name}: cannot be written as tokenizer.json: {error}") from None
+        return byte_level_json(ranks, merges, self._scheme.pre_tokenizer, self.end_of_text)
 
     def open_gigatoken(self) -> "gigatoken.Tokenizer":
         """The same encoding in gigatoken, which reads ranks from a file only."""

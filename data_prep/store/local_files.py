@@ -1,6 +1,7 @@
 """Files of this machine that are either whole or absent, and their digests."""
 
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,37 @@ def whole_file(path: str | os.PathLike, *, durable: bool = True) -> Iterator[Pat
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def whole_directory(path: str | os.PathLike) -> Iterator[Path]:
+    """Gives a temporary directory beside `path`; when the block succeeds it appears as `path`, which is not there yet.
+
+    As for `whole_file`, a killed run leaves at most one stray directory, which the same work done again replaces.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    _remove(partial)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for file in sorted(partial.iterdir()):
+            with open(file, "rb+") as opened:
+                os.fsync(opened.fileno())
+        sync_directory(partial)
+        os.rename(partial, path)
+        sync_directory(path.parent)
+    except BaseException:
+        _remove(partial)
+        raise
+
+
+def _remove(path: Path) -> None:
+    """A directory and what is in it, or a link to one, if it is there."""
+    if path.is_symlink():
+        path.unlink()
+    elif path.is_dir():
+        shutil.rmtree(path)
 
 
 def sync_directory(directory: Path) -> None:

@@ -1,8 +1,9 @@
-"""Tokenizers of Hugging Face's: `tokenizer.json`."""
+"""Tokenizers of Hugging Face's: `tokenizer.json`, as it is read, and as it is written for tokenizers of ours."""
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -40,7 +41,8 @@ class HuggingFaceTokenizer:
                 + (", ".join(added) or "its added tokens, of which it has none")
             )
         self.end_of_text = int(added[candidates[0]]["id"])
-        kept = [token for token in fields["added_tokens"] if not token.get("special")]
+        self._added_tokens = fields["added_tokens"]
+        kept = [token for token in self._added_tokens if not token.get("special")]
         fields |= {"added_tokens": kept, "post_processor": None, "truncation": None}
         self._content = json.dumps(fields | {"padding": None})
         try:
@@ -60,8 +62,66 @@ class HuggingFaceTokenizer:
     def decode(self, ids: np.ndarray) -> str:
         return self._decoder.decode(list(map(int, ids)), skip_special_tokens=False)
 
+    def to_tokenizer_json(self) -> dict[str, Any]:
+        """The fields of a tokenizer.json with the ids of `encode`: no template adds any. Special tokens are found."""
+        return json.loads(self._content) | {"added_tokens": self._added_tokens}
+
     def open_gigatoken(self) -> "gigatoken.Tokenizer":
         """The same tokenizer in gigatoken. Raises where gigatoken does not know its kind."""
         import gigatoken
 
         return gigatoken.Tokenizer.from_json(self._content)
+
+
+def byte_level_json(
+    ranks: Mapping[bytes, int],
+    merges: Iterable[tuple[bytes, bytes]],
+    pre_tokenizer: Mapping[str, Any],
+    end_of_text: int,
+) -> dict[str, Any]:
+    """The fields of a tokenizer.json for a byte-level byte-pair encoding, with end-of-text as its only special token.
+
+    Args:
+      pre_tokenizer: what cuts text before bytes are merged, and spells them as characters.
+    """
+    alphabet = _characters_of_bytes()
+
+    def spelled(token: bytes) -> str:
+        return "".join(alphabet[byte] for byte in token)
+
+    end = {"id": end_of_text, "content": END_OF_TEXT[0], "special": True}
+    is_not = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [end | is_not],
+        "normalizer": None,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": None,
+        "decoder": byte_level(),
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {spelled(token): rank for token, rank in ranks.items()},
+            "merges": [[spelled(left), spelled(right)] for left, right in merges],
+        },
+    }
+
+
+def byte_level(*, cuts: bool = False) -> dict[str, Any]:
+    """What spells bytes as characters; `cuts` text as GPT-2 does before it."""
+    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": cuts}
+
+
+def _characters_of_bytes() -> list[str]:
+    """GPT-2's spelling: a byte that is a visible Latin-1 character is that, others are characters from U+0100 on."""
+    visible = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = [byte for byte in range(256) if byte not in visible]
+    return [chr(byte) if byte in visible else chr(256 + others.index(byte)) for byte in range(256)]

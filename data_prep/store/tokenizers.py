@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,13 +23,14 @@ from data_prep.store.byte_pairs import CL100kTokenizer, GPT2Tokenizer, O200kToke
 from data_prep.store.dataset_files import local_folder_with
 from data_prep.store.files import digest_json
 from data_prep.store.spec import Spec
-from data_prep.store.tokenizer_json import HuggingFaceTokenizer
+from data_prep.store.tokenizer_json import HuggingFaceTokenizer, byte_level, byte_level_json
 
 
 class Tokenizer(Protocol):
     """What the pipeline asks of a tokenizer.
 
-    One that gigatoken can run as well has a method `open_gigatoken`; see `encoders.py`.
+    One that gigatoken can run as well has a method `open_gigatoken`; see `encoders.py`. One that transformers can run
+    has `to_tokenizer_json`, which gives the fields of a tokenizer.json.
     """
 
     name: str
@@ -60,6 +61,10 @@ class ByteTokenizer:
     def decode(self, ids: np.ndarray) -> str:
         pieces = (b"<|endoftext|>" if i == self.end_of_text else bytes([i]) for i in map(int, ids))
         return b"".join(pieces).decode("utf-8", "replace")
+
+    def to_tokenizer_json(self) -> dict[str, Any]:
+        """The fields of a tokenizer.json with the same ids."""
+        return byte_level_json({bytes([i]): i for i in range(256)}, [], byte_level(), self.end_of_text)
 
 
 TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {

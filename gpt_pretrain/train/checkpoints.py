@@ -224,6 +224,18 @@ def restore_params(checkpoint: Path, abstract_params: Any) -> Any:
         return checkpointer.restore(checkpoint / "state", args=args)["params"]
 
 
+def restore_param(checkpoint: Path, path: tuple, abstract: jax.ShapeDtypeStruct) -> np.ndarray:
+    """One parameter, by the keys on its path through the tree, in the memory of this machine; no other one is read."""
+    target: Any = abstract
+    for key in reversed(("params", *path)):
+        target = {key: target}
+    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
+    args = ocp.args.PyTreeRestore(target, restore_args=restore_args, partial_restore=True)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        (array,) = jax.tree.leaves(checkpointer.restore(checkpoint / "state", args=args))
+    return array
+
+
 def _move_aside(checkpoint: Path, problem: str) -> None:
     aside = checkpoint.parent.parent / _DAMAGED
     aside.mkdir(exist_ok=True)

@@ -15,6 +15,7 @@ from gpt_pretrain.mirrors import folder_in_cache
 from gpt_pretrain.model.spec import Dtype, GPTConfig
 from gpt_pretrain.optim.optimizer import Optimizer
 from gpt_pretrain.parallel.devices import Device
+from gpt_pretrain.train.weight_files import hub
 from gpt_pretrain.train.writers import check_names
 
 BatchSizes = tuple[tuple[int, int], ...]
@@ -43,7 +44,8 @@ class TrainConfig:
       reduce_dtype: in which gradients are added up over devices, "float32" or "bfloat16".
       num_tokens: to train on; the run has as many whole steps as fit.
       seed: of the initial weights, dropout and perturbations (the order has `data.seed`).
-      from_pretrained: a save_dir or checkpoint of another run whose weights alone are taken at the start.
+      from_pretrained: whose weights alone are taken at the start: a save_dir or checkpoint of another run, or what
+        docs/exchange.md lists: a folder of transformers, hf://ID, a .safetensors file, llm.c's model file.
       log_interval, eval_interval, save_interval, statistics_interval: in steps; 0 means never (the last
         step is always logged, evaluated and saved). Statistics cost about a step more each time, so 0.5 % of the
         time at an interval of 250, and once the compilation of a function of their own.
@@ -124,7 +126,9 @@ class TrainConfig:
                     "this machine"
                 )
         if self.from_pretrained is not None:
-            source = checks.place("train.from_pretrained", self.from_pretrained)
+            source = self.from_pretrained
+            is_hub = isinstance(source, str) and hub.is_hub(source)
+            source = (hub.check_url if is_hub else checks.place)("train.from_pretrained", source)
             object.__setattr__(self, "from_pretrained", source)
         check_names(self.writers)
         checks.text("train.wandb_project", self.wandb_project)

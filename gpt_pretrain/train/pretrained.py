@@ -1,4 +1,4 @@
-"""The weights of a checkpoint, without the run that made them."""
+"""The weights of a checkpoint, or of somebody else's file, without the run that made them."""
 
 import logging
 from functools import partial
@@ -17,6 +17,8 @@ from gpt_pretrain.train import checkpoints
 from gpt_pretrain.train.checkpoint_copies import checkpoint_at
 from gpt_pretrain.train.metadata import CheckpointMetadata
 from gpt_pretrain.train.start import different_models
+from gpt_pretrain.train.weight_files import opened
+from gpt_pretrain.train.weight_files.names import TOKENS
 
 log = logging.getLogger(__name__)
 
@@ -37,22 +39,40 @@ def load(directory: str, platform: str | None = None) -> tuple[dict, CheckpointM
 
 
 def weights_of(directory: str, spec: ModelSpec, abstract_params: Any, tokenizer_digest: str | None = None) -> Any:
-    """The parameters of another run, as `train.from_pretrained` takes them.
+    """The parameters of another run, or in another format, as `train.from_pretrained` takes them.
 
     Args:
+      directory: a save_dir or checkpoint; a folder of transformers, hf://ID, a .safetensors file, llm.c's model file.
       tokenizer_digest: of the data; None where nobody recorded it.
 
     Raises ValueError if its model or its tokenizer is another.
     """
+    try:
+        weights = None if is_bucket(directory) else opened.open_weights(directory)
+        if weights is not None:
+            weights.check(spec)
+            _check_tokenizer(directory, "a tokenizer", weights.tokenizer_digest, tokenizer_digest)
+    except ValueError as error:
+        raise ValueError(f"from_pretrained={error}") from None
+    if weights is not None:
+        log.info(
+            "Weights from %s: %d tensors, %d rows of the token embedding. Its tokenizer is %s. Optimizer state, step "
+            "and data position start fresh.",
+            directory,
+            len(weights.files),
+            weights.tensor(TOKENS).shape[0],
+            "that of the data" if weights.tokenizer_digest else "not recorded, and taken to be that of the data",
+        )
+        return opened.load(weights, abstract_params)
     place = _the_same_everywhere(directory)
     source = Path(place.directory)
     metadata = checkpoints.read_metadata(source)
-    known = None not in (tokenizer_digest, metadata.tokenizer_digest)
-    if known and tokenizer_digest != metadata.tokenizer_digest:
-        raise ValueError(
-            f"from_pretrained={directory}: was trained on ids of tokenizer {metadata.tokenizer!r:.200} (digest "
-            f"{metadata.tokenizer_digest}), the data has ids of the digest {tokenizer_digest}. Prepare it with that."
-        )
+    _check_tokenizer(
+        f"from_pretrained={directory}",
+        f"tokenizer {metadata.tokenizer!r:.200}",
+        metadata.tokenizer_digest,
+        tokenizer_digest,
+    )
     if changed := different_models(spec, metadata.model, but=("document_mask",)):
         raise ValueError(f"from_pretrained={directory}: the model's shape differs:\n" + "\n".join(changed))
     log.info("Weights from %s; optimizer state, step and data position start fresh.", place.name)
@@ -69,3 +89,11 @@ def _the_same_everywhere(directory: str) -> Place:
     content[: len(name)] = np.frombuffer(name, np.uint8)
     name = np.asarray(multihost_utils.broadcast_one_to_all(content)).tobytes().rstrip(b"\0").decode()
     return found or checkpoint_at(name)
+
+
+def _check_tokenizer(where: str, name: str, theirs: str | None, ours: str | None) -> None:
+    if None not in (theirs, ours) and theirs != ours:
+        raise ValueError(
+            f"{where}: was trained on ids of {name} (digest {theirs}), the data has ids of the digest {ours}. Prepare "
+            "it with that."
+        )
