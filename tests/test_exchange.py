@@ -292,9 +292,9 @@ def test_a_tokenizer_of_ones_own_is_written_if_it_says_how(exports, tmp_path, mo
     text = (
         "from data_prep.store.tokenizers import ByteTokenizer\nclass Bytes(ByteTokenizer): to_tokenizer_json = None\n"
     )
-    (tmp_path / "somebodys.py").write_text(text)
+    (tmp_path / "a_users_own.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    arguments = [str(exports / "run"), str(tmp_path / "out"), "--to=hf", "--tokenizer=somebodys:Bytes"]
+    arguments = [str(exports / "run"), str(tmp_path / "out"), "--to=hf", "--tokenizer=a_users_own:Bytes"]
     assert export.main(arguments) == 1 and "Give it a method to_tokenizer_json()" in capsys.readouterr().err
 
 

@@ -52,7 +52,7 @@ from gpt_pretrain.train.opened_data import open_data
             {"work_dir": "w"},
             r"train\.work_dir: found w, expected None, as train\.save_dir=runs/test is on this machine",
         ),
-        ({"from_pretrained": "hf://b/run"}, r"train\.from_pretrained: hf://b/run is a URL"),
+        ({"from_pretrained": "https://b/run"}, r"train\.from_pretrained: https://b/run is a URL"),
         ({"model": {"block_size": 4}}, r"data\.seq_len=8 is longer than model\.block_size=4"),
     ],
 )
