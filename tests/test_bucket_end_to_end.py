@@ -109,7 +109,10 @@ def test_prepared_in_a_bucket_trained_from_it_killed_twice_and_resumed_elsewhere
     seal = ("checkpoints/8/digests.json", "checkpoints%2F8%2Fdigests.json")
     bucket_server.fail(*(Fault("silent", secs=120, having=name, times=ALWAYS) for name in seal))
     bucket_server.proxy.seen.clear()
-    killed_when(start([*arguments, "--per_device_batch_size=1"], num_devices=4), bucket_server, "PUT POST", seal)
+    # No faster than checkpoints are uploaded: that of step 4 is there before that of step 8.
+    slowly = {"consumed": tmp_path / "consumed", "secs_per_step": 0.5}
+    first = start([*arguments, "--per_device_batch_size=1"], num_devices=4, **slowly)
+    killed_when(first, bucket_server, "PUT POST", seal)
 
     another_machine()
     # The manifest and the blocks file are read, and of the shards the first block only.

@@ -344,7 +344,7 @@ def faults(kind: str, server, skip: int) -> list[Fault]:
     write = {"gs": "POST", "s3": "PUT"}[server.scheme]
     if kind == "wrong":
         return [
-            Fault("wrong", method="GET", having="tokens", skip=skip // 6),
+            Fault("wrong", method="GET", having="tokens", skip=skip // 2),
             Fault("damaged", method=write, skip=skip),
         ]
     if kind.isdigit():

@@ -28,7 +28,7 @@ from data_prep.store.locations import file_name, is_bucket
 SIZE = "GPT_PRETRAIN_SCRATCH_GB"
 DEFAULT_GB = 8.0
 MAX_COPIES = 4096  # all are looked at when there is one more
-FETCHES = 2  # of what arrives with another digest than it should
+FETCHES = 3  # of what arrives with another digest than it should
 _SHARED = "DATA_PREP_SCRATCH"  # tells workers where their parent's folder is
 _PREFIX = "data_prep-scratch-"
 _NUM_LOCKS = 256
