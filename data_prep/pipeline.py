@@ -78,7 +78,7 @@ def prepare(wanted: Wanted, engine: EngineChoice, *, require_parts: bool = False
     with (
         full_disk_in_words(output, len(spec.formats), lambda: _num_tokens_ahead(spec, work)),
         locked(work) as hold,
-        engine.open(hold.workers) as workers,
+        engine.open(hold) as workers,
     ):
         begin_or_continue(spec, output)
         parts = tokenize(jobs, spec.max_tokens, workers, work, makes_parts=not require_parts)
@@ -107,12 +107,13 @@ def prepare_share(wanted: Wanted, engine: EngineChoice, unit_range: UnitRange) -
     own = unit_range.of([job.unit.num_bytes if isinstance(job, PartJob) else 0 for job in jobs])
     with (
         full_disk_in_words(output, len(spec.formats), lambda: _num_tokens_ahead(spec, work)),
-        shared(work, unit_range.index, unit_range.num_tasks) as lock,
-        engine.open(lock) as workers,
+        shared(work, unit_range.index, unit_range.num_tasks) as hold,
+        engine.open(hold) as workers,
     ):
         begin_or_continue(spec, output)
         share = jobs[own.start : own.stop]
         parts = tokenize(share, spec.max_tokens, workers, work, is_share=True)
+        hold.confirm()
     return ShareOutcome(
         str(unit_range),
         num_units=len(parts),
