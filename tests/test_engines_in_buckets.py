@@ -20,11 +20,11 @@ from support.prepared import byte_options, run, tree, words, write_parquet
 from support.shared import made_once
 
 from data_prep.engines.engine import Report
-from data_prep.engines.locks import locked
+from data_prep.engines.locks import locked, shared
 from data_prep.engines.remote import NotWanted, Unfit, do_job, problem_here
 from data_prep.engines.tickets import BucketTicket, ticket_for
 from data_prep.pages.progress import Done
-from data_prep.store import buckets, leases
+from data_prep.store import buckets, files, leases
 
 pytestmark = [
     pytest.mark.usefixtures("fresh_scratch", "patient"),
@@ -220,3 +220,117 @@ def test_a_worker_that_does_not_reach_the_bucket_is_refused_in_one_line(bucket, 
         nowhere = dataclasses.replace(ticket, sign=leases.Sign(f"{bucket}-not-there/.lease", hold.sign.token))
         answer = do_job(nowhere, "0", lambda job, report: 3, None, lambda done: None)
         assert isinstance(answer, Unfit) and "there is no bucket" in str(answer) and "\n" not in str(answer)
+
+
+@pytest.mark.slow
+def test_tasks_at_the_same_time_one_killed_and_repeated(bucket_server, bucket, tmp_path, capsys, start, monkeypatch):
+    """Real processes; the finishing command is refused meanwhile. Each text takes 0.2 s."""
+    monkeypatch.syspath_prepend(f"{REPO}/tests")
+    for index in range(3):
+        write_parquet(tmp_path / f"{index}.parquet", words(10, length=1000), rows_per_group=2)
+    assert run(*byte_options(tmp_path, tmp_path / "local", **SIZES, tokenizer=SLOW, val_tokens=0)) == 0
+    output, options = f"{bucket}/a", {"tokenizer": SLOW, "val_tokens": 0}
+    tasks = [start(*task_options(tmp_path, output, index, **options)) for index in (1, 2, 3)]
+    wait_until(lambda: all(buckets.stat(f"{output}/.work/.lease-{index}-of-3") for index in (1, 2, 3)))
+    tasks[1].send_signal(signal.SIGKILL)
+    assert tasks[1].wait() == -signal.SIGKILL
+    again = start(*task_options(tmp_path, output, 2, **options))
+    capsys.readouterr()
+    assert run(*finishing_options(tmp_path, output, **options)) == 1
+    assert f"{output}: tasks are at work in this directory (--unit_range=" in one_line(capsys)
+    results = [(each.wait(60), each.stderr.read()) for each in (tasks[0], tasks[2], again)]
+    assert [status for status, _ in results] == [0, 0, 0], results
+    assert run(*finishing_options(tmp_path, output, **options), "--require_parts") == 0
+    assert objects(output) == tree(tmp_path / "local")
+
+
+def test_tasks_one_after_the_other_and_the_finishing_command_give_the_bytes_of_the_local_engine(
+    bucket, corpus, expected, capsys
+):
+    output = f"{bucket}/a"
+    for index in (3, 1):
+        assert run(*task_options(corpus, output, index)) == 0
+    capsys.readouterr()
+    assert run(*finishing_options(corpus, output), "--require_parts") == 1
+    assert "2 of 6 units are not tokenized: 00003-000000 (" in one_line(capsys)
+    assert run(*task_options(corpus, output, 2)) == 0
+    assert run(*finishing_options(corpus, output), "--require_parts") == 0
+    assert objects(output) == expected
+
+
+def of_another_machine(url: str, **changes) -> None:
+    """Leaves a lease whose holder nobody here can see."""
+    holder = dataclasses.replace(leases.Holder.this_process(TTL_SECS), host="far-away", machine="other", **changes)
+    buckets.write(url, holder.to_bytes())
+
+
+@contextlib.contextmanager
+def renewed(url: str) -> Iterator[None]:
+    """A holder on another machine, alive while the block runs."""
+    ends = threading.Event()
+
+    def renew() -> None:
+        for number in itertools.count():
+            of_another_machine(url, num_renewals=number)
+            if ends.wait(0.1):
+                break
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    try:
+        yield
+    finally:
+        ends.set()
+        thread.join()
+
+
+def test_who_works_where_tasks_of_other_machines_are_at_work(bucket, corpus, capsys):
+    output = f"{bucket}/a"
+    with renewed(f"{output}/.work/.lease-2-of-3"):
+        time.sleep(0.2)
+        assert run(*finishing_options(corpus, output)) == 1
+        assert f"{output}: tasks are at work in this directory (--unit_range=2/3)" in one_line(capsys)
+        assert run(*task_options(corpus, output, 2)) == 1
+        assert "another --unit_range=2/3 is using it (process " in one_line(capsys)
+        assert run(*task_options(corpus, output, 2, num_tasks=4)) == 1
+        assert "--unit_range=2/3 is at work, which divides the units in another way than 2/4" in one_line(capsys)
+        assert run(*task_options(corpus, output, 1)) == 0
+    with renewed(f"{output}/.work/.lease"):
+        time.sleep(0.2)
+        assert run(*task_options(corpus, output, 1)) == 1
+        assert f"{output}: another process is at work in this directory" in one_line(capsys)
+
+
+def test_a_task_of_a_lost_machine_is_waited_for_once_and_finds_out_if_it_was_only_silent(bucket, corpus, monkeypatch):
+    output = f"{bucket}/a"
+    monkeypatch.setenv("GPT_PRETRAIN_LEASE_SECS", "1.2")
+    of_another_machine(f"{output}/.work/.lease-2-of-3", ttl_secs=1.2)
+    with shared(f"{output}/.work", 1, 3) as silent, monkeypatch.context() as patch:
+        patch.setattr(leases.Holder, "is_dead", False)
+        patch.setattr(leases.Lease, "_renew", lambda *_, **__: None)
+        time.sleep(0.5)
+        began = time.monotonic()
+        with locked(f"{output}/.work"):
+            assert 1.1 <= time.monotonic() - began < 3
+            assert set(objects(f"{output}/.work")) == {".lease"}
+        patch.undo()
+        with pytest.raises(leases.LeaseLost, match=r"was removed, or its \.lease-1-of-3 was"):
+            wait_until(lambda: silent.confirm() is not None)
+
+
+def test_tasks_of_another_spec_are_refused_also_when_they_begin_at_the_same_moment(bucket, corpus, capsys, monkeypatch):
+    output, read_note, looked = f"{bucket}/a", files.read_note, []
+
+    def and_another_begins(path):
+        """Between the first look at what is there and the put, another task puts its own."""
+        found = read_note(path)
+        if path.endswith("spec.json") and not looked:
+            looked.append(found)
+            assert run(*task_options(corpus, output, 1)) == 0
+        return found
+
+    monkeypatch.setattr(files, "read_note", and_another_begins)
+    assert run(*task_options(corpus, output, 2, shard_tokens=4000)) == 1
+    assert looked == [None]
+    assert "shard_tokens: 60000 there, 4000 asked for" in capsys.readouterr().err
+    assert run(*task_options(corpus, output, 3)) == 0
