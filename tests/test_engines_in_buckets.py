@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from support.bucket_datasets import fresh_scratch, objects  # noqa: F401
+from support.conversion import converted
 from support.dask_cluster import REPO, DaskProcesses
 from support.prepared import byte_options, run, tree, words, write_parquet
 from support.shared import made_once
@@ -82,8 +83,8 @@ def start(tmp_path) -> Iterator[Callable[..., subprocess.Popen]]:
         process.communicate()
 
 
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+def wait_until(is_so: Callable[[], bool], secs: float = 60) -> None:
+    deadline = time.monotonic() + secs
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -156,6 +157,15 @@ def test_the_command_killed_and_a_worker_too_and_the_command_typed_again_elsewhe
     assert named == {name: content for name, content in tree(tmp_path / "local").items() if name in named}
 
 
+@pytest.mark.slow
+def test_conversion_on_a_cluster(bucket, words_dataset, tmp_path):
+    assert converted(words_dataset, tmp_path / "local", formats="array_record") == 0
+    with DaskProcesses(tmp_path / "dask") as cluster:
+        options = {"engine": "dask", "dask_scheduler": cluster.address, "formats": "array_record"}
+        assert converted(words_dataset, f"{bucket}/a", **options) == 0
+    assert objects(f"{bucket}/a") == tree(tmp_path / "local")
+
+
 @contextlib.contextmanager
 def job_under_way(work: str, function: Callable[[object, Report], object]) -> Iterator[list]:
     """A command, in the block, and a job of it, as on a worker; gives its answer when it has one, perhaps later."""
@@ -188,7 +198,7 @@ def test_jobs_of_a_command_that_is_gone_end_at_their_next_report(bucket, monkeyp
             buckets.write(f"{work}/.lease", leases.Holder.this_process(TTL_SECS).to_bytes())
         else:
             buckets.remove(f"{work}/.lease")
-    wait_until(lambda: bool(answers))
+    wait_until(lambda: bool(answers), secs=10)
     assert isinstance(answers[0], NotWanted)
 
 
@@ -204,7 +214,7 @@ def test_a_job_of_a_command_that_is_gone_puts_nothing_more(bucket):
     with job_under_way(work, putting) as answers:
         assert written.wait(20)
     goes_on.set()
-    wait_until(lambda: bool(answers))
+    wait_until(lambda: bool(answers), secs=10)
     assert isinstance(answers[0], NotWanted)
     assert set(objects(f"{bucket}/a")) == {"first"}
     with locked(work) as hold, ticket_for(hold) as ticket:
