@@ -2,11 +2,12 @@
 
 import fnmatch
 from collections.abc import Sequence
+from typing import Any
 
 from data_prep.engines.locks import spec_locked
 from data_prep.outcome import Outcome
 from data_prep.parts import PARTS
-from data_prep.store.files import read_note, write_note
+from data_prep.store.files import read_note, update_note
 from data_prep.store.manifest import WORK_DIR, load
 from data_prep.store.names import PATTERNS
 from data_prep.store.places import exists, join, make_directory, names_in, remove_file
@@ -76,26 +77,28 @@ def begin_or_continue(spec: Spec, output: str) -> None:
 
 
 def _begin_or_continue(spec: Spec, output: str, work: str) -> None:
-    try:
-        note = read_note(join(work, SPEC_NAME))
-        there = Spec.from_json(note.get("spec")) if note else None
-    except ValueError:
-        there = None
-    if there is not None:
-        # A file that could not be read may be replaced by a better copy.
-        replaceable = (read_note(join(work, FAILED_NAME)) or {}).get("paths", [])
-        if lines := differences(there, spec, but_inputs=replaceable):
-            raise _refusal(output, "holds an unfinished preparation", lines)
+    def continued(note: dict[str, Any] | None) -> dict[str, Any] | None:
+        try:
+            there = Spec.from_json(note.get("spec")) if note else None
+        except ValueError:
+            there = None
+        if there is not None:
+            # A file that could not be read may be replaced by a better copy.
+            replaceable = (read_note(join(work, FAILED_NAME)) or {}).get("paths", [])
+            if lines := differences(there, spec, but_inputs=replaceable):
+                raise _refusal(output, "holds an unfinished preparation", lines)
+        fields = {"spec": spec.to_json()}
+        return fields if fields != note else None
+
     for name in (PARTS, SHARDS):
         make_directory(join(work, name))
-    write_note(join(work, SPEC_NAME), {"spec": spec.to_json()})
+    update_note(join(work, SPEC_NAME), continued)
 
 
 def note_failed(work: str, paths: Sequence[str]) -> None:
     """Notes inputs that could not be read, so that they may differ when the preparation is continued."""
     with spec_locked(work):
-        noted = (read_note(join(work, FAILED_NAME)) or {}).get("paths", [])
-        write_note(join(work, FAILED_NAME), {"paths": sorted({*noted, *paths})})
+        update_note(join(work, FAILED_NAME), lambda note: {"paths": sorted({*(note or {}).get("paths", []), *paths})})
 
 
 def forget_spec(work: str) -> None:

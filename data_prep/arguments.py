@@ -34,8 +34,7 @@ def add_engine(parser: argparse.ArgumentParser, engines: Sequence[str]) -> None:
         "--engine",
         default="local",
         choices=engines,
-        help="where jobs run, which changes no byte: processes of this machine, or a cluster with a shared disk "
-        "(default: %(default)s)",
+        help="where jobs run, which changes no byte: processes of this machine, or a cluster (default: %(default)s)",
     )
     add("--dask_scheduler", metavar="ADDRESS", help="of --engine=dask: tcp://HOST:PORT of a scheduler with workers")
     add(

@@ -83,7 +83,7 @@ def convert(
     with (
         full_disk_in_words(output, len(spec.formats), lambda: origin.num_tokens),
         locked(work) as hold,
-        engine.open(hold.workers) as workers,
+        engine.open(hold) as workers,
     ):
         begin_or_continue(spec, output)
         tokens, tables = origin.read(work, workers)

@@ -19,7 +19,7 @@ from data_prep.inputs.units import Inspection
 from data_prep.options import Options
 from data_prep.outcome import Outcome, ShareOutcome
 from data_prep.parts import PARTS, Part, PartJob, noted_part
-from data_prep.store.locations import InputError, is_bucket, is_remote
+from data_prep.store.locations import InputError, is_remote
 from data_prep.store.manifest import MANIFEST_NAME, WORK_DIR, Manifest, Source, save
 from data_prep.store.places import check_writable, exists, join, names_in
 from data_prep.store.spec import Spec
@@ -78,7 +78,7 @@ def prepare(wanted: Wanted, engine: EngineChoice, *, require_parts: bool = False
     with (
         full_disk_in_words(output, len(spec.formats), lambda: _num_tokens_ahead(spec, work)),
         locked(work) as hold,
-        engine.open(hold.workers) as workers,
+        engine.open(hold) as workers,
     ):
         begin_or_continue(spec, output)
         parts = tokenize(jobs, spec.max_tokens, workers, work, makes_parts=not require_parts)
@@ -101,18 +101,18 @@ def prepare_share(wanted: Wanted, engine: EngineChoice, unit_range: UnitRange) -
     output, work = wanted.output, wanted.work
     if exists(join(output, MANIFEST_NAME)):
         return _already_complete(wanted.options, wanted.patterns, output)
-    if is_bucket(output):
-        raise ValueError(f"{output}: --unit_range works in a directory of a disk that all tasks share, not in a bucket")
+    check_writable(output)
     spec, jobs = _plan(wanted)
     own = unit_range.of([job.unit.num_bytes if isinstance(job, PartJob) else 0 for job in jobs])
     with (
         full_disk_in_words(output, len(spec.formats), lambda: _num_tokens_ahead(spec, work)),
-        shared(work, unit_range.index, unit_range.num_tasks) as lock,
-        engine.open(lock) as workers,
+        shared(work, unit_range.index, unit_range.num_tasks) as hold,
+        engine.open(hold) as workers,
     ):
         begin_or_continue(spec, output)
         share = jobs[own.start : own.stop]
         parts = tokenize(share, spec.max_tokens, workers, work, is_share=True)
+        hold.confirm()
     return ShareOutcome(
         str(unit_range),
         num_units=len(parts),

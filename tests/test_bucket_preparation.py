@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.bucket_datasets import fresh_scratch, objects, put_objects  # noqa: F401
@@ -20,6 +21,7 @@ from test_data_prep_kills import living_members
 
 from data_prep import check, convert, documents
 from data_prep.card.__main__ import main as card
+from data_prep.engines.choice import EngineChoice
 from data_prep.store import buckets, leases, scratch
 
 pytestmark = pytest.mark.usefixtures("fresh_scratch", "patient")
@@ -399,9 +401,10 @@ def test_what_cannot_be_is_said_before_any_work(bucket_server, bucket, corpus, m
     assert "there is no bucket no-such-bucket" in found
     assert "is no URL of a bucket" in failing(capsys, *byte_options(corpus, f"{scheme}://B_C"))
     assert "not a URL of another kind" in failing(capsys, *byte_options(corpus, f"{scheme}:/{bucket[5:]}/a"))
-    for options in (["--engine=dask", "--dask_scheduler=tcp://127.0.0.1:1"], ["--engine=slurm", "--unit_range=1/2"]):
-        found = failing(capsys, *byte_options(corpus, f"{bucket}/a"), *options)
-        assert "a disk that all" in found and f"{bucket}/a" in found
+    share = ["--engine=slurm", "--unit_range=1/2"]
+    assert "there is no bucket" in failing(capsys, *byte_options(corpus, f"{scheme}://no-such-bucket/a"), *share)
+    with pytest.raises(ValueError, match=f"--engine=beam: works in a directory of a disk .* {bucket}/a"):
+        EngineChoice.check(SimpleNamespace(name="beam"), f"{bucket}/a")  # Beam's package is not there
     asks = {"gs": "testPermissions", "s3": "uploads"}[scheme]
     bucket_server.fail(Fault("status", status=403, having=asks, times=ALWAYS))
     assert f"{bucket}/a: cannot be written: " in failing(capsys, *byte_options(corpus, f"{bucket}/a"))

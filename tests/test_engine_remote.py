@@ -12,22 +12,23 @@ from support.prepared import byte_options, run, words, write_parquet
 from data_prep.engines import choice
 from data_prep.engines.choice import EngineChoice
 from data_prep.engines.locks import locked
-from data_prep.engines.remote import NotWanted, Unfit, do_job, problem_here, ticket_for
+from data_prep.engines.remote import NotWanted, Unfit, do_job, problem_here
+from data_prep.engines.tickets import ticket_for
 from data_prep.pages.progress import Done
 
 
 @pytest.fixture
-def lock(tmp_path):
+def hold(tmp_path):
     with locked(tmp_path / "out" / ".work") as hold:
-        yield hold.workers
+        yield hold
 
 
 def do(ticket, function, key="0"):
     return do_job(ticket, key, function, None, lambda done: None)
 
 
-def test_a_job_of_another_version_is_refused_in_one_line(lock):
-    with ticket_for(lock) as ticket:
+def test_a_job_of_another_version_is_refused_in_one_line(hold):
+    with ticket_for(hold) as ticket:
         assert do(ticket, lambda job, report: 3) == 3
         for name in ("data_prep", "pyarrow"):
             other = tuple((each, "0" if each == name else version) for each, version in ticket.versions)
@@ -36,22 +37,22 @@ def test_a_job_of_another_version_is_refused_in_one_line(lock):
             assert "expected 0; install the same versions there" in str(answer)
 
 
-def test_a_worker_that_does_not_see_the_work_directory_is_refused_in_one_line(lock, tmp_path):
-    with ticket_for(lock) as ticket:
+def test_a_worker_that_does_not_see_the_work_directory_is_refused_in_one_line(hold, tmp_path):
+    with ticket_for(hold) as ticket:
         moved = ticket.path.replace(str(tmp_path), str(tmp_path / "elsewhere"))
         problem = problem_here(dataclasses.replace(ticket, path=moved))
-        assert problem and problem.startswith(f"does not see {lock.parent};") and "\n" not in problem
+        assert problem and problem.startswith(f"does not see {hold.workers.parent};") and "\n" not in problem
 
 
-def test_relative_paths_start_where_the_command_was_typed(lock, tmp_path, monkeypatch):
-    with ticket_for(lock) as ticket:
+def test_relative_paths_start_where_the_command_was_typed(hold, tmp_path, monkeypatch):
+    with ticket_for(hold) as ticket:
         (tmp_path / "here").write_text("found")
         ticket = dataclasses.replace(ticket, directory=str(tmp_path))
         monkeypatch.chdir("/")
         assert do(ticket, lambda job, report: Path("here").read_text()) == "found"
 
 
-def test_a_job_that_nobody_wants_does_not_begin_and_does_not_go_on(lock):
+def test_a_job_that_nobody_wants_does_not_begin_and_does_not_go_on(hold):
     begun = threading.Event()
 
     def endless(job, report):
@@ -61,7 +62,7 @@ def test_a_job_that_nobody_wants_does_not_begin_and_does_not_go_on(lock):
             time.sleep(0.01)
 
     answers = []
-    with ticket_for(lock) as ticket:
+    with ticket_for(hold) as ticket:
         thread = threading.Thread(target=lambda: answers.append(do(ticket, endless)))
         thread.start()
         assert begun.wait(10)
@@ -74,14 +75,14 @@ def test_a_job_that_nobody_wants_does_not_begin_and_does_not_go_on(lock):
 def test_jobs_of_a_killed_command_end_when_the_next_one_begins(tmp_path):
     work = tmp_path / "out" / ".work"
     with locked(work) as hold:
-        with ticket_for(hold.workers) as ticket:
+        with ticket_for(hold) as ticket:
             pass
         Path(ticket.path).touch()  # what a kill leaves
     with locked(work):
         assert isinstance(do(ticket, lambda job, report: 3), NotWanted)
 
 
-def test_copies_of_a_job_take_turns(lock):
+def test_copies_of_a_job_take_turns(hold):
     inside, most, answers = [], [], []
 
     def job_function(job, report):
@@ -91,7 +92,7 @@ def test_copies_of_a_job_take_turns(lock):
         inside.pop()
         return len(most)
 
-    with ticket_for(lock) as ticket:
+    with ticket_for(hold) as ticket:
         threads = [threading.Thread(target=lambda: answers.append(do(ticket, job_function))) for _ in range(4)]
         for thread in threads:
             thread.start()
@@ -99,14 +100,14 @@ def test_copies_of_a_job_take_turns(lock):
             thread.join()
     assert len(answers) == 4 and all(isinstance(each, int) for each in answers)
     assert max(most[:2]) == 1
-    assert not list(lock.parent.glob("workers.lock.*"))
+    assert not list(hold.workers.parent.glob("workers.lock.*"))
 
 
-def test_what_a_job_raises_is_its_answer(lock):
+def test_what_a_job_raises_is_its_answer(hold):
     def failing(job, report):
         raise ValueError("no")
 
-    with ticket_for(lock) as ticket:
+    with ticket_for(hold) as ticket:
         answer = do(ticket, failing)
     assert isinstance(answer, ValueError) and str(answer) == "no"
 

@@ -86,6 +86,20 @@ def test_wrong_bytes_are_fetched_again_and_then_an_error(bucket_server, url):
     assert copies() == []
 
 
+def test_what_is_put_again_while_it_is_fetched_is_fetched_again(url, monkeypatch):
+    """A job that was done twice: its second put has the same bytes, and in one of the stores another version."""
+    in_order, puts = buckets.in_order, []
+
+    def after_another_put(works, at_once):
+        if not puts:
+            puts.append(buckets.write(url, CONTENT))
+        return in_order(works, at_once)
+
+    monkeypatch.setattr(buckets, "in_order", after_another_put)
+    with local_copy(url, DIGEST) as path:
+        assert puts and read(path) == CONTENT
+
+
 def test_errors_speak_of_the_object(url):
     with pytest.raises(ValueError, match=f"^{url}: is bad$"), local_copy(url, DIGEST) as path:
         raise ValueError(f"{path}: is bad")

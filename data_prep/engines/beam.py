@@ -34,7 +34,9 @@ from apache_beam.options.pipeline_options import (  # pyright: ignore[reportMiss
 from blake3 import blake3
 
 from data_prep.engines.engine import MAX_TRIES, POLL_SECS, Job, Report, Result, WorkerDied
-from data_prep.engines.remote import NotWanted, Ticket, Unfit, do_job, name_here, problem_here, ticket_for
+from data_prep.engines.locks import Hold
+from data_prep.engines.remote import NotWanted, Unfit, do_job, name_here, problem_here
+from data_prep.engines.tickets import Ticket, ticket_for
 from data_prep.pages.progress import Done, Progress
 
 WAVE_JOBS = 10_000  # in one pipeline: results of earlier ones may show that no more are needed
@@ -80,11 +82,12 @@ class BeamPipelines:
 
     Args:
       options: of Beam's own, as one would type them.
-      lock: the file that `locks.locked` gives for workers.
+      hold: as `locks.locked` gave it, of a directory on a disk.
     """
 
-    def __init__(self, options: str, lock: Path):
-        self._options, self._lock = options, lock
+    def __init__(self, options: str, hold: Hold):
+        assert hold.workers is not None
+        self._options, self._hold, self._folder = options, hold, hold.workers.parent
 
     def __enter__(self) -> "BeamPipelines":
         return self
@@ -98,7 +101,7 @@ class BeamPipelines:
         """As `Engine.run`; progress is by whole jobs."""
         jobs = iter(jobs)
         while wave := list(itertools.islice(jobs, WAVE_JOBS)):
-            with ticket_for(self._lock) as ticket, _folder(self._lock.parent / "beam" / ticket.name) as folder:
+            with ticket_for(self._hold) as ticket, _folder(self._folder / "beam" / ticket.name) as folder:
                 work = _Work(ticket, str(folder), secrets.token_bytes(32))
                 yield from self._run_wave(work, function, dict(enumerate(wave)), progress)
 
@@ -107,7 +110,7 @@ class BeamPipelines:
     ) -> Generator[tuple[Any, Any], None, None]:
         tries = 0
         elements = _write_jobs(work, function, left)
-        log = self._lock.parent / LOG_NAME
+        log = self._folder / LOG_NAME
         while left:
             num_before = len(left)
             pipeline = _start(self._options, [each for each in elements if each.number in left], work, log)

@@ -2,10 +2,10 @@
 
 import importlib.util
 from dataclasses import dataclass
-from pathlib import Path
 
 from data_prep.engines.engine import Engine
 from data_prep.engines.local import Workers
+from data_prep.engines.locks import Hold
 from data_prep.store.locations import is_bucket
 
 ENGINES = ("local", "dask", "beam", "slurm")
@@ -49,10 +49,10 @@ class EngineChoice:
 
     def check(self, output: str) -> None:
         """ValueError, before any work, where what was named cannot be reached, or cannot write to `output`."""
-        if self.name in _PACKAGES and is_bucket(output):
+        if self.name == "beam" and is_bucket(output):  # its results come over the disk
             raise ValueError(
-                f"--engine={self.name}: works in a directory of a disk that all workers share, not in {output}. Leave "
-                "--engine out, or prepare there and copy what is complete by data_prep.convert."
+                f"--engine=beam: works in a directory of a disk that all workers share, not in {output}. Use another "
+                "engine, or prepare there and copy what is complete by data_prep.convert."
             )
         if self.dask_scheduler is not None:
             from data_prep.engines.dask import require_scheduler
@@ -63,20 +63,14 @@ class EngineChoice:
 
             require_runner(self.beam_options)
 
-    def open(self, lock: Path | None) -> Engine:
-        """The engine, which ends as a context manager.
-
-        Args:
-          lock: what `locks.locked` gave for workers; it lies in the work directory. None in a bucket.
-        """
-        if lock is None:
-            return Workers(self.num_workers)
+    def open(self, hold: Hold) -> Engine:
+        """The engine, which ends as a context manager, for jobs in the work directory that `locks.locked` holds."""
         if self.dask_scheduler is not None:
             from data_prep.engines.dask import DaskCluster
 
-            return DaskCluster(self.dask_scheduler, lock)
+            return DaskCluster(self.dask_scheduler, hold)
         if self.beam_options is not None:
             from data_prep.engines.beam import BeamPipelines
 
-            return BeamPipelines(self.beam_options, lock)
-        return Workers(self.num_workers, lock)
+            return BeamPipelines(self.beam_options, hold)
+        return Workers(self.num_workers, hold.workers)

@@ -8,14 +8,15 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import distributed
 from distributed.client import FutureCancelledError
 
 from data_prep.engines.engine import POLL_SECS, Job, Report, Result, WorkerDied
-from data_prep.engines.remote import NotWanted, Ticket, Unfit, do_job, problem_here, ticket_for
+from data_prep.engines.locks import Hold
+from data_prep.engines.remote import NotWanted, Unfit, do_job, problem_here
+from data_prep.engines.tickets import Ticket, ticket_for
 from data_prep.pages.progress import Done, Progress
 
 CONNECT_SECS = 5
@@ -38,13 +39,13 @@ class DaskCluster:
 
     Args:
       scheduler: its address, such as tcp://host:8786.
-      lock: the file that `locks.locked` gives for workers.
+      hold: as `locks.locked` gave it.
 
     Raises ValueError on entering: no scheduler answers, it has no workers, or they don't fit.
     """
 
-    def __init__(self, scheduler: str, lock: Path):
-        self._scheduler, self._lock = scheduler, lock
+    def __init__(self, scheduler: str, hold: Hold):
+        self._scheduler, self._hold = scheduler, hold
         self._client: Any = None
         self._known: set[str] = set()  # addresses of workers
 
@@ -52,7 +53,7 @@ class DaskCluster:
         self._client = _connect(self._scheduler)
         try:
             self._wait_for_workers()
-            with ticket_for(self._lock) as ticket:
+            with ticket_for(self._hold) as ticket:
                 self._require_fit(ticket)
         except BaseException:
             self._client.close()
@@ -69,7 +70,7 @@ class DaskCluster:
         jobs, numbers = iter(jobs), itertools.count()
         running: dict[str, _Running] = {}
         events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        with ticket_for(self._lock) as ticket, self._reports(ticket, events):
+        with ticket_for(self._hold) as ticket, self._reports(ticket, events):
             try:
                 while True:
                     while len(running) < self._num_slots() and (job := next(jobs, None)) is not None:
@@ -110,7 +111,8 @@ class DaskCluster:
         except (FutureCancelledError, distributed.CancelledError, OSError):
             raise WorkerDied(f"{self._scheduler}: the Dask scheduler is gone. {KEPT}.") from None
         if isinstance(answer, NotWanted):  # although it is
-            raise Unfit(f"worker {answer}: does not see {ticket.path}; all workers must have the disk of the output")
+            self._hold.confirm()  # a lost lease says more
+            raise Unfit(f"worker {answer}: {ticket.unseen()}")
         if isinstance(answer, Unfit):
             raise answer
         return done, answer

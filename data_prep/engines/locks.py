@@ -3,6 +3,9 @@
 One process at a time has the directory for itself; or several tasks (`slurm.UnitRange`) share it, each
 with a lock of its own. Workers hold a lock for as long as they write, so that whoever comes after
 a killed process waits for what it started.
+
+In a bucket locks are leases, and workers hold none. Whoever comes after need not wait for them: an object is whole or
+absent, and what a job puts late is what would be put again. They look at the lease and end when it is another one's.
 """
 
 import contextlib
@@ -11,17 +14,19 @@ import fcntl
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from data_prep.store import leases
 from data_prep.store.locations import is_bucket
+from data_prep.store.places import names_in
 
 LOCK, WORKERS_LOCK, SPEC_LOCK = "lock", "workers.lock", "spec.lock"
 TASKS = "tasks"  # folder of the locks of tasks
 TICKETS = "tickets"  # folder of the tickets of jobs on other machines, see remote.py
+_WAIT = "Wait, or use another directory."
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
@@ -30,14 +35,23 @@ class Hold:
     """What a process has that works in a directory alone.
 
     Attributes:
-      workers: the file that its workers lock; None in a bucket, where what the workers of a killed
-        process put last is what would be put again.
+      workers: the file that its workers lock; None in a bucket.
+      sign: by which its workers see in a bucket that it is still at work; None on a disk.
       confirm: to be called before what was written becomes what counts. In a bucket a lock can be lost,
         to one who saw no sign of this process for long: then it raises LeaseLost.
     """
 
     workers: Path | None
+    sign: leases.Sign | None
     confirm: Callable[[], None]
+
+    @classmethod
+    def on_disk(cls, workers: Path) -> "Hold":
+        return cls(workers, None, lambda: None)
+
+    @classmethod
+    def in_bucket(cls, lease: leases.Lease) -> "Hold":
+        return cls(None, lease.sign, lease.check)
 
 
 @contextlib.contextmanager
@@ -51,7 +65,11 @@ def locked(where: str) -> Iterator[Hold]:
     """
     if is_bucket(where):
         with leases.hold(where, what="preparation", say=_say) as lease:
-            yield Hold(None, lease.check)
+            try:
+                leases.require_ended(where, _task_leases(where), _say)
+            except leases.InUse as error:
+                raise ValueError(f"{_output(where)}: {_in_words(_tasks_named(error.names))}. {_WAIT}") from None
+            yield Hold.in_bucket(lease)
         return
     directory = Path(where)
     directory.mkdir(parents=True, exist_ok=True)
@@ -62,7 +80,7 @@ def locked(where: str) -> Iterator[Hold]:
             ticket.unlink(missing_ok=True)
         for path in [directory / WORKERS_LOCK, *directory.glob(f"{TASKS}/*.{WORKERS_LOCK}")]:
             wait_for_workers(path)
-        yield Hold(directory / WORKERS_LOCK, lambda: None)
+        yield Hold.on_disk(directory / WORKERS_LOCK)
 
 
 def _say(text: str) -> None:
@@ -70,12 +88,16 @@ def _say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def shared(where: str, index: int, num_tasks: int) -> Iterator[Path]:
-    """This process is task `index` of `num_tasks` that work in one directory; gives the file that its workers lock.
+def shared(where: str, index: int, num_tasks: int) -> Iterator[Hold]:
+    """This process is task `index` of `num_tasks` that work in one directory.
 
     Raises ValueError when one process has the directory for itself, the same task is at work
     already, or tasks are that divide the work in another way.
     """
+    if is_bucket(where):
+        with _shared_bucket(where, index, num_tasks) as lease:
+            yield Hold.in_bucket(lease)
+        return
     directory = Path(where)
     (directory / TASKS).mkdir(parents=True, exist_ok=True)
     task = f"{index}-of-{num_tasks}"
@@ -85,18 +107,55 @@ def shared(where: str, index: int, num_tasks: int) -> Iterator[Path]:
         if not _lock_soon(own):
             raise ValueError(f"{directory.parent}: --unit_range={index}/{num_tasks} is at work already. Wait for it.")
         if others := tasks_at_work(directory, but_of=num_tasks):
-            raise ValueError(
-                f"{directory.parent}: --unit_range={others[0]} is at work, which divides the units in another way than "
-                f"{index}/{num_tasks}. Wait for it, or divide them in the same way."
-            )
+            raise ValueError(f"{directory.parent}: {_divides_otherwise(others[0], index, num_tasks)}")
         workers = directory / TASKS / f"{task}.{WORKERS_LOCK}"
         wait_for_workers(workers)
-        yield workers
+        yield Hold.on_disk(workers)
+
+
+@contextlib.contextmanager
+def _shared_bucket(where: str, index: int, num_tasks: int) -> Iterator[leases.Lease]:
+    """As `shared`: a lease for each task. Each looks for others when it has its own: of any two one sees the other."""
+    own = f"{leases.FILE_NAME}-{index}-of-{num_tasks}"
+    with leases.hold(where, what=f"--unit_range={index}/{num_tasks}", name=own, say=_say) as lease:
+        others = [name for name in _task_leases(where) if not name.endswith(f"-of-{num_tasks}")]
+        try:
+            leases.require_ended(where, [leases.FILE_NAME, *others], _say)
+        except leases.InUse as error:
+            tasks = _tasks_named(error.names)
+            what = _divides_otherwise(tasks[0], index, num_tasks) if tasks else f"{_in_words([])}. {_WAIT}"
+            raise ValueError(f"{_output(where)}: {what}") from None
+        yield lease
+
+
+def _output(where: str) -> str:
+    return where.rpartition("/")[0]
+
+
+def _task_leases(where: str) -> list[str]:
+    return [name for name in names_in(where) if _tasks_named([name])]
+
+
+def _tasks_named(names: Iterable[str]) -> list[str]:
+    """`--unit_range` of tasks, from the names of their locks or leases."""
+    found = [re.fullmatch(rf"(?:{re.escape(leases.FILE_NAME)}-)?(\d+)-of-(\d+)", name) for name in names]
+    in_order = sorted((int(each[2]), int(each[1])) for each in found if each)
+    return [f"{index}/{num_tasks}" for num_tasks, index in in_order]
+
+
+def _divides_otherwise(other: str, index: int, num_tasks: int) -> str:
+    return (
+        f"--unit_range={other} is at work, which divides the units in another way than {index}/{num_tasks}. Wait for "
+        "it, or divide them in the same way."
+    )
 
 
 @contextlib.contextmanager
 def spec_locked(directory: str) -> Iterator[None]:
-    """One task at a time reads and writes the notes that all tasks share; the others wait. A bucket has one task."""
+    """One task at a time reads and writes the notes that all tasks share; the others wait.
+
+    In a bucket nobody waits: `update_note` sees that no change is lost.
+    """
     if is_bucket(directory):
         yield
         return
@@ -109,21 +168,23 @@ def tasks_at_work(directory: Path, but_of: int | None = None) -> list[str]:
     """The tasks that have a lock now, as `--unit_range` names them; without those of `but_of` tasks."""
     found = []
     for path in (directory / TASKS).glob("*-of-*"):
-        named = re.fullmatch(r"(\d+)-of-(\d+)", path.name)
-        if named and int(named[2]) != but_of:
+        if _tasks_named([path.name]) and not path.name.endswith(f"-of-{but_of}"):
             with open(path) as lock:
                 if not try_lock(lock, fcntl.LOCK_SH):
-                    found.append((int(named[2]), int(named[1])))
-    return [f"{index}/{num_tasks}" for num_tasks, index in sorted(found)]
+                    found.append(path.name)
+    return _tasks_named(found)
 
 
 def _at_work(directory: Path) -> str:
-    tasks = tasks_at_work(directory)
-    what = "another process is at work in this directory"
-    if tasks:
-        more = f" and {len(tasks) - 5} more" if len(tasks) > 5 else ""
-        what = f"tasks are at work in this directory (--unit_range={', '.join(tasks[:5])}{more})"
-    return f"{directory.parent}: {what}. Wait, or use another directory."
+    return f"{directory.parent}: {_in_words(tasks_at_work(directory))}. {_WAIT}"
+
+
+def _in_words(tasks: Sequence[str]) -> str:
+    """Who is at work: these tasks, or one process alone."""
+    if not tasks:
+        return "another process is at work in this directory"
+    more = f" and {len(tasks) - 5} more" if len(tasks) > 5 else ""
+    return f"tasks are at work in this directory (--unit_range={', '.join(tasks[:5])}{more})"
 
 
 def _lock_soon(file: TextIO) -> bool:

@@ -1,4 +1,4 @@
-"""Array jobs of Slurm, or of any other queue, on a shared disk: each task tokenizes its share of the units.
+"""Array jobs of Slurm, or another queue, on a shared disk or into a bucket: each task tokenizes a share of the units.
 
 Within a task the jobs are done by `local.Workers`. Tasks don't talk to each other; what they leave in the work
 directory is what the finishing command, which is a command like any other, finds there.

@@ -19,6 +19,7 @@ Any thread and any process may call this, also one that was forked.
 import os
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -37,6 +38,7 @@ __all__ = [
     "BucketError",
     "Changed",
     "Object",
+    "asked_before_puts",
     "check_readable",
     "check_writable",
     "download",
@@ -55,6 +57,24 @@ PIECES_AT_ONCE = 4
 REMOVALS_AT_ONCE = 16
 LISTED_AT_ONCE = 1000
 NO_BOUND = 1 << 50  # of bytes: a server is given up when it is silent, not when it has much to say
+
+
+_before_puts: ContextVar[Callable[[], None] | None] = ContextVar("before_puts", default=None)
+
+
+@contextmanager
+def asked_before_puts(ask: Callable[[], None]) -> Iterator[None]:
+    """Has this thread, in the block, call `ask` before each put, which does not begin where that raises."""
+    token = _before_puts.set(ask)
+    try:
+        yield
+    finally:
+        _before_puts.reset(token)
+
+
+def _ask_before_put() -> None:
+    if ask := _before_puts.get():
+        ask()
 
 
 @dataclass(frozen=True)
@@ -137,6 +157,7 @@ def upload(source: str | os.PathLike, url: str, *, if_version: IfVersion = None)
     Raises Changed: `if_version` is not the version there, or it is "absent" and something is there.
     """
     place = place_of(url, of_object=True)
+    _ask_before_put()
     with open(source, "rb") as file, _saying(url, "written"):
         return _object(url, put_file(place.store, place.bucket, place.key, file, if_version))
 
@@ -144,6 +165,7 @@ def upload(source: str | os.PathLike, url: str, *, if_version: IfVersion = None)
 def write(url: str, content: bytes, *, if_version: IfVersion = None) -> Object:
     """Puts an object, whole or not at all. Raises Changed, as `upload` does."""
     place = place_of(url, of_object=True)
+    _ask_before_put()
     with _saying(url, "written"):
         return _object(url, put_content(place.store, place.bucket, place.key, content, if_version))
 

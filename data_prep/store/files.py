@@ -6,8 +6,8 @@ A path may be the URL of an object everywhere here; `local_files` is for files o
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -89,7 +89,31 @@ def parse_json(content: list[bytes], path: str | os.PathLike) -> Any:
 
 def write_note(path: str | os.PathLike, fields: Mapping[str, Any], *, durable: bool = True) -> None:
     """Writes what unfinished work has to know later, with a digest of itself."""
-    write_json(path, {**fields, "digest": digest_json(fields)}, durable=durable)
+    write_json(path, _with_digest(fields), durable=durable)
+
+
+def update_note(path: str | os.PathLike, change: Callable[[dict[str, Any] | None], Mapping[str, Any] | None]) -> None:
+    """Makes of a note what `change` makes of it; None: leaves it as it is.
+
+    Changes that several make at once come one after the other: in a bucket, where `change` may be asked again of what
+    another one wrote. On a disk the caller has a lock.
+    """
+    while True:
+        there = buckets.stat(os.fspath(path)) if is_bucket(path) else None
+        fields = change(read_note(path))
+        if fields is None:
+            return
+        if not is_bucket(path):
+            write_note(path, fields)
+            return
+        with suppress(buckets.Changed):
+            content = json_bytes(_with_digest(fields))
+            buckets.write(os.fspath(path), content, if_version=there.version if there else "absent")
+            return
+
+
+def _with_digest(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {**fields, "digest": digest_json(fields)}
 
 
 def read_note(path: str | os.PathLike) -> dict[str, Any] | None:

@@ -169,7 +169,7 @@ def _copy_of(url: str, version: str) -> Path:
 def _hold_copy(url: str, digest: str) -> tuple[Path, IO[bytes]]:
     """The copy, and the open file that keeps it from being removed."""
     found = ""
-    for _ in range(FETCHES):
+    for fetches_left in reversed(range(FETCHES)):
         there = buckets.stat(url)
         if there is None:
             raise buckets.BucketError(f"{url}: no such object")
@@ -178,8 +178,15 @@ def _hold_copy(url: str, digest: str) -> tuple[Path, IO[bytes]]:
             file = _hold(copy)
             while file is None:
                 _make_room(there.num_bytes)
-                buckets.download(url, copy)
+                try:
+                    buckets.download(url, copy)
+                except buckets.Changed:  # a job that was done twice put the same bytes a second time
+                    if not fetches_left:
+                        raise
+                    break
                 file = _hold(copy)
+        if file is None:
+            continue
         state = os.fstat(file.fileno())
         found = _known_digest(copy, state.st_ino, state.st_mtime_ns) if digest else ""
         if found == digest:

@@ -5,7 +5,7 @@ from pathlib import Path
 from data_prep import convert
 
 
-def converted(source, output: Path, **options) -> int:
+def converted(source, output: Path | str, **options) -> int:
     """The command line; its exit status."""
     flags = [f"--{name}={value}" for name, value in ({"num_workers": 1} | options).items()]
     return convert.main([str(source), str(output), *flags])

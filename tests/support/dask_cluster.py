@@ -11,7 +11,7 @@ REPO = Path(__file__).parent.parent.parent
 
 
 class DaskProcesses:
-    """Of a cluster on loopback; they end with the block.
+    """Of a cluster on loopback; they end with the block. Each worker has a TMPDIR of its own.
 
     Args:
       folder: where they may write.
@@ -42,7 +42,10 @@ class DaskProcesses:
     def start_worker(self) -> None:
         arguments = [self.address, f"--nthreads={self._num_threads}", "--no-nanny", "--no-dashboard"]
         arguments.append(f"--local-directory={self._folder}")
-        self.workers.append(self._start("dask_worker", arguments, self._worker_environment))
+        temporary = self._folder / f"tmp-{len(self.workers)}"
+        temporary.mkdir()
+        environment = self._worker_environment | {"TMPDIR": str(temporary)}
+        self.workers.append(self._start("dask_worker", arguments, environment))
 
     def _start(self, module: str, arguments: list[str], environment: dict[str, str]) -> subprocess.Popen:
         command = [sys.executable, "-m", f"distributed.cli.{module}", *arguments]
