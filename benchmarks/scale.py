@@ -42,11 +42,10 @@ SHUFFLES = ("global", "block")
 def write_dataset(folder: str, num_shards: int, name: str, num_inputs: int, digests: np.ndarray | None) -> None:
     """So many times 200 MB that take no room. `digests` of its blocks, where it is for a bucket."""
     os.makedirs(folder, exist_ok=True)
+    paths = (f"CC-MAIN-2024-10/{number:05d}.parquet" for number in range(num_inputs))
     spec = Spec(
         source="benchmark",
-        inputs=tuple(
-            {"path": f"CC-MAIN-2024-10/{number:05d}.parquet", "size": 2 << 30} for number in range(num_inputs)
-        ),
+        inputs=tuple({"path": path, "size": 2 << 30} for path in paths),
         tokenizer="gpt2",
         tokenizer_digest="",
         vocab_size=50257,
