@@ -4,7 +4,8 @@
 
 Writes what a preparation would write of that size, but for the content: sparse files with a header each, and a
 manifest. Times, in a process of its own: opening it, building order and plan, and the first batch of 512 windows in
-each shuffle; and says how much memory that takes and how many files stay open. With --mixture, the shards are those of
+each shuffle; and says how much memory that takes at most, how much of it is files that are mapped, and how many files
+stay open. With --mixture, the shards are those of
 so many datasets. With --bucket, they are served on loopback as S3 would, and the requests until the first batch are
 counted; all blocks that it needs are equal, so one of them is fetched: what is measured is everything else.
 """
@@ -120,7 +121,8 @@ def measure(root: str, num_datasets: int, cache_dir: str | None, shuffle: str) -
     if cache_dir:
         import s3fs  # noqa: F401
 
-    imported, memory_before, began = time.perf_counter(), _peak_memory_mib(), time.process_time()
+    imported, memory_before, began = time.perf_counter(), _memory_mib("VmHWM"), time.process_time()
+    mapped_before = _memory_mib("RssFile")
     config = DataConfig(**settings_of(root, num_datasets, shuffle), cache_dir=cache_dir)
     datasets = config.open()
     opened = time.perf_counter()
@@ -139,14 +141,16 @@ def measure(root: str, num_datasets: int, cache_dir: str | None, shuffle: str) -
         "first_batch_secs": done - planned,
         "total_secs": done - imported,
         "total_cpu_secs": time.process_time() - began,
-        "memory_mib": _peak_memory_mib() - memory_before,
+        "memory_mib": _memory_mib("VmHWM") - memory_before,
+        "mapped_mib": _memory_mib("RssFile") - mapped_before,
         "num_open_files": len(os.listdir("/proc/self/fd")),
     }
 
 
-def _peak_memory_mib() -> float:
-    """Of this program alone: `ru_maxrss` begins with what its parent had."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+def _memory_mib(kind: str) -> float:
+    """VmHWM: the peak, of this program alone (`ru_maxrss` begins with what its parent had). RssFile: of this, what is
+    mapped of files now, which the kernel takes back when it needs room."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{kind}:"))
     return int(line.split()[1]) / 1024
 
 

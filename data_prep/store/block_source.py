@@ -24,8 +24,9 @@ _HEAD_TOKENS = 16  # of each block that was here once: a window's last token is 
 _MOST_AT_ONCE = 64  # blocks
 # Of a longer stream (2 T tokens) the blocks file is not fetched whole, which would be more than 64 MiB, but in pages.
 MOST_BLOCKS_WHOLE = 1 << 21
-_PAGES = {"page_bytes": 1 << 14, "most_pages": 1 << 12}  # more than there are blocks in the look-ahead
-_LOCAL_PAGES = {"page_bytes": 1 << 12, "most_pages": 1 << 8}
+PAGE_BYTES, _MOST_PAGES = 1 << 14, 1 << 12  # more than there are blocks in the look-ahead, each on a page of its own
+_LOCAL_PAGE_BYTES, _MOST_LOCAL_PAGES = 1 << 12, 1 << 8
+_AT_ONCE_BYTES = 1 << 24  # of a blocks file, in one request
 
 
 class BlockSource(MappedSource):
@@ -293,8 +294,7 @@ def _digests_of(name: str, split: Split, cache: BlockCache) -> Digests:
     )
 
     def stat() -> buckets.Object:
-        found = buckets.stat(name)
-        if found is None:
+        if (found := buckets.stat(name)) is None:
             raise ValueError(f"{name}: no such object; without the digests in it, nothing is trained on. {advice}")
         return found
 
@@ -302,8 +302,14 @@ def _digests_of(name: str, split: Split, cache: BlockCache) -> Digests:
         return ValueError(f"{name}: holds {found} bytes, expected {expected}. {advice}")
 
     def fill(partial: Path) -> None:
-        stat()
-        buckets.download(name, partial)
+        try:
+            if num_bytes > _AT_ONCE_BYTES:
+                buckets.download(name, partial)
+            else:
+                partial.write_bytes(buckets.read(name, 0, num_bytes + 1))  # a longer one is a wrong one
+        except buckets.BucketError:
+            stat()
+            raise
 
     def whole() -> Path:
         return cache.get("files", split.fingerprint, num_bytes, fill, what=name, advice=advice)
@@ -324,7 +330,7 @@ def _digests_of(name: str, split: Split, cache: BlockCache) -> Digests:
 
     if count <= MOST_BLOCKS_WHOLE:
         whole()
-        return Digests(count, read_whole, **_LOCAL_PAGES, verified_as=split.fingerprint)
+        return Digests(count, read_whole, _LOCAL_PAGE_BYTES, _MOST_LOCAL_PAGES, verified_as=split.fingerprint)
     if (found := stat().num_bytes) != num_bytes:
         raise wrong_size(found, num_bytes)
-    return Digests(count, read_range, **_PAGES)
+    return Digests(count, read_range, PAGE_BYTES, _MOST_PAGES)

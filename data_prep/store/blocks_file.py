@@ -8,8 +8,9 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
@@ -87,19 +88,26 @@ class Digests(Sequence[str]):
         self,
         count: int,
         read: Callable[[int, int], bytes],
-        *,
         page_bytes: int,
         most_pages: int,
+        *,
         verified_as: str | None = None,
     ):
         self.verified_as = verified_as
         self._count, self._read, self._page_digests = count, read, page_bytes // DIGEST_BYTES
         self._most_pages = most_pages
         self._pages: dict[int, bytes] = {}  # the one that was read last comes last
-        self._lock = threading.Lock()
+        self._under_way: dict[int, Future[bytes]] = {}
+        self._lock = threading.Lock()  # over both
 
     def __len__(self) -> int:
         return self._count
+
+    @overload
+    def __getitem__(self, block: int) -> str: ...
+
+    @overload
+    def __getitem__(self, block: slice) -> list[str]: ...
 
     def __getitem__(self, block):
         if isinstance(block, slice):
@@ -109,32 +117,41 @@ class Digests(Sequence[str]):
         number, place = divmod(block, self._page_digests)
         page = self._pages.get(number)
         if page is None:
-            page = self._keep(number, self._page(number))
+            page = self._page(number)
         return page[place * DIGEST_BYTES : (place + 1) * DIGEST_BYTES].hex()
 
     def changed(self, block: int) -> bool:
         """Whether a digest is another one when it is read anew: it may have been damaged on its way."""
         if self.verified_as:
             return False
-        before, number = self[block], block // self._page_digests
-        self._keep(number, self._page(number))
+        before = self[block]
+        with self._lock:
+            self._pages.pop(block // self._page_digests, None)
         return self[block] != before
 
     def read_ahead(self, blocks: Iterable[int], threads: Executor) -> None:
         """Reads the pages that these need, several at once where they come from far."""
         if not self.verified_as:
-            numbers = {block // self._page_digests for block in blocks} - self._pages.keys()
-            for number, page in zip(numbers, threads.map(self._page, numbers), strict=True):
-                self._keep(number, page)
+            list(threads.map(self._page, {block // self._page_digests for block in blocks} - self._pages.keys()))
 
     def _page(self, number: int) -> bytes:
-        first = number * self._page_digests
-        return self._read(first * DIGEST_BYTES, min(self._page_digests, self._count - first) * DIGEST_BYTES)
-
-    def _keep(self, number: int, page: bytes) -> bytes:
+        """A page, read by one thread if several need it."""
         with self._lock:
-            self._pages.pop(number, None)
-            self._pages[number] = page
-            while len(self._pages) > self._most_pages:
-                del self._pages[next(iter(self._pages))]
-        return page
+            if (page := self._pages.get(number)) is not None:
+                return page
+            if is_ours := (coming := self._under_way.get(number)) is None:
+                coming = self._under_way[number] = Future()
+        if is_ours:
+            first = number * self._page_digests
+            length = min(self._page_digests, self._count - first) * DIGEST_BYTES
+            try:
+                coming.set_result(self._read(first * DIGEST_BYTES, length))
+            except BaseException as error:
+                coming.set_exception(error)
+            with self._lock:
+                del self._under_way[number]
+                if not coming.exception():
+                    self._pages[number] = coming.result()
+                    while len(self._pages) > self._most_pages:
+                        del self._pages[next(iter(self._pages))]
+        return coming.result()

@@ -215,10 +215,11 @@ class RecordSource:
 def zeros_as_touched(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Zeros that take memory where they are first written to, a page of 4 KiB at a time.
 
-    `np.zeros` asks for pages of 2 MiB, of which some hundred places at random touch all.
+    `np.zeros` of many MB asks for pages of 2 MiB, of which some hundred places at random touch all, and of less may get
+    memory that was in use before, which has to be cleared.
     """
     num_bytes = math.prod(shape) * dtype.itemsize
-    if num_bytes < 1 << 22 or not hasattr(mmap, "MADV_NOHUGEPAGE"):
+    if num_bytes < 1 << 16 or not hasattr(mmap, "MADV_NOHUGEPAGE"):
         return np.zeros(shape, dtype)
     memory = mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # not shared with a fork's child
     with contextlib.suppress(OSError):  # a kernel without such pages
