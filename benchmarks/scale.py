@@ -1,6 +1,6 @@
 """Opening a dataset of 150,000 shards (15 T tokens), to its first batch, as one JSON line.
 
-    python benchmarks/scale.py [--num_shards 150000] [--bucket] [--mixture 110]
+    python benchmarks/scale.py [--num_shards 150000 --bucket --mixture 110]
 
 Writes what a preparation would write of that size, but for the content: sparse files with a header each, and a
 manifest. Times, in a process of its own: opening it, building order and plan, and the first batch of 512 windows in

@@ -136,7 +136,9 @@ def test_a_page_that_cannot_be_read_does_not_end_the_fetching(url, is_large, tmp
     assert said
 
 
-def test_blocks_of_an_earlier_run_are_known_where_the_blocks_file_is_here(url, tmp_path):
+def test_blocks_of_an_earlier_run_are_known_where_the_blocks_file_is_here(url, tmp_path, monkeypatch):
+    monkeypatch.setattr(block_source, "_MOST_LOCAL_BYTES", 64)
+    monkeypatch.setattr(block_source, "_LOCAL_PAGE_BYTES", 64)
     cache = BlockCache(tmp_path)
     source = open_dataset(url, cache=cache).splits["train"]
     plan = Plan((DataConfig(dir="x", seq_len=1024, shuffle="none").stage({"": open_dataset(url)}, ((0, 4),)),))

@@ -22,10 +22,11 @@ from data_prep.store.token_sources import MappedSource, zeros_as_touched
 
 _HEAD_TOKENS = 16  # of each block that was here once: a window's last token is often the next block's first
 _MOST_AT_ONCE = 64  # blocks
+_MOST_BROUGHT = 1 << 18
 # Of a longer stream (2 T tokens) the blocks file is not fetched whole, which would be more than 64 MiB, but in pages.
 MOST_BLOCKS_WHOLE = 1 << 21
 PAGE_BYTES, _MOST_PAGES = 1 << 14, 1 << 12  # more than there are blocks in the look-ahead, each on a page of its own
-_LOCAL_PAGE_BYTES, _MOST_LOCAL_PAGES = 1 << 12, 1 << 8
+_LOCAL_PAGE_BYTES, _MOST_LOCAL_BYTES = 1 << 12, 1 << 20  # of a file in the cache; a shorter one is one page
 _AT_ONCE_BYTES = 1 << 24  # of a blocks file, in one request
 
 
@@ -47,6 +48,7 @@ class BlockSource(MappedSource):
         self.digests, count = digests, len(digests)
         assert count == len(self._addresses), (count, self.num_tokens)
         self._url, self._files, self.cache = url, shards, cache
+        self.brought: dict[str, int] = {}  # by digest: what this process had the cache hold, and it did not remove
         self._digest_of: dict[int, str] = {}  # of the blocks that are open
         self._blocks_of: dict[str, list[int]] = {}  # of these: blocks may be equal
         self._lock = threading.Lock()  # over both
@@ -113,6 +115,9 @@ class BlockSource(MappedSource):
             if not self.digests.changed(block):
                 raise
             path = self._bring(block)
+        if len(self.brought) >= _MOST_BROUGHT:  # others may have removed them
+            self.brought.clear()
+        self.brought[path.name] = block
         if not self._has_head[block]:
             with contextlib.suppress(OSError):  # removed already
                 head = np.fromfile(path, self.dtype, _HEAD_TOKENS)
@@ -172,6 +177,7 @@ class BlockSource(MappedSource):
 
     def forget(self, digest: str) -> None:
         """See `block_cache.Forgets`."""
+        self.brought.pop(digest, None)
         with self._lock:
             blocks = self._blocks_of.get(digest, []).copy()
         for block in blocks:
@@ -330,7 +336,9 @@ def _digests_of(name: str, split: Split, cache: BlockCache) -> Digests:
 
     if count <= MOST_BLOCKS_WHOLE:
         whole()
-        return Digests(count, read_whole, _LOCAL_PAGE_BYTES, _MOST_LOCAL_PAGES, verified_as=split.fingerprint)
+        page_bytes = _LOCAL_PAGE_BYTES if num_bytes > _MOST_LOCAL_BYTES else num_bytes
+        most_pages = _MOST_LOCAL_BYTES // _LOCAL_PAGE_BYTES
+        return Digests(count, read_whole, page_bytes, most_pages, verified_as=split.fingerprint)
     if (found := stat().num_bytes) != num_bytes:
         raise wrong_size(found, num_bytes)
     return Digests(count, read_range, PAGE_BYTES, _MOST_PAGES)

@@ -100,6 +100,11 @@ class Digests(Sequence[str]):
         self._under_way: dict[int, Future[bytes]] = {}
         self._lock = threading.Lock()  # over both
 
+    @property
+    def is_read_again(self) -> bool:
+        """It has several pages, so that one may be needed at any time."""
+        return self._count > self._page_digests
+
     def __len__(self) -> int:
         return self._count
 

@@ -174,7 +174,8 @@ class FetchAhead:
         # What was looked up and has no room yet comes before all that is only estimated.
         needs = [each for chunk in list(self._chunks) for each in chunk.needs]
         next_ones = {each.key: 1e-9 * (len(needs) - i) for i, each in enumerate(reversed(needs))}
-        files = {source.digests.verified_as for source in self.sources.values()}  # where digests are looked up
+        all_digests = [source.digests for source in self.sources.values()]
+        files = {each.verified_as for each in all_digests if each.is_read_again}
         keys = [self._key_of.get(digest) for digest in digests]
         about = self._about({key for key in keys if key and key not in next_ones})
         found: list[float | None] = []
@@ -186,8 +187,12 @@ class FetchAhead:
         return found
 
     def _search(self, digests: Sequence[str]) -> None:
-        """Finds out which blocks these are. Those that this process has looked at are known; of the others, such as an
-        earlier run left, the streams of which the blocks file is on this machine are searched."""
+        """Finds out which blocks these are. Those that this process brought or looked at are known; for the others,
+        such as an earlier run left, the blocks files that are on this machine are searched."""
+        for name, source in self.sources.items():
+            for digest, block in source.brought.copy().items():
+                if self._key_of.get(digest) is None:
+                    self._key_of[digest] = name, block
         if len(self._key_of) > 2 * len(digests) + _MOST_LOOKED_AT:  # what was in the cache and is not any more
             there = set(digests)
             for digest, key in self._key_of.copy().items():
