@@ -43,6 +43,7 @@ from gpt_pretrain.data.stages import Stage, Stream
 
 NUM_TURNS = 7
 SHARD_TOKENS = 20_000_000
+_BUCKET = "bucket/data"
 
 
 def make_dataset(directory: Path, num_blocks: int) -> None:
@@ -79,8 +80,14 @@ def make_dataset(directory: Path, num_blocks: int) -> None:
 
 
 @contextlib.contextmanager
-def serving(directory: Path, latency_secs: float, bytes_per_sec: float) -> Iterator[str]:
-    """The files of a directory as objects of an S3 bucket, read only; gives its URL."""
+def serving(
+    directory: Path, latency_secs: float, bytes_per_sec: float, asked: list[str] | None = None
+) -> Iterator[str]:
+    """The files below a directory as objects of an S3 bucket, read only; gives its URL.
+
+    Args:
+      asked: gets the method and path of each request.
+    """
     lock, free_at = threading.Lock(), [0.0]
 
     class Handler(BaseHTTPRequestHandler):
@@ -92,7 +99,9 @@ def serving(directory: Path, latency_secs: float, bytes_per_sec: float) -> Itera
 
         def do_GET(self) -> None:
             time.sleep(latency_secs)
-            path = directory / self.path.partition("?")[0].rpartition("/")[2]
+            if asked is not None:
+                asked.append(f"{self.command} {self.path}")
+            path = directory / self.path.partition("?")[0].removeprefix(f"/{_BUCKET}/")
             if "list-type" in self.path or not path.is_file():
                 found = "list-type" in self.path
                 body = b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>" if found else b""
@@ -139,7 +148,7 @@ def serving(directory: Path, latency_secs: float, bytes_per_sec: float) -> Itera
         "AWS_DEFAULT_REGION": "us-east-1",
     }
     try:
-        yield "s3://bucket/data"
+        yield f"s3://{_BUCKET}"
     finally:
         server.shutdown()
 

@@ -18,7 +18,30 @@ class Stretch(NamedTuple):
     stop: int
 
 
-class Addresses:
+class _Pieces:
+    """What can be asked of pieces laid end to end, whatever their lengths."""
+
+    total: int
+
+    def find(self, place: int) -> tuple[int, int]:
+        """(file, place in it). IndexError outside [0, total)."""
+        raise NotImplementedError
+
+    def edges(self, file: int) -> tuple[int, int]:
+        """Where a file begins and ends in the whole."""
+        raise NotImplementedError
+
+    def stretches(self, start: int, stop: int) -> Iterator[Stretch]:
+        """What to read of which files for [start, stop) of the whole; empty stretches are left out."""
+        assert 0 <= start <= stop <= self.total, (start, stop, self.total)
+        while start < stop:
+            file, place = self.find(start)
+            end = min(stop, self.edges(file)[1])
+            yield Stretch(file, place, place + end - start)
+            start = end
+
+
+class Addresses(_Pieces):
     """Where a place of the whole is.
 
     >>> addresses = Addresses([10, 0, 5])
@@ -38,22 +61,52 @@ class Addresses:
         self._starts = self.starts.tolist()  # one look-up in a list takes a tenth of the time of one in an array
         self.total: int = self._starts[-1]
 
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
     def files_of(self, places: np.ndarray) -> np.ndarray:
         """The file that holds each place: int64, of the same shape; places are in [0, total)."""
         return np.searchsorted(self.starts, places, side="right") - 1
 
+    def starts_of(self, files: np.ndarray) -> np.ndarray:
+        """Where each file begins in the whole: int64, of the same shape."""
+        return self.starts[files]
+
     def find(self, place: int) -> tuple[int, int]:
-        """(file, place in it). IndexError outside [0, total)."""
         if not 0 <= place < self.total:
             raise IndexError(f"{place} is not in [0, {self.total})")
         file = bisect_right(self._starts, place) - 1
         return file, place - self._starts[file]
 
-    def stretches(self, start: int, stop: int) -> Iterator[Stretch]:
-        """What to read of which files for [start, stop) of the whole; empty stretches are left out."""
-        assert 0 <= start <= stop <= self.total, (start, stop, self.total)
-        while start < stop:
-            file, place = self.find(start)
-            end = min(stop, self._starts[file + 1])
-            yield Stretch(file, place, place + end - start)
-            start = end
+    def edges(self, file: int) -> tuple[int, int]:
+        return self._starts[file], self._starts[file + 1]
+
+
+class EqualPieces(_Pieces):
+    """`Addresses` of pieces of one size, of which only the last may be shorter: nothing is stored.
+
+    >>> pieces = EqualPieces(15, 10)
+    >>> len(pieces), pieces.find(12), pieces.edges(1)
+    (2, (1, 2), (10, 15))
+    """
+
+    def __init__(self, total: int, size: int):
+        self.total, self._size = total, size
+
+    def __len__(self) -> int:
+        return -(-self.total // self._size)
+
+    def files_of(self, places: np.ndarray) -> np.ndarray:
+        return places // self._size
+
+    def starts_of(self, files: np.ndarray) -> np.ndarray:
+        return files * self._size
+
+    def find(self, place: int) -> tuple[int, int]:
+        if not 0 <= place < self.total:
+            raise IndexError(f"{place} is not in [0, {self.total})")
+        return divmod(place, self._size)
+
+    def edges(self, file: int) -> tuple[int, int]:
+        first = file * self._size
+        return first, min(first + self._size, self.total)

@@ -46,6 +46,7 @@ __all__ = [
     "join",
     "list_objects",
     "read",
+    "read_in_pieces",
     "remove",
     "remove_all",
     "stat",
@@ -127,6 +128,19 @@ def read(url: str, start: int = 0, num_bytes: int | None = None) -> bytes:
             lambda: place.store.get(place.bucket, place.key, start, num_bytes),
             NO_BOUND if num_bytes is None else num_bytes,
         )
+
+
+def read_in_pieces(there: Object) -> bytes:
+    """All bytes of a large object, as it was found: several requests at once, into memory that is asked for once."""
+    place, content, size = place_of(there.url, of_object=True), bytearray(there.num_bytes), bucket_transfers.PIECE_BYTES
+    starts = range(0, there.num_bytes, size)
+    with _saying(there.url, "read"):
+        pieces = (_piece(place, start, min(size, there.num_bytes - start), there.version) for start in starts)
+        for start, piece in zip(starts, in_order(pieces, PIECES_AT_ONCE), strict=True):
+            content[start : start + size] = piece
+        if len(content) != there.num_bytes:
+            raise Failure("refused", f"{len(content)} bytes arrived, expected {there.num_bytes}")
+    return bytes(content)
 
 
 def download(url: str, target: str | os.PathLike, *, received: Callable[[int], None] | None = None) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from blake3 import blake3
 
-from data_prep.store import buckets, local_files
+from data_prep.store import bucket_transfers, buckets, local_files
 from data_prep.store.buckets import BucketError
 from data_prep.store.local_files import kind_in_words, open_regular
 from data_prep.store.locations import is_bucket
@@ -53,7 +53,8 @@ def read_bytes(path: str | os.PathLike, max_bytes: int = MAX_JSON_BYTES) -> byte
         if found is None:
             raise FileNotFoundError(f"{path}: no such object")
         _refuse_large(path, found.num_bytes, max_bytes)
-        return buckets.read(os.fspath(path))
+        is_large = found.num_bytes > bucket_transfers.PIECE_BYTES
+        return buckets.read_in_pieces(found) if is_large else buckets.read(os.fspath(path))
     with open_regular(path) as file:
         _refuse_large(path, os.fstat(file.fileno()).st_size, max_bytes)
         pieces = []

@@ -1,16 +1,18 @@
 """A split's token stream as the trainer reads it: rows at random places, from either stored format."""
 
+import contextlib
+import math
 import mmap
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from data_prep.store import token_bin, token_records
-from data_prep.store.addresses import Addresses
+from data_prep.store.addresses import Addresses, EqualPieces
 from data_prep.store.files import FileProblem
 from data_prep.store.open_files import OPEN_FILES, max_open_files
 
@@ -50,16 +52,16 @@ class MappedSource:
     Shards are mapped when they are first read, and a bounded number of them stays so.
 
     Args:
-      lengths: how many tokens each shard holds.
+      addresses: of the shards. There may be millions: what is kept here is kept of those that are open.
     """
 
-    def __init__(self, lengths: Iterable[int], dtype: np.dtype):
-        self._addresses = Addresses(lengths)
-        self.num_tokens, self.dtype = self._addresses.total, dtype
-        num_shards = len(self._addresses.starts) - 1
-        self._mapped: list[token_bin.MappedTokens | None] = [None] * num_shards
-        self._tokens: list[np.ndarray | None] = [None] * num_shards  # of these: one look-up less a row
-        self._looked_secs = np.zeros(num_shards)  # when each shard had its size, by time.perf_counter()
+    def __init__(self, addresses: Addresses | EqualPieces, dtype: np.dtype):
+        self._addresses = addresses
+        self.num_tokens, self.dtype = addresses.total, dtype
+        self._mapped: dict[int, token_bin.MappedTokens] = {}
+        self._tokens: dict[int, np.ndarray] = {}  # of these: one look-up less a row
+        # When each shard had its size, by time.perf_counter().
+        self._looked_secs = zeros_as_touched((len(addresses),), np.dtype(np.float64))
         # Put together at once: each piece keeps its shard open until then.
         self._pieces_at_once = max(16, (max_open_files() or 1 << 14) // 16)
         self._waited = True  # for the disk, in the last read; the first one is likely to
@@ -90,33 +92,35 @@ class MappedSource:
         are touched, each with 128 KiB around it. Three times as fast from a disk; from memory a third slower."""
         for start in np.asarray(starts).tolist():
             for shard, *edges in self._addresses.stretches(start, min(start + length, self.num_tokens)):
-                _, mapped, offset = self._mapped[shard] or self._map(shard)
+                _, mapped, offset = self._mapped.get(shard) or self._map(shard)
                 first, last = (offset + edge * self.dtype.itemsize for edge in edges)
                 page = first // mmap.PAGESIZE * mmap.PAGESIZE
                 mapped.madvise(mmap.MADV_WILLNEED, page, last - page)
 
     def let_go(self, number: int) -> None:
         """See `HoldsFiles`."""
-        self._tokens[number] = self._mapped[number] = None
+        self._tokens.pop(number, None)
+        self._mapped.pop(number, None)
 
     def _tokens_of(self, shard: int) -> np.ndarray:
-        tokens = self._tokens[shard]  # another thread may let it go meanwhile
+        tokens = self._tokens.get(shard)  # another thread may let it go meanwhile
         return self._map(shard).tokens if tokens is None else tokens
 
     def _read(self, starts: np.ndarray, length: int, begin: int, end: int, now: float) -> np.ndarray:
         shard, place = self._addresses.find(begin)
-        if end <= self._addresses.starts[shard + 1]:
+        if end <= self._addresses.edges(shard)[1]:
             if self._looked_secs[shard] < now - _LOOK_AGAIN_SECS:
                 self._look_at(shard, now)
             return _gather(self._tokens_of(shard), starts - (begin - place), length)  # all of one shard: half the time
         shards = self._addresses.files_of(starts)
         for shard in shards[self._looked_secs[shards] < now - _LOOK_AGAIN_SECS].tolist():
             self._look_at(shard, now)
-        begins = starts - self._addresses.starts[shards]
+        begins = starts - self._addresses.starts_of(shards)
         out, pieces, opened, filled = np.empty(len(starts) * length, self.dtype), [], self._tokens, 0
         for start, shard, begin in zip(starts.tolist(), shards.tolist(), begins.tolist(), strict=True):
-            tokens = opened[shard]
-            if tokens is None:
+            try:
+                tokens = opened[shard]  # which is faster than `get`
+            except KeyError:
                 tokens = self._map(shard).tokens
             piece = tokens[begin : begin + length]
             pieces.append(piece if len(piece) == length else self._across(start, length, now))
@@ -147,7 +151,7 @@ class BinSource(MappedSource):
     def __init__(self, paths: Sequence[str | os.PathLike], headers: Sequence[token_bin.Header] | None = None):
         self._paths = [os.fspath(path) for path in paths]
         self.headers = headers = headers or [token_bin.read_header(path) for path in self._paths]
-        super().__init__((header.num_tokens for header in headers), headers[0].dtype)
+        super().__init__(Addresses(header.num_tokens for header in headers), headers[0].dtype)
         for path, header in zip(self._paths, headers, strict=True):
             if header.dtype != self.dtype:
                 raise ValueError(f"{path}: holds {header.dtype.name} ids, but {paths[0]} holds {self.dtype.name}")
@@ -165,7 +169,7 @@ class BinSource(MappedSource):
 
     def _look_at(self, shard: int, now: float) -> None:
         """ValueError where the file does not hold the shard any more."""
-        _, mapped, _ = self._mapped[shard] or self._map(shard)
+        _, mapped, _ = self._mapped.get(shard) or self._map(shard)
         if (found := mapped.size()) < len(mapped):
             problem = FileProblem(self._paths[shard], "size", found, len(mapped))
             raise ValueError(f"{problem} while it was being read. Put the file back and start again.")
@@ -206,6 +210,21 @@ class RecordSource:
         fetched = np.unique(np.minimum(first[:, None] + neighbours, last[:, None]))
         tokens = self._records.read(fetched).reshape(-1)
         return _gather(tokens, np.searchsorted(fetched, first) * self._record_tokens + offset, length)
+
+
+def zeros_as_touched(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Zeros that take memory where they are first written to, a page of 4 KiB at a time.
+
+    `np.zeros` of many MB asks for pages of 2 MiB, of which some hundred places at random touch all, and of less may get
+    memory that was in use before, which has to be cleared.
+    """
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if num_bytes < 1 << 16 or not hasattr(mmap, "MADV_NOHUGEPAGE"):
+        return np.zeros(shape, dtype)
+    memory = mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # not shared with a fork's child
+    with contextlib.suppress(OSError):  # a kernel without such pages
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, dtype).reshape(shape)
 
 
 def _gather(tokens: np.ndarray, begins: np.ndarray, length: int) -> np.ndarray:

@@ -8,8 +8,9 @@ import dataclasses
 import logging
 import queue
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,9 @@ _POLL_SECS = 0.02
 _LOOK_AGAIN_SECS = 30.0  # whether all is still in the cache
 _AFTER_ERROR_SECS = 1.0
 _SAMPLES = 16  # places of a block at which its next use is looked up, at most
+_SAMPLED_AT_ONCE = 1 << 14  # blocks
+_MOST_LOOKED_AT = 1 << 17  # blocks: to look whether each is in the cache takes 0.3 s
+_SEARCH_AGAIN_SECS = 60.0  # which block it is that another process has brought
 
 Key = tuple[str, int]  # a stream's name, and a block of it
 
@@ -105,6 +109,8 @@ class FetchAhead:
         self._chunks: deque[_Chunk] = deque()
         self._uses: dict[Key, int] = {}  # in how many chunks each is that is to stay
         self._under_way: set[Key] = set()
+        self._key_of: dict[str, Key | None] = {}  # by digest, of what is or was in the cache; None: of another stream
+        self._searched_secs = -_SEARCH_AGAIN_SECS
         self._staying_bytes = 0
         self._tokens_admitted = self._bytes_missed = 0
         self._first: FirstBatch | None = None
@@ -116,11 +122,6 @@ class FetchAhead:
         if self.sources and num_steps > 0:
             self.cache = next(iter(self.sources.values())).cache
             self.look_ahead_bytes = min(int(self.cache.max_bytes * LOOK_AHEAD), MOST_LOOK_AHEAD_BYTES)
-            self._key_of = {
-                digest: (name, block)
-                for name, source in self.sources.items()
-                for block, digest in enumerate(source.digests)
-            }
             self._threads = [
                 threading.Thread(target=target, daemon=True, name="fetch-ahead")
                 for target in (self._run, *[self._work] * FETCHING_THREADS)
@@ -169,54 +170,85 @@ class FetchAhead:
 
     def next_uses(self, digests: Sequence[str]) -> list[float | None]:
         """See `block_cache.Future`: in examples from here."""
-        position = self._plan.position(self._reading)
-        about = {name: self._about(name, position) for name in self.sources}
+        self._search(digests)
         # What was looked up and has no room yet comes before all that is only estimated.
         needs = [each for chunk in list(self._chunks) for each in chunk.needs]
         next_ones = {each.key: 1e-9 * (len(needs) - i) for i, each in enumerate(reversed(needs))}
+        all_digests = [source.digests for source in self.sources.values()]
+        files = {each.verified_as for each in all_digests if each.is_read_again}
+        keys = [self._key_of.get(digest) for digest in digests]
+        about = self._about({key for key in keys if key and key not in next_ones})
         found: list[float | None] = []
-        for digest in digests:
-            key = self._key_of.get(digest)
+        for digest, key in zip(digests, keys, strict=True):
             if key is None:
-                found.append(None)
+                found.append(SOON if digest in files else None)
             else:
-                estimate = next_ones.get(key, float(about[key[0]][key[1]]))
-                found.append(SOON if key in self._uses else estimate)
+                found.append(SOON if key in self._uses else next_ones.get(key, about.get(key)))
         return found
 
-    def _about(self, name: str, position: int) -> np.ndarray:
-        """About how many examples from now each block of a stream is needed: float64 (num_blocks,)."""
-        source, stage = self.sources[name], self._plan.stage_at(self._reading)
-        index = [stream.name for stream in stage.streams].index(name)
-        last = stage.num_windows(index) - 1
-        samples = min(_SAMPLES, max(1, BLOCK_TOKENS // (stage.block_windows * stage.seq_len)))
-        places = np.arange(len(source.digests))[:, None] * BLOCK_TOKENS + (np.arange(samples) + 0.5) * (
-            BLOCK_TOKENS / samples
-        )
-        windows = np.minimum(places.astype(np.int64) // stage.seq_len, last)
-        return stage.about_next(index, windows.reshape(-1), position).reshape(windows.shape).min(1)
+    def _search(self, digests: Sequence[str]) -> None:
+        """Finds out which blocks these are. Those that this process brought or looked at are known; for the others,
+        such as an earlier run left, the blocks files that are on this machine are searched."""
+        for name, source in self.sources.items():
+            for digest, block in source.brought.copy().items():
+                if self._key_of.get(digest) is None:
+                    self._key_of[digest] = name, block
+        if len(self._key_of) > 2 * len(digests) + _MOST_LOOKED_AT:  # what was in the cache and is not any more
+            there = set(digests)
+            for digest, key in self._key_of.copy().items():
+                if digest not in there and key not in self._uses:
+                    self._key_of.pop(digest, None)
+        unknown = [digest for digest in digests if digest not in self._key_of]
+        now = time.monotonic()
+        if unknown and now - self._searched_secs >= _SEARCH_AGAIN_SECS:
+            found: dict[str, Key | None] = dict.fromkeys(unknown)
+            for name, source in self.sources.items():
+                found.update((digest, (name, block)) for digest, block in source.blocks_with(unknown).items())
+            for digest, key in found.items():  # `_next` may be learning at the same time
+                self._key_of.setdefault(digest, key)
+            self._searched_secs = time.monotonic()
+
+    def _about(self, keys: Collection[Key]) -> dict[Key, float]:
+        """About how many examples from now each block is needed."""
+        position, stage, found = self._plan.position(self._reading), self._plan.stage_at(self._reading), {}
+        blocks_of = _by_stream(keys)
+        for index, stream in enumerate(stage.streams):
+            blocks = np.array(blocks_of.get(stream.name, ()), np.int64)
+            last = stage.num_windows(index) - 1
+            samples = min(_SAMPLES, max(1, BLOCK_TOKENS // (stage.block_windows * stage.seq_len)))
+            offsets = ((np.arange(samples) + 0.5) * (BLOCK_TOKENS / samples)).astype(np.int64)
+            for some in np.split(blocks, range(_SAMPLED_AT_ONCE, len(blocks), _SAMPLED_AT_ONCE)):
+                windows = np.minimum((some[:, None] * BLOCK_TOKENS + offsets) // stage.seq_len, last)
+                about = stage.about_next(index, windows.reshape(-1), position).reshape(windows.shape).min(1)
+                found.update(zip(((stream.name, block) for block in some.tolist()), about.tolist(), strict=True))
+        return found
 
     def _run(self) -> None:
         looked = -_LOOK_AGAIN_SECS
         clock = 0.0
         while not self._ending.is_set():
-            if clock - looked >= _LOOK_AGAIN_SECS:
-                looked = clock
-                for source in self.sources.values():
-                    source.forget_removed()
-                if self._all_here():
-                    if self._first is None:
-                        self._chunk()
-                    self._measured()
-                    self._forget_chunks()
-                    self._ending.wait(_LOOK_AGAIN_SECS)
-                    clock += _LOOK_AGAIN_SECS
-                    continue
-            key = self._next()
+            key, pause = None, _POLL_SECS
+            try:
+                if clock - looked >= _LOOK_AGAIN_SECS:
+                    looked = clock
+                    for source in self.sources.values():
+                        source.forget_removed()
+                    if self._all_here():
+                        if self._first is None:
+                            self._chunk()
+                        self._measured()
+                        self._forget_chunks()
+                        self._ending.wait(_LOOK_AGAIN_SECS)
+                        clock += _LOOK_AGAIN_SECS
+                        continue
+                key = self._next()
+            except ValueError as error:  # a digest cannot be read: who reads the block gets it, too, and says it
+                log.debug("%s", error)
+                pause = _AFTER_ERROR_SECS
             if key is None:
                 self._measured()
-                self._ending.wait(_POLL_SECS)
-                clock += _POLL_SECS
+                self._ending.wait(pause)
+                clock += pause
                 continue
             while not self._ending.is_set():
                 with contextlib.suppress(queue.Full):
@@ -236,7 +268,11 @@ class FetchAhead:
             self._under_way.discard(key)
 
     def _all_here(self) -> bool:
-        return all(each.is_here(block) for each in self.sources.values() for block in range(len(each.digests)))
+        """Of few enough blocks to look at each."""
+        counts = {name: len(each.digests) for name, each in self.sources.items()}
+        if sum(counts.values()) > _MOST_LOOKED_AT:
+            return False
+        return all(self.sources[name].is_here(block) for name, count in counts.items() for block in range(count))
 
     def _forget_chunks(self) -> None:
         self._chunks.clear()
@@ -262,7 +298,9 @@ class FetchAhead:
             size, is_new = source.block_bytes(key[1]), key not in self._uses
             if is_new and self._staying_bytes + size > self.look_ahead_bytes:
                 return None
+            digest = source.digests[key[1]]
             if stays:
+                self._key_of[digest] = key
                 self._uses[key] = self._uses.get(key, 0) + 1
                 self._staying_bytes += size * is_new
             chunk.num_admitted += 1
@@ -299,6 +337,9 @@ class FetchAhead:
             stop += 1
         positions = stage.position(first) + np.arange(size * (stop - first))
         needs = self._needs(stage, positions)
+        blocks_of = _by_stream(each.key for each in needs)
+        for name, blocks in blocks_of.items():
+            self.sources[name].digests.read_ahead(blocks, self.sources[name].cache.threads)
         if self._first is None:
             keys = {each.key for each in needs}
             missing = [key for key in keys if not self.sources[key[0]].is_here(key[1])]
@@ -327,6 +368,14 @@ class FetchAhead:
             return
         self._say(dataclasses.replace(first, bytes_per_sec=self.bytes_per_sec if first.num_missing else None))
         self._say = lambda _: None
+
+
+def _by_stream(keys: Iterable[Key]) -> dict[str, list[int]]:
+    """[("a", 3), ("b", 1), ("a", 2)] -> {"a": [3, 2], "b": [1]}"""
+    found: dict[str, list[int]] = {}
+    for name, block in keys:
+        found.setdefault(name, []).append(block)
+    return found
 
 
 def cost_in_words(sources: Mapping[str, TokenSource], stage: Stage, batch_size: int) -> str | None:
