@@ -6,11 +6,12 @@ import random
 import re
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from support.bucket_child import copy_in_child
-from support.buckets import refusal, s3_refusal
+from support.buckets import STORES, BucketServer, refusal, s3_refusal, served
 from support.fault_proxy import ALWAYS, Fault
 
 from data_prep.inputs.paths import expand
@@ -30,6 +31,11 @@ def denied(server, status: int, reason: str, code: str) -> Fault:
     """What the store says where it says no."""
     reply = refusal(status, reason) if server.scheme == "gs" else s3_refusal(status, code)
     return Fault("status", status=status, body=reply.body, content_type=reply.headers["content-type"], times=ALWAYS)
+
+
+@pytest.fixture(params=STORES)
+def bucket_server(request, bucket_servers, monkeypatch) -> Iterator[BucketServer]:
+    yield from served(request.param, bucket_servers, monkeypatch)
 
 
 @pytest.fixture

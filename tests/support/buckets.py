@@ -60,10 +60,17 @@ def bucket_servers() -> Iterator[dict[str, BucketServer]]:
         yield {"gs": gcs, "s3": s3}
 
 
-@pytest.fixture(params=STORES)
+@pytest.fixture(params=["gs", pytest.param("s3", marks=pytest.mark.slow)])
 def bucket_server(request, bucket_servers, monkeypatch) -> Iterator[BucketServer]:
-    """One of the stores, with the standard variables that lead to it, and retries that are over soon."""
-    server = bucket_servers[request.param]
+    """One of the stores, with the standard variables that lead to it, and retries that are over soon.
+
+    The other one is for the slow tests, but where a module asks for both: they differ in `data_prep.store` only.
+    """
+    yield from served(request.param, bucket_servers, monkeypatch)
+
+
+def served(store: str, bucket_servers: dict[str, BucketServer], monkeypatch) -> Iterator[BucketServer]:
+    server = bucket_servers[store]
     for name, text in variables(bucket_servers).items():
         monkeypatch.setenv(name, text)
     server.proxy.faults.clear()
