@@ -354,6 +354,7 @@ def faults(kind: str, server, skip: int) -> list[Fault]:
     return [Fault(kind, secs=0.5, method=method, skip=skip) for method in ("GET", write)]
 
 
+@pytest.mark.slow
 def test_what_passes_costs_no_byte(bucket_server, bucket, corpus, expected, monkeypatch):
     monkeypatch.setenv(scratch.SIZE, NO_SPACE)
     for number, kind in enumerate(PASSING):

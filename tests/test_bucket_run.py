@@ -145,7 +145,8 @@ def test_killed_while_it_uploads_on_a_disk_that_is_lost_it_goes_on_as_if_nothing
     # The last file of the second checkpoint is never answered: all else of it is there.
     seals = (f"checkpoints{slash}8{slash}digests.json" for slash in ("/", "%2F"))
     bucket_server.fail(*(Fault("silent", secs=60, having=each, times=ALWAYS) for each in seals))
-    process = start(arguments, num_devices=4)
+    # No faster than it uploads: step 4 is there before step 8.
+    process = start(arguments, num_devices=4, consumed=tmp_path / "consumed", secs_per_step=0.4)
     wait_until(lambda: process.poll() is not None or ("PUT", "checkpoints/8/digests.json") in written(bucket_server))
     process.kill()
     assert process.wait() == -9, process.stdout.read()
@@ -205,6 +206,7 @@ def test_what_leads_up_to_a_checkpoint_is_in_the_bucket_before_it(bucket, bucket
 
 
 @in_one_store("gs")
+@pytest.mark.slow
 def test_what_is_on_the_disk_already_is_not_fetched_and_what_the_bucket_lacks_is_dropped(
     bucket, bucket_server, tiny_dataset, cache
 ):
@@ -221,6 +223,7 @@ def test_what_is_on_the_disk_already_is_not_fetched_and_what_the_bucket_lacks_is
 
 
 @in_one_store("s3")
+@pytest.mark.slow
 def test_a_damaged_checkpoint_of_the_bucket_is_passed_over_and_a_dead_runs_lease_waited_for(
     bucket, tiny_dataset, tmp_path, undisturbed, cache
 ):
@@ -248,6 +251,7 @@ def test_a_second_run_is_kept_out(bucket, tiny_dataset, cache):
 
 
 @in_one_store("gs")
+@pytest.mark.slow
 def test_uploads_that_fail_for_a_while_stop_nothing(
     bucket, bucket_server, tiny_dataset, tmp_path, undisturbed, monkeypatch
 ):
@@ -273,6 +277,7 @@ def test_uploads_that_fail_for_a_while_stop_nothing(
 
 
 @in_one_store("s3")
+@pytest.mark.slow
 def test_uploads_that_fail_for_ever_end_the_run_with_an_error_and_the_same_command_makes_up_for_it(
     bucket, bucket_server, tiny_dataset, tmp_path, undisturbed, cache, monkeypatch
 ):
@@ -294,6 +299,7 @@ def test_uploads_that_fail_for_ever_end_the_run_with_an_error_and_the_same_comma
 
 
 @in_one_store("gs")
+@pytest.mark.slow
 def test_a_checkpoint_that_is_removed_here_while_it_is_uploaded_arrives(bucket, bucket_server, tiny_dataset, tmp_path):
     url = f"{bucket}/run"
     # As many newer ones are saved meanwhile as are kept.

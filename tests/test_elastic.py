@@ -179,6 +179,7 @@ def test_a_changed_shard_stops_the_run_and_is_named(five_steps, tiny_dataset, tm
     train_here(flags(data, save_dir, num_steps=8, **bindings, **{"train.verify_steps": 0}))
 
 
+@pytest.mark.slow
 def test_a_schedules_past_sizes_need_not_fit_and_a_damaged_data_json_is_written_anew(tiny_dataset, tmp_path):
     ramp = {"train.batch_size": ((0, 2), (3, 8)), "train.num_tokens": (3 * 2 + 2 * 8) * 32, "train.save_interval": 0}
     finish(start(flags(tiny_dataset, tmp_path / "run", **ramp)))  # on one device
@@ -229,6 +230,7 @@ def test_an_error_of_one_process_ends_the_others_within_seconds():
     assert time.monotonic() - began < 60, outputs
 
 
+@pytest.mark.slow
 def test_other_data_is_refused_and_taken_up_by_a_fork(five_steps, tiny_dataset, mixture, tmp_path):
     save_dir = shutil.copytree(five_steps, tmp_path / "run")
     other = mixture["data.mixture"]["numbers"][0]

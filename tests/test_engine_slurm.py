@@ -160,6 +160,7 @@ def start():
         process.communicate()
 
 
+@pytest.mark.slow
 def test_tasks_at_the_same_time_one_killed_and_repeated(tmp_path, capsys, start):
     """Real processes with workers of their own; the finishing command meanwhile is refused."""
     corpus = tmp_path / "corpus"

@@ -111,6 +111,7 @@ def test_rows_that_were_uploaded_and_removed_are_not_logged_again(tmp_path):
     assert without_times(rows(tmp_path)) == expected(14)[len(expected(10)) :]
 
 
+@pytest.mark.slow
 def test_a_run_begun_anew_under_other_settings_is_another_wandb_run(tmp_path):
     def ids():
         return [folder.name.rpartition("-")[2] for folder in folders(tmp_path)]
@@ -123,6 +124,7 @@ def test_a_run_begun_anew_under_other_settings_is_another_wandb_run(tmp_path):
     assert without_times(rows(tmp_path)) == [*expected(8), *expected(8)]
 
 
+@pytest.mark.slow
 def test_the_line_to_upload_names_the_folders_of_all_sessions(tmp_path):
     save_dir = tmp_path / "it's a run"
     session(save_dir, 0, 8, kill=5, secs=1.0)
