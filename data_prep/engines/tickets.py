@@ -3,6 +3,7 @@
 On a shared disk a ticket is a file in the work directory, of one `Engine.run`. In a bucket it is the command's lease.
 """
 
+import abc
 import contextlib
 import fcntl
 import importlib.metadata
@@ -25,7 +26,7 @@ LIBRARIES = ("array_record", "gigatoken", "numpy", "pyarrow", "tiktoken", "token
 
 
 @dataclass(frozen=True)
-class Ticket:
+class Ticket(abc.ABC):
     """What all kinds have."""
 
     directory: str  # from which relative paths start
@@ -33,21 +34,21 @@ class Ticket:
     name: str
     look_secs: ClassVar[float]  # between two looks at it
 
+    @abc.abstractmethod
     def problem(self) -> str | None:
         """Why this machine cannot see whether the jobs are wanted; None where it can."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def is_wanted(self) -> bool:
         """Whether somebody waits for the results."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def unseen(self) -> str:
         """Why a worker may believe that nobody does, while somebody does."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def at_work(self, key: str) -> contextlib.AbstractContextManager:
         """Around the job of that key."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

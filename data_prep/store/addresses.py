@@ -3,6 +3,7 @@
 The one place where a stream's tokens, its records and its documents tables are counted over many files.
 """
 
+import abc
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -18,18 +19,18 @@ class Stretch(NamedTuple):
     stop: int
 
 
-class _Pieces:
+class _Pieces(abc.ABC):
     """What can be asked of pieces laid end to end, whatever their lengths."""
 
     total: int
 
+    @abc.abstractmethod
     def find(self, place: int) -> tuple[int, int]:
         """(file, place in it). IndexError outside [0, total)."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def edges(self, file: int) -> tuple[int, int]:
         """Where a file begins and ends in the whole."""
-        raise NotImplementedError
 
     def stretches(self, start: int, stop: int) -> Iterator[Stretch]:
         """What to read of which files for [start, stop) of the whole; empty stretches are left out."""

@@ -1,5 +1,6 @@
 """A split's token stream as the trainer reads it: rows at random places, from either stored format."""
 
+import abc
 import contextlib
 import math
 import mmap
@@ -46,7 +47,7 @@ _SLOW_SECS_A_ROW = 8e-6
 _LOOK_AGAIN_SECS = 0.1  # whether a shard still has its size: a look at each row would take a sixth of the loader's time
 
 
-class MappedSource:
+class MappedSource(abc.ABC):
     """A stream in several files, "shards" here, that are memory-mapped: a read touches only the pages it needs.
 
     Shards are mapped when they are first read, and a bounded number of them stays so.
@@ -66,14 +67,14 @@ class MappedSource:
         self._pieces_at_once = max(16, (max_open_files() or 1 << 14) // 16)
         self._waited = True  # for the disk, in the last read; the first one is likely to
 
+    @abc.abstractmethod
     def _map(self, shard: int) -> token_bin.MappedTokens:
         """Opens a shard and notes it in `_mapped` and `_tokens`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _look_at(self, shard: int, now: float) -> None:
         """Notes in `_looked_secs` that the file still holds the shard: to touch what is gone would kill the process
         without a word (SIGBUS)."""
-        raise NotImplementedError
 
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
         if not len(starts):
