@@ -1,6 +1,6 @@
 """How long a bucket is waited for."""
 
-import os
+from data_prep.store.variables import positive_number
 
 PATIENCE = "GPT_PRETRAIN_BUCKET_PATIENCE_SECS"
 DEFAULT_PATIENCE_SECS = 60.0
@@ -11,14 +11,7 @@ SLOWEST_BYTES_PER_SEC = 1 << 18  # below it an attempt is given up, too
 
 def patience_secs() -> float:
     """For how long what may go well in a moment is tried again."""
-    text = os.environ.get(PATIENCE, "")
-    try:
-        secs = float(text or DEFAULT_PATIENCE_SECS)
-        if not 0 < secs < float("inf"):
-            raise ValueError
-    except ValueError:
-        raise ValueError(f"{PATIENCE}={text!r}; expected a number of seconds above 0") from None
-    return secs
+    return positive_number(PATIENCE, DEFAULT_PATIENCE_SECS, "seconds")
 
 
 def connect_secs() -> float:

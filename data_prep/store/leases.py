@@ -29,6 +29,7 @@ from data_prep.store import buckets
 from data_prep.store.bucket_errors import BucketError, Changed
 from data_prep.store.secrets import public_name
 from data_prep.store.typed import Count, typed
+from data_prep.store.variables import positive_number
 
 log = logging.getLogger(__name__)
 
@@ -56,14 +57,7 @@ class LeaseLost(BucketError):
 
 def ttl_secs() -> float:
     """After how long without a renewal a holder counts as gone."""
-    text = os.environ.get(TTL, "")
-    try:
-        secs = float(text or DEFAULT_TTL_SECS)
-        if not 0 < secs <= MOST_TTL_SECS:
-            raise ValueError
-    except ValueError:
-        raise ValueError(f"{TTL}={text!r}; expected a number of seconds above 0, at most {MOST_TTL_SECS:g}") from None
-    return secs
+    return positive_number(TTL, DEFAULT_TTL_SECS, "seconds", most=MOST_TTL_SECS)
 
 
 @dataclasses.dataclass(frozen=True)

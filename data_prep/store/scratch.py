@@ -24,6 +24,7 @@ from blake3 import blake3
 from data_prep.store import buckets
 from data_prep.store.local_files import digest_of
 from data_prep.store.locations import file_name, is_bucket
+from data_prep.store.variables import positive_number
 
 SIZE = "GPT_PRETRAIN_SCRATCH_GB"
 DEFAULT_GB = 8.0
@@ -93,14 +94,7 @@ def folder() -> Path:
 
 def scratch_bytes() -> int:
     """How much may lie in it beside what is in use."""
-    text = os.environ.get(SIZE, "")
-    try:
-        gigabytes = float(text or DEFAULT_GB)
-        if not 0 < gigabytes < float("inf"):
-            raise ValueError
-    except ValueError:
-        raise ValueError(f"{SIZE}={text!r}; expected a number of gigabytes above 0") from None
-    return int(gigabytes * 1e9)
+    return int(positive_number(SIZE, DEFAULT_GB, "gigabytes") * 1e9)
 
 
 @dataclass(frozen=True)
