@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from blake3 import blake3
 from support.prepared import flip, tree
+from support.streamed import read_blocks
 
 from data_prep import check
 from data_prep.checking import find_problems
 from data_prep.store import fingerprints, manifest
-from data_prep.store.blocks_file import blocks_problem, num_blocks, read_blocks
+from data_prep.store.blocks_file import blocks_problem, num_blocks
 from data_prep.store.datasets import open_dataset
 
 

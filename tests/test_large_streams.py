@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from support.fault_proxy import ALWAYS, Fault
 from support.shared import made_once
-from support.streamed import make_streams, upload
+from support.streamed import make_streams, read_blocks, upload
 
 from data_prep.store import block_source, buckets
 from data_prep.store.addresses import Addresses, EqualPieces
 from data_prep.store.block_cache import SOON, BlockCache
-from data_prep.store.blocks_file import Digests, find_blocks, read_blocks
+from data_prep.store.blocks_file import Digests, find_blocks
 from data_prep.store.datasets import open_dataset
 from data_prep.store.fingerprints import BLOCK_TOKENS
 from data_prep.store.token_sources import zeros_as_touched

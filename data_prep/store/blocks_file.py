@@ -9,7 +9,6 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future
-from pathlib import Path
 from typing import overload
 
 import numpy as np
@@ -47,12 +46,6 @@ def write_blocks(directory: str | os.PathLike, name: str, digests: Sequence[byte
 def blocks_problem(directory: str | os.PathLike, name: str, split: Split) -> FileProblem | None:
     """What is wrong with the file of the split `name`; None if nothing is."""
     return file_problem(join(directory, blocks_name(name)), file_bytes(split), split.fingerprint)
-
-
-def read_blocks(path: str | os.PathLike) -> list[bytes]:
-    """The digests in a file that was found whole."""
-    content = Path(path).read_bytes()
-    return [content[first : first + DIGEST_BYTES] for first in range(0, len(content), DIGEST_BYTES)]
 
 
 def find_blocks(path: str | os.PathLike, digests: Sequence[str]) -> dict[str, int]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.store import buckets, manifest
-from data_prep.store.blocks_file import write_blocks
+from data_prep.store.blocks_file import DIGEST_BYTES, write_blocks
 from data_prep.store.files import digest_of
 from data_prep.store.fingerprints import block_digests, fingerprint
 from data_prep.store.manifest import Manifest, Shard, Split, dataset_fingerprint
@@ -13,6 +13,12 @@ from data_prep.store.names import shard_name
 from data_prep.store.spec import Spec
 from data_prep.store.token_bin import token_dtype, write_tokens
 from data_prep.store.tokenizers import ByteTokenizer
+
+
+def read_blocks(path: str | Path) -> list[bytes]:
+    """The digests in a blocks file."""
+    content = Path(path).read_bytes()
+    return [content[first : first + DIGEST_BYTES] for first in range(0, len(content), DIGEST_BYTES)]
 
 
 def make_streams(
