@@ -24,7 +24,7 @@ from data_prep.store import buckets, leases
 from gpt_pretrain import generate, inspect, replay
 from gpt_pretrain.data.ledger import MAGIC, Ledger
 from gpt_pretrain.mirrors import Mirror
-from gpt_pretrain.train import bucket_run
+from gpt_pretrain.train import uploads
 from gpt_pretrain.train.actions import checkpointing
 from gpt_pretrain.train.exclusive import HeldDirectory
 
@@ -194,7 +194,7 @@ def test_what_leads_up_to_a_checkpoint_is_in_the_bucket_before_it(bucket, bucket
     url, directory = f"{bucket}/run", shutil.copytree(undisturbed, tmp_path / "mirror")
     with leases.hold(url) as lease:
         held = HeldDirectory(directory, None)
-        bucket_run.Uploads(Mirror(url, directory), held, lease, 2, set(), set()).close()
+        uploads.Uploads(Mirror(url, directory), held, lease, 2, set(), set()).close()
     asked = [name for what, name in written(bucket_server) if what == "PUT" and name != ".lease"]
     files = asked[: next(i for i, name in enumerate(asked) if name.startswith("checkpoints/"))]
     assert {"ledger.bin", "data.json", "evaluation.json", "time_ledger.json"} <= set(files)
@@ -263,12 +263,12 @@ def test_uploads_that_fail_for_a_while_stop_nothing(
                 bucket_server.proxy.faults.clear()
 
     bucket_server.fail(*(Fault("status", having=f"checkpoints{slash}4", times=ALWAYS) for slash in ("/", "%2F")))
-    bucket_run.log.addHandler(mended := Mended())
+    uploads.log.addHandler(mended := Mended())
     try:
         with recording(tmp_path / "consumed", 0.2):
             output = train_here(run_flags(tiny_dataset, url))
     finally:
-        bucket_run.log.removeHandler(mended)
+        uploads.log.removeHandler(mended)
     found = re.findall(
         rf"UPLOADING to {url} FAILED: .*503.*Training goes on; .* newest checkpoint there is none", output
     )
@@ -302,11 +302,12 @@ def test_uploads_that_fail_for_ever_end_the_run_with_an_error_and_the_same_comma
 @pytest.mark.slow
 def test_a_checkpoint_that_is_removed_here_while_it_is_uploaded_arrives(bucket, bucket_server, tiny_dataset, tmp_path):
     url = f"{bucket}/run"
-    # As many newer ones are saved meanwhile as are kept.
+    # Slower than the thread looks for checkpoints, so that each is uploaded; and while that of step 2 stalls, as many
+    # newer ones are saved as are kept.
     stalls = (f"checkpoints{slash}2{slash}run{slash}metadata" for slash in ("/", "%2F"))
-    bucket_server.fail(*(Fault("silent", secs=1.5, having=each) for each in stalls))
-    os.environ["GPT_PRETRAIN_BUCKET_PATIENCE_SECS"] = "5"  # the fixture sets it back
-    with recording(tmp_path / "consumed", 0.3):
+    bucket_server.fail(*(Fault("silent", secs=4.0, having=each) for each in stalls))
+    os.environ["GPT_PRETRAIN_BUCKET_PATIENCE_SECS"] = "15"  # the fixture sets it back
+    with recording(tmp_path / "consumed", 1.0):
         output = train_here(run_flags(tiny_dataset, url, **{"train.save_interval": 1}))
     assert f"Uploaded {url}/checkpoints/2 (" in output, output
     assert committed(url) == [7, 8]
