@@ -45,6 +45,10 @@ CASES = {
         *(*TWO_MICROBATCHES, *PER_USE, "--exact"),
         *("--model.n_layer=2", "--model.n_head=2", "--model.n_embd=256", "--model.vocab_size=1024"),
     ),
+    "sixteen": (
+        *(*MODEL, "--batch_size=64", "--per_device_batch_size=2", "--topology=v5e:4x4"),
+        *(setting("mesh.fsdp", 16), setting("train.gather_weights", "per_use")),
+    ),
     "none": LARGE_BATCH,
     "dots": (*LARGE_BATCH, setting("model.remat", "dots")),
     "full": (*LARGE_BATCH, setting("model.remat", "full")),
@@ -131,6 +135,12 @@ def test_for_each_use_gradients_are_scattered_in_every_microbatch_at_full_effort
     found = compiled("per_use in full")
     assert {each["times_a_step"] for each in found.traffic("reduce-scatter")} == {2}
     assert network_ops_inside_loops(found) >= {"all-gather"}
+
+
+def test_over_sixteen_devices_gradients_are_scattered_in_two_stages_and_no_matrix_is_added_up_whole(compiled):
+    found = compiled("sixteen")
+    assert big_ops(found) == {("all-gather", "bf16", 2), ("reduce-scatter", "f32", 2)}
+    assert {each["group_size"] for each in found.traffic("reduce-scatter")} == {4}
 
 
 def test_gathered_for_each_use_whole_weights_and_gradients_take_no_memory(compiled):
