@@ -241,3 +241,9 @@ def test_a_bucket_that_is_away_for_longer_than_the_ttl_is_an_error_to_retry_and_
         lease.check()
     messages = [record.message for record in caplog.records if "cannot be renewed" in record.message]
     assert len(messages) == 1
+
+
+def test_a_system_without_the_clock_of_linux_can_hold_a_lease(bucket, monkeypatch):
+    monkeypatch.delattr(leases.time, "CLOCK_BOOTTIME")
+    with leases.hold(f"{bucket}/run") as lease:
+        lease.check()
