@@ -86,7 +86,7 @@ def simple_run_without_steps(datasets, tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("none"), {"": datasets["cats"]}, plan, num_consumed=0)
 
 
-@pytest.mark.parametrize("text", ["cat sat", "a", "purred ", "aa", "日本", "nowhere to be found"])
+@pytest.mark.parametrize("text", ["cat sat", "ked 1", "purred ", "aa", "日本", "nowhere to be found"])
 def test_a_text_is_found_wherever_a_search_of_all_tokens_finds_it(run, datasets, text, capsys, monkeypatch):
     monkeypatch.setattr(text_search, "_TOKENS_AT_ONCE", 100)  # so that places lie across two pieces
     monkeypatch.setattr(text_search, "_PIECES_AHEAD", 3)

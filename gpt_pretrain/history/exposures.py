@@ -73,6 +73,13 @@ class WindowCounts:
             "last": np.where(is_empty, -1, np.maximum.reduceat(last, edges)[::2]),
         }
 
+    def are_all_targets(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+        """Whether every token of each span was a target at least once: bool."""
+        windows = np.maximum(np.stack([starts, stops - 1]) - 1, 0) // self.seq_len
+        low, high = np.minimum(windows, len(self.seen))
+        missing = np.concatenate([[0], np.cumsum(np.append(self.seen == 0, True), dtype=np.int64)])
+        return (starts >= 1) & (missing[high + 1] == missing[low])
+
     def _targets_before(self, tokens: np.ndarray, before: np.ndarray) -> np.ndarray:
         """How often the tokens before each one were targets: token t is one of window (t - 1) // seq_len."""
         windows, rest = np.divmod(np.maximum(tokens - 1, 0), self.seq_len)
@@ -154,7 +161,7 @@ def write_exposures(
                 COLUMNS.with_metadata(metadata),
                 compression="zstd",
                 compression_level=1,
-                use_dictionary=["stream", "occurrences", "target_tokens"],
+                use_dictionary=["stream", "occurrences", "target_tokens"],  # pyright: ignore[reportArgumentType]
             )
         )
         for stream in streams:
