@@ -7,8 +7,9 @@ from support.shared import made_once
 
 from data_prep import fineweb
 from data_prep.store.documents import DocumentTables
-from gpt_pretrain.data.config import DataConfig, windows_overlapping
+from gpt_pretrain.data.config import DataConfig
 from gpt_pretrain.data.plan import Plan
+from gpt_pretrain.data.stages import windows_overlapping
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,15 @@ trainer, `replay` and `inspect` read the same batches.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
 
 from data_prep.store.token_sources import TokenSource
 from gpt_pretrain.data.plan import Plan
+from gpt_pretrain.data.row_edits import kept_targets
 from gpt_pretrain.data.stages import Stage
 
 _CHUNK_EXAMPLES = 1 << 15  # looked up at once, at most: an order is cheap by the thousand, not by the batch
@@ -30,6 +32,8 @@ class HostBatch:
       tokens: as stored, uint16 or uint32 (num_microbatches, local rows, seq_len + 1).
       streams, windows: where each row is from, int64 (num_microbatches, local rows).
       digest: of these rows; those of all processes add up to the batch's, modulo 2**64.
+      keep: where a row of the global batch has masked targets, whether each target of these rows counts, bool
+        (num_microbatches, local rows, seq_len); else None, on every process.
     """
 
     step_index: int
@@ -39,6 +43,7 @@ class HostBatch:
     streams: np.ndarray
     windows: np.ndarray
     digest: int
+    keep: np.ndarray | None = None
 
 
 class Batches:
@@ -46,7 +51,7 @@ class Batches:
     index `first_index + k`.
 
     Args:
-      sources: by name of the streams of those stages of the plan that are read.
+      sources: by name of the streams of those stages of the plan that are read, and of datasets inserted from.
       rows_of: batch size -> the rows of the global batch that this process holds, int64 (num_microbatches,
         local rows); the default is all of them as one microbatch.
       vocab_size: ids must be below it.
@@ -55,7 +60,7 @@ class Batches:
 
     def __init__(
         self,
-        sources: dict[str, TokenSource],
+        sources: Mapping[str, TokenSource],
         plan: Plan,
         *,
         vocab_size: int,
@@ -86,9 +91,12 @@ class Batches:
         rows = self._rows_of(batch_size)
         position = stage.position(step_index)
         streams, windows = self._examples(stage, step_index, rows)
-        tokens = read_windows(self._sources, stage, streams.reshape(-1), windows.reshape(-1))
-        check_ids(stage, streams.reshape(-1), windows.reshape(-1), tokens, self._vocab_size)
-        digest = digest_of_rows(tokens, (position + rows).reshape(-1), streams.reshape(-1), windows.reshape(-1))
+        places = (position + rows).reshape(-1), streams.reshape(-1), windows.reshape(-1)
+        tokens, keep, marks = read_rows(self._sources, stage, *places)
+        check_ids(stage, *places[1:], tokens, self._vocab_size)
+        digest = digest_of_rows(tokens, *places, marks)
+        if keep is None and rows.size < batch_size and has_masked_targets(stage, step_index):
+            keep = np.ones((rows.size, stage.seq_len), bool)
         return HostBatch(
             step_index=step_index,
             position=position,
@@ -97,6 +105,7 @@ class Batches:
             streams=streams,
             windows=windows,
             digest=digest,
+            keep=None if keep is None else keep.reshape(*rows.shape, stage.seq_len),
         )
 
     def _examples(self, stage: Stage, step_index: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -147,7 +156,9 @@ def check_ids(stage: Stage, streams: np.ndarray, windows: np.ndarray, tokens: np
     )
 
 
-def read_windows(sources: dict[str, TokenSource], stage: Stage, streams: np.ndarray, windows: np.ndarray) -> np.ndarray:
+def read_windows(
+    sources: Mapping[str, TokenSource], stage: Stage, streams: np.ndarray, windows: np.ndarray
+) -> np.ndarray:
     """Tokens of windows, one a row: (n, seq_len + 1), as wide as those of the stage's widest stream.
 
     The width does not depend on which rows are asked for: all processes digest the same bytes.
@@ -164,14 +175,77 @@ def read_windows(sources: dict[str, TokenSource], stage: Stage, streams: np.ndar
     return out
 
 
-def digest_of_rows(tokens: np.ndarray, positions: np.ndarray, streams: np.ndarray, windows: np.ndarray) -> int:
+class Rows(NamedTuple):
+    """What rows hold.
+
+    Attributes:
+      tokens: (n, seq_len + 1), as wide as those of the stage's widest stream.
+      keep: whether each target counts, bool (n, seq_len); None where all do.
+      marks: what digests tell edited rows by, uint64 (n,), 0 of all others; None where none is edited.
+    """
+
+    tokens: np.ndarray
+    keep: np.ndarray | None = None
+    marks: np.ndarray | None = None
+
+
+def read_rows(
+    sources: Mapping[str, TokenSource], stage: Stage, positions: np.ndarray, streams: np.ndarray, windows: np.ndarray
+) -> Rows:
+    """Rows at positions (n,) of a stage, which are these windows of these streams, with what is edited in place."""
+    tokens = read_windows(sources, stage, streams, windows)
+    if not stage.edits_tokens:
+        return Rows(tokens)
+    inserted = stage.insertions_at(positions)
+    if inserted and not tokens.flags.writeable:
+        tokens = tokens.copy()
+    marks = [0] * len(windows)
+    for row, insertion, part in inserted:
+        begin = insertion.read(sources[insertion.name], part, stage.seq_len)
+        tokens[row, : len(begin)] = begin
+        marks[row] = insertion.mark(part)
+    keep = kept_targets_of(stage, positions, streams, windows)
+    for row in np.flatnonzero(~keep.all(1)).tolist():
+        marks[row] = (marks[row] + xxhash.xxh3_64_intdigest(keep[row].tobytes())) % 2**64
+    return Rows(tokens, None if keep.all() else keep, np.array(marks, np.uint64))
+
+
+def kept_targets_of(stage: Stage, positions: np.ndarray, streams: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """Whether each target of rows (n,) counts: bool (n, seq_len)."""
+    keep = np.ones((len(windows), stage.seq_len), bool)
+    for index, stream in enumerate(stage.streams):
+        if stream.masked:
+            chosen = np.flatnonzero(streams == index)
+            keep[chosen] = kept_targets(stage.masked_edges[index], windows[chosen], stage.seq_len)
+    for row, insertion, part in stage.insertions_at(positions):
+        keep[row, : insertion.num_overwritten(part, stage.seq_len) - 1] = True
+    return keep
+
+
+def has_masked_targets(stage: Stage, step_index: int) -> bool:
+    """Whether any row of a step's global batch has a masked target."""
+    if not any(stream.masked for stream in stage.streams):
+        return False
+    positions = stage.position(step_index) + np.arange(stage.batch_size(step_index))
+    return not kept_targets_of(stage, positions, *stage.examples_at(positions)).all()
+
+
+def digest_of_rows(
+    tokens: np.ndarray,
+    positions: np.ndarray,
+    streams: np.ndarray,
+    windows: np.ndarray,
+    marks: np.ndarray | None = None,
+) -> int:
     """64-bit digest of examples that does not depend on the order in which they are listed.
 
-    The sum, modulo 2**64, of each row's xxh3_64 of its tokens' bytes, seeded by its position, stream and window:
-    so every process can digest the rows that it holds.
+    The sum, modulo 2**64, of each row's xxh3_64 of its tokens' bytes, seeded by its position, stream and window, and
+    by its mark, if it is edited in place: so every process can digest the rows that it holds.
     """
     position_64, window_64, stream_64 = (each.astype(np.uint64) for each in (positions, windows, streams))
     seeds = position_64 * _SPREAD[0] + window_64 * _SPREAD[1] + stream_64 * _SPREAD[2]
+    if marks is not None:
+        seeds += marks
     content, size = tokens.tobytes(), tokens.shape[1] * tokens.itemsize  # slices of bytes are cheaper than rows
     digest = xxhash.xxh3_64_intdigest
     digests = [digest(content[i * size : (i + 1) * size], seed) for i, seed in enumerate(seeds.tolist())]

@@ -12,7 +12,7 @@ from gpt_pretrain import checks
 from gpt_pretrain.data.mixture import counts_of
 from gpt_pretrain.data.order import SHUFFLES, Shuffle
 from gpt_pretrain.data.plan import Plan
-from gpt_pretrain.data.stages import Stage, Stream
+from gpt_pretrain.data.stages import Stage, Stream, windows_overlapping
 from gpt_pretrain.text_files import read_text
 
 
@@ -211,9 +211,3 @@ def _is_entry(entry) -> bool:
     except ValueError:
         return False
     return isinstance(entry[0], str | os.PathLike) and entry[1] > 0
-
-
-def windows_overlapping(start: int, length: int, seq_len: int, num_windows: int) -> range:
-    """Windows that hold any of the tokens [start, start + length), be it as the last target only."""
-    first = max(0, -(-(start - seq_len) // seq_len))
-    return range(first, min(num_windows, (start + length - 1) // seq_len + 1))

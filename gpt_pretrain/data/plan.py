@@ -52,7 +52,7 @@ class Plan:
         """How many tokens all steps before this one are trained on."""
         return sum(
             (self.stages[i].position(min(step_index, stop)) - self.stages[i].from_position) * self.stages[i].seq_len
-            for i, stop in enumerate(self._stops())
+            for i, stop in enumerate(self.stops())
             if self.stages[i].from_step < step_index
         )
 
@@ -73,12 +73,24 @@ class Plan:
         `windows_of(stage)` gives the windows, which depend on the stage's sequence length.
         """
         found = []
-        for stage, stop in zip(self.stages, self._stops(), strict=True):
+        for stage, stop in zip(self.stages, self.stops(), strict=True):
             stop = min(stop, num_steps)
             for index, stream in enumerate(stage.streams):
                 if stream.fingerprint == fingerprint and stop > stage.from_step:
                     windows = windows_of(stage)
                     found += [(stage, each) for each in stage.occurrences(index, windows, stage.position(stop))]
+        return found
+
+    def replaced(self, fingerprint: str, windows_of, num_steps: int) -> list[tuple[Stage, Occurrence, int]]:
+        """Every place in the first `num_steps` steps at which another window is seen instead of one of a stream, and
+        that window; as `occurrences`."""
+        found = []
+        for stage, stop in zip(self.stages, self.stops(), strict=True):
+            stop = min(stop, num_steps)
+            for index, stream in enumerate(stage.streams):
+                if stream.fingerprint == fingerprint and stream.substitution and stop > stage.from_step:
+                    windows = windows_of(stage)
+                    found += [(stage, *each) for each in stage.replaced(index, windows, stage.position(stop))]
         return found
 
     def epochs(self, step_index: int) -> dict[str, float]:
@@ -89,13 +101,13 @@ class Plan:
 
     def check_epochs(self, num_steps: int, most: int) -> None:
         """ValueError where a stage of so many steps would see a stream more often than any run does."""
-        for i, (stage, stop) in enumerate(zip(self.stages, self._stops(), strict=True)):
+        for i, (stage, stop) in enumerate(zip(self.stages, self.stops(), strict=True)):
             examples = stage.position(max(stage.from_step, min(stop, num_steps))) - stage.from_position
             fewest = min(stage.num_windows(j) - len(each.excluded) for j, each in enumerate(stage.streams))
             if examples > most * fewest:
                 raise ValueError(f"stages[{i}] sees {examples} examples, more than {most} epochs of a stream")
 
-    def _stops(self) -> list[int]:
+    def stops(self) -> list[int]:
         """The index of the step after the last of each stage."""
         return [*(stage.from_step for stage in self.stages[1:]), 1 << 62]
 
@@ -103,7 +115,8 @@ class Plan:
         """This plan, or this plan with `wanted` from the step of `step_index` on if that asks for anything else.
 
         Args:
-          wanted: what the configuration says; its `from_*` and `start` fields are not looked at.
+          wanted: what the configuration says; its `from_*` and `start` fields are not looked at, nor are edits in
+            place: those of the last stage stay where nothing else changes, and end with its order (`edits.edited`).
           fork: also take up another seed or other data under the name of a stream, as a new branch of the run.
 
         Raises PlanError for what cannot be continued, unless `fork`.
@@ -124,11 +137,21 @@ class Plan:
             raise PlanError("\n".join(f"  {line}" for line in refused))
         position = last.position(step_index)
         streams = tuple(
-            dataclasses.replace(stream, start=self._start_of(stream, wanted, i, step_index))
+            dataclasses.replace(
+                stream, start=self._start_of(stream, wanted, i, step_index), substitution=None, masked=()
+            )
             for i, stream in enumerate(wanted.streams)
         )
         change = ("fork: " if refused else "") + "; ".join(line for line, _ in changes)
-        new = dataclasses.replace(wanted, streams=streams, from_step=step_index, from_position=position, change=change)
+        new = dataclasses.replace(
+            wanted,
+            streams=streams,
+            from_step=step_index,
+            from_position=position,
+            change=change,
+            inserted=(),
+            order_from=None,
+        )
         return Plan((*kept, new))
 
     def _start_of(self, stream: Stream, wanted: Stage, index: int, step_index: int) -> int:
@@ -137,18 +160,18 @@ class Plan:
         Its own place, if it is cut into the same windows in the same order; else the next epoch, which nobody
         has seen anything of. A stream that is new to the run begins with its first epoch.
         """
-        for stage, stop in zip(reversed(self.stages), reversed(self._stops()), strict=True):
+        for stage, stop in zip(reversed(self.stages), reversed(self.stops()), strict=True):
             for i, old in enumerate(stage.streams):
                 if old.fingerprint == stream.fingerprint:
                     at = stage.index_after(i, stage.position(min(step_index, stop)))
-                    if _order_of(stage) == _order_of(wanted):
+                    if order_of(stage) == order_of(wanted):
                         return at
                     return -(-at // stage.num_windows(i)) * wanted.num_windows(index)
         return 0
 
     def to_json(self) -> dict[str, Any]:
         """JSON values only."""
-        return {"version": VERSION, "segments": [dataclasses.asdict(stage) for stage in self.stages]}
+        return {"version": VERSION, "segments": [_fields_of(stage) for stage in self.stages]}
 
     @classmethod
     def from_json(cls, fields: Any) -> "Plan":
@@ -176,7 +199,17 @@ class Plan:
         return cls(stages)
 
 
-def _order_of(stage: Stage) -> dict[str, Any]:
+def _fields_of(stage: Stage) -> dict[str, Any]:
+    """JSON values; those of edits in place only where there are some."""
+
+    def without(fields: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+        return {name: value for name, value in fields.items() if name not in names or value not in (None, ())}
+
+    fields = without(dataclasses.asdict(stage), ("inserted", "order_from"))
+    return fields | {"streams": [without(each, ("substitution", "masked")) for each in fields["streams"]]}
+
+
+def order_of(stage: Stage) -> dict[str, Any]:
     """What cuts a stream into windows and shuffles them."""
     names = ("seed", "seq_len", "shuffle") + (("block_windows", "group_blocks") if stage.shuffle == "block" else ())
     return {name: getattr(stage, name) for name in names}
@@ -185,7 +218,7 @@ def _order_of(stage: Stage) -> dict[str, Any]:
 def differences(last: Stage, wanted: Stage, step_index: int) -> list[tuple[str, bool]]:
     """(what of two stages differs from a step on, whether it cannot simply be continued)."""
     lines = []
-    for name in _order_of(wanted):
+    for name in order_of(wanted):
         old, new = getattr(last, name), getattr(wanted, name)
         if old != new:
             lines.append((f"data.{name}: {old} until now, {new} from here on", name == "seed"))

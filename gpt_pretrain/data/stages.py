@@ -14,6 +14,8 @@ from data_prep.store.typed import Count
 from gpt_pretrain import checks
 from gpt_pretrain.data.mixture import Mixture
 from gpt_pretrain.data.order import Shuffle, WindowOrder
+from gpt_pretrain.data.passage import Passage
+from gpt_pretrain.data.row_edits import Insertion, Substitution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Stream:
       count: how many examples of each block of the mixture are from it.
       start: index in its endless sequence (see `WindowOrder`) at which the stage begins.
       excluded: windows that are left out, ascending.
+      substitution: windows that are replaced in place.
+      masked: tokens [a, b) of the stream that do not count as targets, ascending, apart from one another.
     """
 
     name: str
@@ -36,6 +40,8 @@ class Stream:
     count: Count = 1
     start: Count = 0
     excluded: tuple[Count, ...] = ()
+    substitution: Substitution | None = None
+    masked: tuple[tuple[Count, Count], ...] = ()
 
 
 class BatchIndex(NamedTuple):
@@ -65,6 +71,9 @@ class Stage:
       from_step, from_position: updates made and examples seen before it.
       batch_sizes: (updates made, size) pairs, ascending from 0: after so many updates, batches have that size.
       change: what was changed at its beginning, in words.
+      inserted: documents that overwrite rows.
+      order_from: position at which the stage began whose order this one keeps, where it changes nothing but edits in
+        place; None where it begins an order of its own.
 
     Raises ValueError for what has no order: a stream without a window, or with none that is not excluded.
     """
@@ -79,6 +88,8 @@ class Stage:
     from_step: Count = 0
     from_position: Count = 0
     change: str = "start"
+    inserted: tuple[Insertion, ...] = ()
+    order_from: Count | None = None
 
     def __post_init__(self):
         firsts, sizes = zip(*self.batch_sizes or [(-1, 0)], strict=True)
@@ -94,6 +105,9 @@ class Stage:
             raise ValueError("streams: expected at least one, with counts of at least 1")
         for i in range(len(self.streams)):
             self._check_stream(i)
+        if self.origin > self.from_position:
+            raise ValueError(f"order_from is {self.order_from}, expected at most {self.from_position}")
+        self._check_inserted()
 
     def _check_stream(self, index: int) -> None:
         stream, num_windows = self.streams[index], self.num_windows(index)
@@ -111,12 +125,47 @@ class Stage:
             )
         if len(excluded) == num_windows:
             raise ValueError(f"{label}: all of its {num_windows} windows are excluded, nothing is left to train on")
+        substituted = stream.substitution.windows if stream.substitution else ()
+        if substituted and substituted[-1] >= num_windows:
+            raise ValueError(f"{label}: window {substituted[-1]} is substituted, expected [0, {num_windows})")
+        edges = [edge for span in stream.masked for edge in span]
+        if edges and (edges != sorted(edges) or edges[-1] > stream.num_tokens or any(a == b for a, b in stream.masked)):
+            raise ValueError(f"{label}: the masked tokens are no ascending spans of its {stream.num_tokens} tokens")
         for other in self.streams[:index]:
             if other.name == stream.name or other.fingerprint == stream.fingerprint:
                 raise ValueError(
                     f"{label} and {label_of(other)} are one dataset, expected different ones in a mixture. "
                     "Raise the weight of one and leave the other out."
                 )
+
+    def _check_inserted(self) -> None:
+        taken: set[tuple[int, int]] = set()
+        for each in self.inserted:
+            if each.name in {stream.name for stream in self.streams}:
+                raise ValueError(f"{each.name}: is the name of a stream, and of a dataset that a document is from")
+            for step_index, row, part in each.places:
+                where = f"{each.name}: a document is inserted at step {step_index + 1}, row {row}"
+                if step_index < self.from_step:
+                    raise ValueError(f"{where}, before the stage")
+                if row >= (size := self.batch_size(step_index)):
+                    raise ValueError(f"{where}; the batch has the rows 0 to {size - 1}")
+                if part >= each.num_parts(self.seq_len):
+                    raise ValueError(f"{each.name}: part {part} of a document of {each.num_parts(self.seq_len)}")
+                if (step_index, row) in taken:
+                    raise ValueError(
+                        f"step {step_index + 1}, row {row}: two documents are inserted there, expected one"
+                    )
+                taken.add((step_index, row))
+
+    @property
+    def origin(self) -> int:
+        """The position from which the examples of this order count."""
+        return self.from_position if self.order_from is None else self.order_from
+
+    @property
+    def edits_tokens(self) -> bool:
+        """Whether there are masked or inserted tokens."""
+        return bool(self.inserted) or any(stream.masked for stream in self.streams)
 
     def num_windows(self, stream: int) -> int:
         """Windows of one stream; each has `seq_len` inputs and one more token, shared with the next."""
@@ -158,7 +207,7 @@ class Stage:
 
     def examples_at(self, positions) -> tuple[np.ndarray, np.ndarray]:
         """Positions within the stage (any shape) -> (stream indices, windows), int64 each."""
-        streams, draws = self._mixture.at(np.asarray(positions, np.int64) - self.from_position)
+        streams, draws = self._mixture.at(np.asarray(positions, np.int64) - self.origin)
         windows = np.empty_like(draws)
         for index in np.unique(streams).tolist():
             chosen = streams == index
@@ -167,10 +216,10 @@ class Stage:
 
     def occurrences(self, stream: int, windows, stop: int) -> list[Occurrence]:
         """Every time that one of the windows of a stream is seen in the stage before position `stop`."""
-        stop_offset = stop - self.from_position
+        stop_offset = stop - self.origin
         num_draws = self._mixture.draws_before(stop_offset)[stream]
         draws, windows, epochs = self._passage(stream).draws_of(windows, num_draws)
-        positions = self.from_position + self._mixture.offsets_of(stream, draws)
+        positions = self.origin + self._mixture.offsets_of(stream, draws)
         steps = self.steps_at(positions)
         found = [
             Occurrence(
@@ -180,110 +229,118 @@ class Stage:
         ]
         return sorted(found)
 
+    def replaced(self, stream: int, windows, stop: int) -> list[tuple[Occurrence, int]]:
+        """Every time that one of the windows would be seen before position `stop`, were it not substituted; and the
+        window that is seen instead."""
+        num_draws = self._mixture.draws_before(stop - self.origin)[stream]
+        draws, originals, spares = self._passage(stream).replaced_of(windows, num_draws)
+        positions = self.origin + self._mixture.offsets_of(stream, draws)
+        found = []
+        for position, original, spare in zip(positions.tolist(), originals.tolist(), spares.tolist(), strict=True):
+            step_index = int(self.steps_at(position))
+            row = position - self.position(step_index)
+            found.append((Occurrence(step_index, row, position, original, 0), spare))
+        return sorted(found)
+
+    def planned_at(self, positions) -> tuple[np.ndarray, np.ndarray]:
+        """As `examples_at`, without substitutions."""
+        streams, draws = self._mixture.at(np.asarray(positions, np.int64) - self.origin)
+        windows = np.empty_like(draws)
+        for index in np.unique(streams).tolist():
+            chosen = streams == index
+            windows[chosen] = self._passage(index).planned_at(draws[chosen])
+        return streams, windows
+
+    def planned_indices(self, stream: int, windows, start: int, stop: int) -> np.ndarray:
+        """Indices of the endless sequence, ascending, at which windows of a stream would be seen at positions [start,
+        stop), were none substituted."""
+        first, last = (self._mixture.draws_before(each - self.origin)[stream] for each in (start, stop))
+        draws, _, _ = self._passage(stream).planned_draws_of(windows, last)
+        return np.sort(self._passage(stream).indices_at(draws[draws >= first]))
+
+    def substitutes(self, stream: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """(indices of the endless sequence at which another window is seen before position `stop`, ascending; these
+        windows)."""
+        indices, spares = self._passage(stream).substitutes
+        count = int(np.searchsorted(indices, self.index_after(stream, stop)))
+        return indices[:count], spares[:count]
+
+    def window_order(self, stream: int) -> WindowOrder:
+        """The endless sequence of one stream."""
+        return self._passage(stream).order
+
+    def insertions_at(self, positions: np.ndarray) -> list[tuple[int, Insertion, int]]:
+        """Which of positions (n,) have a document inserted: (number in `positions`, the insertion, its part)."""
+        if not self.inserted:
+            return []
+        placed, numbers, parts = self._placed
+        found = np.minimum(np.searchsorted(placed, positions), len(placed) - 1)
+        return [
+            (int(i), self.inserted[int(numbers[found[i]])], int(parts[found[i]]))
+            for i in np.flatnonzero(placed[found] == positions)
+        ]
+
+    @functools.cached_property
+    def _placed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Positions at which documents are inserted, ascending; which insertion each is; which part."""
+        places = np.array([(i, *place) for i, each in enumerate(self.inserted) for place in each.places], np.int64)
+        steps, inverse = np.unique(places[:, 1], return_inverse=True)
+        positions = np.array([self.position(step) for step in steps.tolist()])[inverse] + places[:, 2]
+        ascending = np.argsort(positions)
+        return positions[ascending], places[ascending, 0], places[ascending, 3]
+
     def index_after(self, stream: int, position: int) -> int:
         """Index in a stream's endless sequence of the next window of it that is seen at `position` or later."""
-        draws = self._mixture.draws_before(position - self.from_position)[stream]
+        draws = self._mixture.draws_before(position - self.origin)[stream]
         return int(self._passage(stream).indices_at(np.array([draws]))[0])
 
     def about_next(self, stream: int, windows: np.ndarray, position: int) -> np.ndarray:
         """About how many examples after `position` each window of a stream is seen next: float64, of the same shape."""
-        draws = self._mixture.draws_before(position - self.from_position)[stream]
+        draws = self._mixture.draws_before(position - self.origin)[stream]
         return self._passage(stream).about_next(windows, draws) * (self._mixture.block / self.streams[stream].count)
 
     def epochs(self, stream: int, position: int) -> float:
         """How often a stream has been seen before `position`: whole where an epoch's last window was just seen."""
-        draws = self._mixture.draws_before(position - self.from_position)[stream]
+        draws = self._mixture.draws_before(position - self.origin)[stream]
         whole = self._passage(stream).whole_epochs(draws)
         return self.index_after(stream, position) / self.num_windows(stream) if whole is None else float(whole)
 
     @functools.cached_property
     def _mixture(self) -> Mixture:
-        return Mixture(tuple(stream.count for stream in self.streams), self.seed, str(self.from_position or ""))
+        return Mixture(tuple(stream.count for stream in self.streams), self.seed, str(self.origin or ""))
 
-    def _passage(self, stream: int) -> "_Passage":
+    def _passage(self, stream: int) -> Passage:
         return self._passages[stream]
 
     @functools.cached_property
-    def _passages(self) -> tuple["_Passage", ...]:
+    def masked_edges(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+        """(starts, stops) of each stream's masked tokens, int64."""
+        edges = (np.array(each.masked, np.int64).reshape(-1, 2).T for each in self.streams)
+        return tuple((np.ascontiguousarray(starts), np.ascontiguousarray(stops)) for starts, stops in edges)
+
+    @functools.cached_property
+    def _passages(self) -> tuple[Passage, ...]:
         shuffle = self.shuffle, self.block_windows, self.group_blocks
         return tuple(
-            _Passage(WindowOrder(self.num_windows(i), self.seed, each.fingerprint, *shuffle), each.start, each.excluded)
+            Passage(
+                WindowOrder(self.num_windows(i), self.seed, each.fingerprint, *shuffle),
+                each.start,
+                each.excluded,
+                each.substitution,
+                self._mixture.draws_before(self.from_position - self.origin)[i],
+            )
             for i, each in enumerate(self.streams)
         )
 
 
-class _Passage:
-    """A stream's endless sequence from one index on, without the excluded windows; draws count from there.
-
-    The excluded ones are stepped over: the rest keeps its order, and is seen once an epoch as before.
-    """
-
-    def __init__(self, window_order: WindowOrder, start: int, excluded: Sequence[int]):
-        self._order, self._start = window_order, start
-        self._excluded = np.array(excluded, np.int64)
-        self._known_holes: dict[int, np.ndarray] = {}
-        self._num_left = window_order.num_windows - len(excluded)  # in a whole epoch
-        self._first_epoch, offset = divmod(start, window_order.num_windows)
-        self._skipped = offset - self._num_excluded_before(self._first_epoch, offset)  # left ones before the start
-
-    def _holes(self, epoch: int) -> np.ndarray:
-        """Offsets in an epoch of the excluded windows, ascending. Keeps those of the two epochs asked for last."""
-        holes = self._known_holes.get(epoch)
-        if holes is None:
-            holes = np.sort(self._order.indices_of(self._excluded, epoch)) - epoch * self._order.num_windows
-            self._known_holes = dict([*self._known_holes.items(), (epoch, holes)][-2:])
-        return holes
-
-    def _num_excluded_before(self, epoch: int, offset: int) -> int:
-        return int(np.searchsorted(self._holes(epoch), offset)) if len(self._excluded) else 0
-
-    def windows_at(self, draws: np.ndarray) -> np.ndarray:
-        return self._order.windows_at(self.indices_at(draws))
-
-    def indices_at(self, draws: np.ndarray) -> np.ndarray:
-        """Draws -> indices of the endless sequence."""
-        if not len(self._excluded):
-            return self._start + draws
-        epochs, ranks = np.divmod(draws + self._skipped, self._num_left)
-        epochs += self._first_epoch
-        indices = np.empty_like(draws)
-        for epoch in np.unique(epochs).tolist():
-            chosen = epochs == epoch
-            holes = self._holes(epoch)
-            # Before hole number h there are h holes, and its offset less h windows that are left.
-            jumped = np.searchsorted(holes - np.arange(len(holes)), ranks[chosen], side="right")
-            indices[chosen] = epoch * self._order.num_windows + ranks[chosen] + jumped
-        return indices
-
-    def about_next(self, windows: np.ndarray, num_draws: int) -> np.ndarray:
-        """About how many draws after so many each window comes next; as if none were excluded."""
-        now = int(self.indices_at(np.array([num_draws]))[0])
-        epoch = now // self._order.num_windows
-        here, later = (self._order.indices_of(windows, each) for each in (epoch, epoch + 1))
-        return np.where(here >= now, here, later) - now
-
-    def whole_epochs(self, num_draws: int) -> int | None:
-        """How many epochs have ended with that many draws, if one ends just there."""
-        epochs, rest = divmod(num_draws + self._skipped, self._num_left)
-        return None if rest else self._first_epoch + epochs
-
-    def draws_of(self, windows, num_draws: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Every draw among the first `num_draws` that gives one of the windows: (draws, windows, epochs)."""
-        windows = np.setdiff1d(np.asarray(windows, np.int64), self._excluded)
-        parts: list[tuple[np.ndarray, ...]] = []
-        last = (num_draws + self._skipped) // self._num_left
-        for epoch in range(self._first_epoch, self._first_epoch + last + 1):
-            offsets = self._order.indices_of(windows, epoch) - epoch * self._order.num_windows
-            before = np.searchsorted(self._holes(epoch), offsets) if len(self._excluded) else 0
-            draws = (epoch - self._first_epoch) * self._num_left + offsets - before - self._skipped
-            inside = (draws >= 0) & (draws < num_draws)
-            parts.append((draws[inside], windows[inside], np.full(int(inside.sum()), epoch)))
-        draws, windows, epochs = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return draws, windows, epochs
-
-
 def label_of(stream: Stream) -> str:
     return stream.name or "the dataset"
+
+
+def windows_overlapping(start: int, length: int, seq_len: int, num_windows: int) -> range:
+    """Windows that hold any of the tokens [start, start + length), be it as the last target only."""
+    first = max(0, -(-(start - seq_len) // seq_len))
+    return range(first, min(num_windows, (start + length - 1) // seq_len + 1))
 
 
 def batch_sizes_of(name: str, given: object) -> tuple[tuple[int, int], ...]:

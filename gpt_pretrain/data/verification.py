@@ -16,9 +16,8 @@ from blake3 import blake3
 from data_prep.store.addresses import Addresses
 from data_prep.store.datasets import TokenDataset, UnverifiedShard
 from data_prep.store.files import FileProblem, file_problem, read_json, write_json
-from gpt_pretrain.data.config import windows_overlapping
 from gpt_pretrain.data.plan import Plan
-from gpt_pretrain.data.stages import Stage
+from gpt_pretrain.data.stages import Stage, windows_overlapping
 
 log = logging.getLogger(__name__)
 

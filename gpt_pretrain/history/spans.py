@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 from data_prep.store.documents import Document
-from gpt_pretrain.data.config import windows_overlapping
-from gpt_pretrain.data.stages import Stage, Stream
+from gpt_pretrain.data.stages import Stage, Stream, windows_overlapping
 from gpt_pretrain.history.opened_run import OpenedRun
 
 
