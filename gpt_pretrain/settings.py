@@ -5,6 +5,8 @@
     data       which tokens, in which order                    gpt_pretrain.data.config.DataConfig
     optimizer  AdamW and its schedules                         gpt_pretrain.optim.adamw.adamw
     mesh       devices                                         gpt_pretrain.parallel.mesh.make_mesh
+    windows    some windows, in data.substitute or data.mask  gpt_pretrain.data.edits.Windows
+    steps      some steps, in data.substitute                 gpt_pretrain.data.edits.Steps
     perturb    something done at a hook site                   gpt_pretrain.model.perturbations.Perturbation
 
 Defaults are those of the Python signatures. To put something of your own in a place, register it with
@@ -27,6 +29,7 @@ from gin import config_parser
 
 from gpt_pretrain import checks
 from gpt_pretrain.data.config import DataConfig
+from gpt_pretrain.data.edits import Steps, Windows
 from gpt_pretrain.model import perturbations
 from gpt_pretrain.model.spec import GPTConfig
 from gpt_pretrain.optim.adamw import adamw
@@ -47,6 +50,8 @@ _train_config = gin.external_configurable(TrainConfig, "train", denylist=_NOT_SE
 for _name, _configurable in (
     ("model", GPTConfig),
     ("data", DataConfig),
+    ("windows", Windows),
+    ("steps", Steps),
     ("optimizer", adamw),
     ("mesh", make_mesh),
     ("perturb", perturbations.Perturbation),

@@ -3,12 +3,25 @@
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 from data_prep.store.block_cache import LEAST_BYTES, BlockCache
 from data_prep.store.buckets import is_bucket
 from data_prep.store.datasets import Format, TokenDataset, Verify, open_dataset
 from gpt_pretrain import checks
+from gpt_pretrain.data.edits import (
+    Edits,
+    StepRange,
+    Steps,
+    Target,
+    TokenSpan,
+    WindowList,
+    Windows,
+    documents_of,
+    inserted_document,
+    inserted_name,
+    spans_of,
+)
 from gpt_pretrain.data.mixture import counts_of
 from gpt_pretrain.data.order import SHUFFLES, Shuffle
 from gpt_pretrain.data.plan import Plan
@@ -33,7 +46,13 @@ class DataConfig:
       mixture_block: every block of this many examples has exactly the mixture's proportions.
       shuffle: "global", "block" or "none"; see `order.WindowOrder`.
       shuffle_block_windows, shuffle_group_blocks: of "block".
-      exclude: ids of documents whose windows are left out, or a text file of ids, one a line.
+      exclude: ids of documents whose windows are left out, or a text file of ids, one a line. All later rows move.
+      substitute: the same, for documents whose windows are replaced in place by windows that the run does not reach: no
+        other row changes. The list may also have `Windows` and `Steps`.
+      mask: the same, for documents whose tokens are read but not learned: they do not count as targets. The list may
+        also have `Windows`.
+      insert: documents of other prepared datasets that overwrite the front of given rows:
+        [("directory", "document id", [(step, row), ...]), ...], steps from 1, rows of the global batch from 0.
       max_epochs: refuse a run that would see a stream more often than this; None for no limit.
       document_mask: attention stays within a document, positions restart at end-of-text.
       cache_dir: where blocks of datasets in buckets are kept; None for gpt_pretrain/data in the user's cache folder.
@@ -53,6 +72,9 @@ class DataConfig:
     shuffle_block_windows: int = 1024
     shuffle_group_blocks: int = 32
     exclude: str | Sequence[str] = ()
+    substitute: str | Sequence[str | Windows | Steps] = ()
+    mask: str | Sequence[str | Windows] = ()
+    insert: Sequence[tuple[str, str, Sequence[tuple[int, int]]]] = ()
     max_epochs: float | None = None
     document_mask: bool = False
     tokenizer: str | None = None
@@ -77,7 +99,10 @@ class DataConfig:
         if self.cache_bytes is not None:
             cache_bytes = checks.whole_number("data.cache_bytes", self.cache_bytes, least=LEAST_BYTES)
             object.__setattr__(self, "cache_bytes", cache_bytes)
-        self._check_exclude()
+        self._check_ids("exclude", str)
+        self._check_ids("substitute", str | Windows | Steps)
+        self._check_ids("mask", str | Windows)
+        object.__setattr__(self, "insert", _checked_insertions(self.insert))
         if self.mixture is not None and not (isinstance(self.mixture, Mapping) and self.mixture):
             raise ValueError(
                 f'data.mixture: found {self.mixture!r}, expected {{"name": ("directory", weight), ...}}, or None for '
@@ -97,14 +122,13 @@ class DataConfig:
             }
             object.__setattr__(self, "mixture", expanded)
 
-    def _check_exclude(self) -> None:
-        if isinstance(self.exclude, str):
-            if self.exclude:
-                object.__setattr__(self, "exclude", checks.path("data.exclude", self.exclude))
-        elif not isinstance(self.exclude, Sequence) or not all(isinstance(each, str) for each in self.exclude):
-            raise ValueError(
-                f"data.exclude: found {self.exclude!r}, expected a list of document ids, or a text file of them"
-            )
+    def _check_ids(self, name: str, kinds: Any) -> None:
+        value = getattr(self, name)
+        if isinstance(value, str):
+            if value:
+                object.__setattr__(self, name, checks.path(f"data.{name}", value))
+        elif not isinstance(value, Sequence) or not all(isinstance(each, kinds) for each in value):
+            raise ValueError(f"data.{name}: found {value!r}, expected a list of document ids, or a text file of them")
 
     @property
     def directories(self) -> dict[str, str]:
@@ -169,34 +193,108 @@ class DataConfig:
         entry = (self.mixture or {}).get(name, ())
         return entry[2] if len(entry) > 2 else self.max_epochs
 
+    def open_inserted(self, datasets: Mapping[str, TokenDataset]) -> dict[str, TokenDataset]:
+        """The datasets that documents are inserted from, by `insert`'s directories.
+
+        Raises ValueError: not there, damaged, or of another tokenizer than `datasets`.
+        """
+        first, opened = next(iter(datasets.values())), {}
+        for directory, _, _ in self.insert:
+            if directory not in opened:
+                cache = BlockCache(self.cache_dir, self.cache_bytes) if is_bucket(directory) else None
+                opened[directory] = open_dataset(directory, verify=self.verify, cache=cache)
+                if opened[directory].tokenizer_digest != first.tokenizer_digest:
+                    raise ValueError(
+                        f"data.insert: {directory} and {first.directory} have different tokenizers "
+                        f"({opened[directory].tokenizer}, {first.tokenizer}). Prepare them with one."
+                    )
+        names = {inserted_name(directory): each.fingerprint for directory, each in opened.items()}
+        if len(names) < len(opened):
+            raise ValueError(f"data.insert: {', '.join(opened)} end in the same name, expected different ones")
+        return opened
+
+    def edits(self, datasets: Mapping[str, TokenDataset], inserted: Mapping[str, TokenDataset]) -> Edits:
+        """What the plan should have edited in place. ValueError for a document that is not there."""
+        return Edits(
+            substitute=self._targets("substitute", datasets),
+            mask=tuple(
+                span
+                for target in self._targets("mask", datasets)
+                for span in (target.as_targets(self.seq_len) if isinstance(target, WindowList) else [target])
+                if isinstance(span, TokenSpan)
+            ),
+            insert=tuple(
+                inserted_document(inserted[directory], document_id, [(step - 1, row) for step, row in places])
+                for directory, document_id, places in self.insert
+            ),
+        )
+
+    def _targets(self, setting: str, datasets: Mapping[str, TokenDataset]) -> tuple[Target, ...]:
+        """What `substitute` or `mask` names, in the streams."""
+        named = self._ids(setting)
+        spans = spans_of([each for each in named if isinstance(each, str)], datasets, f"data.{setting}")
+        found: list[Target] = list(spans)
+        for each in named:
+            if isinstance(each, Steps):
+                found.append(StepRange(each.first - 1, each.last))
+            elif isinstance(each, Windows):
+                if each.stream not in datasets:
+                    raise ValueError(
+                        f"data.{setting}: no stream {each.stream!r}, expected one of {', '.join(map(repr, datasets))}"
+                    )
+                dataset = datasets[each.stream]
+                num_windows = (dataset.splits["train"].num_tokens - 1) // self.seq_len
+                if max(each.numbers, default=0) >= num_windows:
+                    raise ValueError(
+                        f"data.{setting}: window {max(each.numbers)}, the stream has the windows 0 to {num_windows - 1}"
+                    )
+                found.append(WindowList(dataset.fingerprint, tuple(each.numbers)))
+        return tuple(found)
+
+    def _ids(self, setting: str) -> list[Any]:
+        """The entries of a setting that may be a text file of ids."""
+        ids = getattr(self, setting)
+        if isinstance(ids, str) and ids:
+            if not os.path.isfile(ids):
+                raise ValueError(
+                    f"data.{setting}: {ids}: no such file; expected a text file of document ids, one a line"
+                )
+            ids = read_text(ids).split("\n")
+        ids = [each.strip() if isinstance(each, str) else each for each in ids]
+        return [each for each in ids if each != ""]
+
     def _excluded(self, datasets: Mapping[str, TokenDataset]) -> dict[str, tuple[int, ...]]:
         """Windows of each stream that overlap an excluded document."""
-        ids = self.exclude
-        if isinstance(ids, str):
-            if not os.path.isfile(ids):
-                raise ValueError(f"data.exclude: {ids}: no such file; expected a text file of document ids, one a line")
-            ids = read_text(ids).split("\n")
-        ids = [each.strip() for each in ids if each.strip()]
-        if not ids:
-            return {}
-        from data_prep.store.documents import DocumentTables  # only who excludes documents waits for pyarrow
-
-        for dataset in datasets.values():
-            if dataset.tokenizer_digest is None:
-                raise ValueError(
-                    f"data.exclude: {dataset.directory} holds bare .bin shards, and nobody recorded which document is "
-                    f"where. `python -m data_prep.convert {dataset.directory} OUT` makes a prepared dataset of them."
-                )
         windows: dict[str, set[int]] = {name: set() for name in datasets}
-        tables = {name: DocumentTables(dataset.directory, cache=dataset.cache) for name, dataset in datasets.items()}
-        for document_id in ids:
-            found = [(name, document) for name, table in tables.items() for document in table.find("id", document_id)]
-            if not found:
-                raise ValueError(f"data.exclude: no document with the id {document_id} in the training data")
-            for name, document in found:
-                num_windows = (tables[name].num_tokens - 1) // self.seq_len
-                windows[name] |= set(windows_overlapping(document.start, document.length, self.seq_len, num_windows))
-        return {name: tuple(sorted(each)) for name, each in windows.items()}
+        for name, document in documents_of(self._ids("exclude"), datasets, "data.exclude"):
+            num_windows = (datasets[name].splits["train"].num_tokens - 1) // self.seq_len
+            windows[name] |= set(windows_overlapping(document.start, document.length, self.seq_len, num_windows))
+        return {name: tuple(sorted(each)) for name, each in windows.items() if each}
+
+
+def _checked_insertions(given: Any) -> tuple[tuple[str, str, tuple[tuple[int, int], ...]], ...]:
+    """`data.insert` with whole numbers and expanded directories. ValueError where it is none."""
+    try:
+        return tuple(
+            (
+                checks.place("data.insert", directory),
+                checks.text("data.insert", document_id),
+                tuple(
+                    (
+                        checks.whole_number("data.insert: step", step, least=1, most=checks.MOST_ROWS),
+                        checks.whole_number("data.insert: row", row, least=0, most=checks.MOST_ROWS),
+                    )
+                    for step, row in places
+                ),
+            )
+            for directory, document_id, places in given
+        )
+    except (TypeError, ValueError) as error:
+        words = f" ({error})" if "data.insert" in str(error) else ""
+        raise ValueError(
+            f'data.insert: found {given!s:.300}, expected [("directory", "document id", [(step, row), ...]), '
+            f"...]{words}"
+        ) from None
 
 
 def _is_entry(entry) -> bool:

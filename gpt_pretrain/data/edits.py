@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.store.datasets import TokenDataset
+from gpt_pretrain import checks
 from gpt_pretrain.data.plan import Plan, PlanError, order_of
 from gpt_pretrain.data.row_edits import Insertion, Substitution
 from gpt_pretrain.data.stages import Stage, Stream, label_of, windows_overlapping
@@ -47,6 +48,10 @@ class WindowList:
         del plan
         return [each for each in self.numbers if each < stage.num_windows(index)]
 
+    def as_targets(self, seq_len: int) -> list[TokenSpan]:
+        """The targets of these windows."""
+        return [TokenSpan(self.fingerprint, w * seq_len + 1, (w + 1) * seq_len + 1) for w in self.numbers]
+
 
 @dataclasses.dataclass(frozen=True)
 class StepRange:
@@ -66,6 +71,37 @@ class StepRange:
 
 
 Target = TokenSpan | WindowList | StepRange
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """As a user says it: windows of a stream of the mixture, or of the dataset.
+
+    Raises ValueError for numbers that are none.
+    """
+
+    numbers: Sequence[int]
+    stream: str = ""
+
+    def __post_init__(self):
+        if isinstance(self.numbers, str) or not isinstance(self.numbers, Sequence):
+            raise ValueError(f"windows.numbers: found {self.numbers!r}, expected a list of windows")
+        numbers = tuple(checks.whole_number("windows.numbers", each, least=0) for each in self.numbers)
+        object.__setattr__(self, "numbers", numbers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """As a user says it: all rows of steps `first` to `last`, counted from 1."""
+
+    first: int
+    last: int
+
+    def __post_init__(self):
+        first = checks.whole_number("steps.first", self.first, least=1, most=checks.MOST_ROWS)
+        last = checks.whole_number("steps.last", self.last, least=first, most=checks.MOST_ROWS)
+        object.__setattr__(self, "first", first)
+        object.__setattr__(self, "last", last)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,7 +359,7 @@ class _Wanted:
         return Substitution(tuple(targets.tolist()), end, first)
 
     def _inserted(self, part: Stage, stop: int, is_last: bool, on_top: Stage | None) -> tuple[Insertion, ...]:
-        documents: dict[tuple, list[tuple[int, int, int]]] = {}
+        documents: dict[_Document, list[tuple[int, int, int]]] = {}
         for each in on_top.inserted if on_top else ():
             documents.setdefault(_document(each), []).extend(
                 place for place in each.places if place[0] >= part.from_step
@@ -437,7 +473,10 @@ def _places(stage: Stage, step_index: int) -> dict[tuple[int, int], tuple]:
     }
 
 
-def _document(each: InsertedDocument | Insertion) -> tuple[str, str, int, int, int, int]:
+_Document = tuple[str, str, int, int, int, int]
+
+
+def _document(each: InsertedDocument | Insertion) -> "_Document":
     return each.name, each.fingerprint, each.num_tokens, each.start, each.length, each.end_of_text
 
 
@@ -462,8 +501,8 @@ def _in_words(before: Stage | None, stage: Stage) -> str:
         old = before.streams[i] if before else None
         counts = {what: (count(old) if old else 0, count(stream)) for what, count in _COUNTS.items()}
         lines += [f"{label_of(stream)}: {_changed(*pair, what)}" for what, pair in counts.items() if any(pair)]
-    pair = [sum(len(each.places) for each in one.inserted) if one else 0 for one in (before, stage)]
-    return "; ".join(lines + ([_changed(*pair, "rows with inserted documents")] if any(pair) else []))
+    was, now = (sum(len(each.places) for each in one.inserted) if one else 0 for one in (before, stage))
+    return "; ".join(lines + ([_changed(was, now, "rows with inserted documents")] if was or now else []))
 
 
 _COUNTS: dict[str, Callable[[Stream], int]] = {

@@ -84,7 +84,7 @@ class Plan:
     def replaced(self, fingerprint: str, windows_of, num_steps: int) -> list[tuple[Stage, Occurrence, int]]:
         """Every place in the first `num_steps` steps at which another window is seen instead of one of a stream, and
         that window; as `occurrences`."""
-        found = []
+        found: list[tuple[Stage, Occurrence, int]] = []
         for stage, stop in zip(self.stages, self.stops(), strict=True):
             stop = min(stop, num_steps)
             for index, stream in enumerate(stage.streams):

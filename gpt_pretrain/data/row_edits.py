@@ -65,6 +65,11 @@ class Insertion:
         if list(self.places) != sorted(set(self.places)) or not self.places:
             raise ValueError(f"{self.name}: the places of the document are not ascending")
 
+    @property
+    def source(self) -> tuple[str, str, int]:
+        """(name, fingerprint, num_tokens) of the dataset's training split."""
+        return self.name, self.fingerprint, self.num_tokens
+
     def num_parts(self, seq_len: int) -> int:
         """In how many rows all of its tokens, and the end-of-text token after them, are targets."""
         return -(-self.length // seq_len)

@@ -163,6 +163,11 @@ class Stage:
         return self.from_position if self.order_from is None else self.order_from
 
     @property
+    def read_from(self) -> tuple[Stream, ...]:
+        """What rows are read from: the streams, and what documents are inserted from."""
+        return self.streams + tuple(Stream(*key) for key in dict.fromkeys(each.source for each in self.inserted))
+
+    @property
     def edits_tokens(self) -> bool:
         """Whether there are masked or inserted tokens."""
         return bool(self.inserted) or any(stream.masked for stream in self.streams)

@@ -79,6 +79,20 @@ def summed_nll(
     return nll_B.sum(), correct_B.sum()
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def summed_kept_nll(
+    x_BTD: Float[Array, "B T D"],
+    head_VD: Float[Array, "V D"],
+    targets_BT: Int[Array, "B T"],
+    keep_BT: Bool[Array, "B T"],
+    vocab_size: int,
+    num_chunks: int,
+    logits_dtype: str = "float32",
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """`summed_nll` of those targets that `keep_BT` has."""
+    return _summed_kept_nll_fwd(x_BTD, head_VD, targets_BT, keep_BT, vocab_size, num_chunks, logits_dtype)[0]
+
+
 def _summed_nll_fwd(x_BTD, head_VD, targets_BT, vocab_size, num_chunks, logits_dtype):
     weight_VD = head_VD.astype(x_BTD.dtype)  # once, not in every chunk
 
@@ -106,6 +120,35 @@ def _summed_nll_bwd(vocab_size, num_chunks, logits_dtype, residuals, cotangents)
 
 
 summed_nll.defvjp(_summed_nll_fwd, _summed_nll_bwd)
+
+
+def _summed_kept_nll_fwd(x_BTD, head_VD, targets_BT, keep_BT, vocab_size, num_chunks, logits_dtype):
+    """As `_summed_nll_fwd`, apart from it so that no step without masked targets has an operation for them."""
+    weight_VD = head_VD.astype(x_BTD.dtype)
+
+    def chunk(carry, inputs):
+        nll, correct, dhead_VD = carry
+        x_BTD, targets_BT, keep_BT = inputs
+        logits_BTV = _logits(x_BTD, weight_VD, vocab_size, logits_dtype)
+        nll_BT, correct_BT, lse_BT = _nll_of_logits(logits_BTV, targets_BT)
+        is_target_BTV = jnp.arange(logits_BTV.shape[-1]) == targets_BT[..., None]
+        dlogits_BTV = jnp.exp(logits_BTV - lse_BT[..., None]) - is_target_BTV
+        dlogits_BTV = jnp.where(keep_BT[..., None], dlogits_BTV, 0).astype(x_BTD.dtype)
+        dx_BTD = jnp.einsum("btv,vd->btd", dlogits_BTV, weight_VD)
+        dhead_VD += jnp.einsum("btv,btd->vd", dlogits_BTV, x_BTD, preferred_element_type=jnp.float32)
+        nll_BT = jnp.where(keep_BT, nll_BT, 0)
+        return (nll + nll_BT.sum(), correct + (correct_BT & keep_BT).sum(), dhead_VD), dx_BTD
+
+    zero = (jnp.float32(0), jnp.int32(0), jnp.zeros(head_VD.shape, jnp.float32))
+    (nll, correct, dhead_VD), dx_BTD = _scan(chunk, zero, (x_BTD, targets_BT, keep_BT), num_chunks)
+    return (nll, correct), (dx_BTD, dhead_VD.astype(head_VD.dtype))
+
+
+def _summed_kept_nll_bwd(vocab_size, num_chunks, logits_dtype, residuals, cotangents):
+    return *_summed_nll_bwd(vocab_size, num_chunks, logits_dtype, residuals, cotangents), None
+
+
+summed_kept_nll.defvjp(_summed_kept_nll_fwd, _summed_kept_nll_bwd)
 
 
 def _logits(x_BTD, weight_VD, vocab_size, dtype):

@@ -36,6 +36,7 @@ class Built:
       layouts: of the batch sizes from here on.
       abstract_state: shapes, dtypes and shardings of the state.
       train_step: (state, batch) -> (state, metrics), jitted; compiled at its first call. See `step.py` for all three.
+      masked_train_step: (state, batch, keep) -> (state, metrics), of a batch that has masked targets.
       eval_step: (params, batch, weights, index) -> sums.
       statistics: (state, batch) -> {name: scalar}.
     """
@@ -51,6 +52,7 @@ class Built:
     layouts: tuple[BatchLayout, ...]
     abstract_state: TrainState
     train_step: jax.stages.Wrapped
+    masked_train_step: jax.stages.Wrapped
     eval_step: jax.stages.Wrapped
     statistics: jax.stages.Wrapped
 
@@ -111,6 +113,7 @@ def build(config: TrainConfig, data: OpenedData, start: Start, devices: Sequence
         gather=_gather(config, spec, mesh),
         reduce_dtype=config.reduce_dtype,
     )
+    train_step = step_lib.make_train_step(options, optimizer)
     return Built(
         config=config,
         data=data,
@@ -122,7 +125,8 @@ def build(config: TrainConfig, data: OpenedData, start: Start, devices: Sequence
         placement=placement,
         layouts=layouts,
         abstract_state=abstract_state,
-        train_step=step_lib.compile_train_step(step_lib.make_train_step(options, optimizer), shardings, mesh),
+        train_step=step_lib.compile_train_step(train_step, shardings, mesh),
+        masked_train_step=step_lib.compile_masked_train_step(train_step, shardings, mesh),
         eval_step=step_lib.compile_eval_step(step_lib.make_eval_step(options), shardings, mesh),
         statistics=step_lib.compile_statistics(step_lib.make_statistics(options), shardings, mesh),
     )

@@ -20,7 +20,7 @@ Fed = Iterator[tuple[HostBatch, jax.Array]]
 def fetch_ahead(built: Built, start: Start) -> FetchAhead:
     """Begins to fetch what the steps of a run need of datasets in buckets; does nothing where there are none."""
     fetching = FetchAhead(
-        built.data.sources("train"),
+        built.data.read_sources(),
         start.plan,
         first_index=start.step,
         num_steps=built.total_steps - start.step,
@@ -36,7 +36,7 @@ def feed(built: Built, start: Start, on_step: Callable[[int], None] = lambda ste
     `on_step` as for `Batches`.
     """
     batches = Batches(
-        built.data.sources("train"),
+        built.data.read_sources(),
         start.plan,
         vocab_size=built.spec.vocab_size,
         first_index=start.step,

@@ -7,6 +7,7 @@ import numpy as np
 from data_prep.store.datasets import TokenDataset
 from data_prep.store.token_sources import TokenSource
 from data_prep.store.tokenizers import Tokenizer, recorded_tokenizer, user_tokenizer
+from gpt_pretrain.data.edits import Edits, inserted_name
 from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.data.stages import Stage
 from gpt_pretrain.train.config import TrainConfig
@@ -19,12 +20,16 @@ class OpenedData:
     Attributes:
       datasets: by the name of their stream; one alone has the name "".
       wanted: the stage that the configuration asks for.
+      edits: in place, that it asks for.
+      inserted: the datasets that documents are inserted from, by the name that the plan has for them.
       prompt: ids of the text that the run's sample continues, if it makes one.
       tokenizer_name: as the user typed it, if at all.
     """
 
     datasets: dict[str, TokenDataset]
     wanted: Stage
+    edits: Edits = dataclasses.field(default_factory=Edits)
+    inserted: dict[str, TokenDataset] = dataclasses.field(default_factory=dict)
     prompt: np.ndarray | None = None
     tokenizer_name: str | None = None
 
@@ -55,12 +60,23 @@ class OpenedData:
         """One split's streams by name, of those datasets that have it."""
         return {name: each.splits[split] for name, each in self.datasets.items() if split in each.splits}
 
+    def read_sources(self) -> dict[str, TokenSource]:
+        """All that batches are read from, by name."""
+        return self.sources("train") | {name: each.splits["train"] for name, each in self.inserted.items()}
+
 
 def open_data(config: TrainConfig) -> OpenedData:
     """Opens the datasets. ValueError for what is not there, is damaged, or does not fit the rest of the run."""
     datasets = config.data.open()
     stage = config.data.stage(datasets, config.batch_sizes)
-    data = OpenedData(datasets, stage, tokenizer_name=config.data.tokenizer)
+    inserted = config.data.open_inserted(datasets)
+    data = OpenedData(
+        datasets,
+        stage,
+        config.data.edits(datasets, inserted),
+        {inserted_name(directory): each for directory, each in inserted.items()},
+        tokenizer_name=config.data.tokenizer,
+    )
     if config.data.tokenizer:
         _ = data.tokenizer  # another one than made the data is an error, whether or not it will be asked
     vocab_size = data.first.vocab_size

@@ -31,6 +31,8 @@ def write_record(built: Built, start: Start) -> Provenance:
     for name, path in built.config.data.directories.items():  # by fingerprint, too: a fork gives a name other data
         fingerprint = built.data.datasets[name].fingerprint
         directories |= {key: whereabouts(path) for key in (name, fingerprint)}
+    for name, dataset in built.data.inserted.items():
+        directories |= dict.fromkeys((name, dataset.fingerprint), whereabouts(dataset.directory))
     mark = run_lib.LedgerMark.of(start.ledger)
     # The file that knows less comes first: between the two writes, the ledger may go on further than its mark.
     run_lib.RunData(save_dir, start.plan, directories, built.total_steps, start.run_id, mark).write()

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from gpt_pretrain.data.edits import edited
 from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.data.plan import Plan, PlanError
 from gpt_pretrain.data.run import open_run
@@ -45,9 +46,12 @@ class Start:
     config: str = ""
 
     @classmethod
-    def anew(cls, data: OpenedData) -> "Start":
-        """A run's beginning."""
-        return cls(0, Plan((data.wanted,)), Ledger(), _new_run_id())
+    def anew(cls, data: OpenedData, num_tokens: int | None = None) -> "Start":
+        """A run's beginning; of a run of so many tokens, with its edits."""
+        plan = Plan((data.wanted,))
+        if num_tokens is not None:
+            plan = edited(plan, 0, data.edits, num_steps=plan.num_steps(num_tokens))
+        return cls(0, plan, Ledger(), _new_run_id())
 
 
 def model_spec(config: TrainConfig, data: OpenedData, device: Device) -> ModelSpec:
@@ -68,9 +72,9 @@ def resume_or_begin(config: TrainConfig, data: OpenedData) -> Start:
     """
     metadata = checkpoints.choose(config.directory, run_id=recorded_run_id(config.directory))
     if metadata is None:
-        return Start.anew(data)
+        return Start.anew(data, config.num_tokens)
     plan = _continued(metadata, config, data)
-    check_last_steps(metadata.ledger, plan, data.datasets, num_steps=config.verify_steps)
+    check_last_steps(metadata.ledger, plan, {**data.datasets, **data.inserted}, num_steps=config.verify_steps)
     return Start(metadata.step, plan, metadata.ledger, metadata.run_id, is_resumed=True, config=metadata.config)
 
 
@@ -111,6 +115,8 @@ def _continued(metadata: CheckpointMetadata, config: TrainConfig, data: OpenedDa
             "as a new branch of the run, by --fork. To start a new run from its weights, use "
             f"--from_pretrained={config.save_dir} with another --save_dir."
         )
+    num_steps = max(metadata.step, plan.num_steps(config.num_tokens))
+    plan = edited(plan, metadata.step, data.edits, num_steps=num_steps)
     if is_other_seed:
         log.warning("Fork: train.seed is another after step %d.", metadata.step)
     return plan

@@ -1,12 +1,13 @@
 """Microbatches -> gradients -> update -> metrics: pure functions on pytrees.
 
 `batch` is uint16 or uint32 (num_microbatches, microbatch, seq_len + 1): the token windows of one global batch, rows
-in their global order. Inputs are all but the last token of a window, targets all but the first.
+in their global order. Inputs are all but the last token of a window, targets all but the first. Where some targets do
+not count it is `Masked`: such steps have a function of their own, so that the others have no operation for it.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from gpt_pretrain.model import statistics
 from gpt_pretrain.model.document_mask import Documents, documents_of
 from gpt_pretrain.model.gpt import model_of
 from gpt_pretrain.model.linear import Multiply, multiply
-from gpt_pretrain.model.losses import nll_per_row, summed_nll
+from gpt_pretrain.model.losses import nll_per_row, summed_kept_nll, summed_nll
 from gpt_pretrain.model.perturbations import make_hook
 from gpt_pretrain.model.spec import ModelSpec
 from gpt_pretrain.optim.optimizer import Optimizer
@@ -63,6 +64,18 @@ class StepOptions:
         return SplitWeights(self.spec, self.mesh, Wire(self.spec.dtype, self.reduce_dtype, most_at_once))
 
 
+class Masked(NamedTuple):
+    """A batch, or a part of it, of whose targets some do not count: they give no gradient.
+
+    Attributes:
+      tokens: as of other batches.
+      keep: bool, the same without the last axis's first token: whether each target counts.
+    """
+
+    tokens: jax.Array
+    keep: jax.Array
+
+
 def split_tokens(window_BT):
     """[5, 6, 7] -> inputs [5, 6], targets [6, 7]; int32."""
     window_BT = jnp.asarray(window_BT, jnp.int32)
@@ -72,20 +85,25 @@ def split_tokens(window_BT):
 def make_loss_fn(options: StepOptions, multiply: Multiply = multiply) -> Callable:
     """`(params, window_BT, rng, record=None) -> (summed nll, num_correct)` of rows that one device holds.
 
-    `record`, a dict, receives the moments of the activations if given. `multiply` is what linear layers use.
+    `record`, a dict, receives the moments of the activations if given. `multiply` is what linear layers use. Of
+    `Masked` rows, both sums are of the targets that count.
     """
     spec = options.spec
     to_model = model_of(spec, multiply)
 
     def loss_fn(params, window_BT, rng, record=None):
         model = to_model(params)
+        window_BT, keep_BT = window_BT if isinstance(window_BT, Masked) else (window_BT, None)
         inputs_BT, targets_BT = split_tokens(window_BT)
         rng_hook, rng_dropout = (None, None) if rng is None else jax.random.split(rng)
         hook = make_hook(spec.perturbations, spec.n_layer, rng_hook)
         if record is not None:
             hook = statistics.recording(hook, record)
         x_BTD = model(inputs_BT, documents=_documents(spec, inputs_BT), hook=hook, rng=rng_dropout)
-        return summed_nll(x_BTD, model.head_VD, targets_BT, spec.vocab_size, options.num_chunks, spec.logits_dtype)
+        how = spec.vocab_size, options.num_chunks, spec.logits_dtype
+        if keep_BT is not None:
+            return summed_kept_nll(x_BTD, model.head_VD, targets_BT, keep_BT, *how)
+        return summed_nll(x_BTD, model.head_VD, targets_BT, *how)
 
     return loss_fn
 
@@ -111,10 +129,11 @@ def accumulate_gradients(loss_fn: Callable, params, batch_MBT, rng):
     def body(carry, inputs):
         return jax.tree.map(jnp.add, carry, one(*inputs)), None
 
-    num_microbatches = batch_MBT.shape[0]
+    num_microbatches = jax.tree.leaves(batch_MBT)[0].shape[0]
+    first = jax.tree.map(lambda rows: rows[0], batch_MBT)
     if num_microbatches == 1:
-        return one(batch_MBT[0], 0)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(one, batch_MBT[0], 0))
+        return one(first, 0)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(one, first, 0))
     return jax.lax.scan(body, zeros, (batch_MBT, jnp.arange(num_microbatches)))[0]
 
 
@@ -122,7 +141,9 @@ def make_gradients(options: StepOptions) -> Callable:
     """`(params, batch, rng) -> (gradients, mean loss in nats, accuracy)` of the mean loss over ALL tokens of a batch.
 
     Sums are divided once, by the number of target tokens of the whole batch, so that the result does not depend on how
-    it is cut into microbatches and over devices. Gradients are float32, split like the parameters.
+    it is cut into microbatches and over devices. Gradients are float32, split like the parameters. Of a `Masked` batch
+    gradients are divided by ALL its targets, so that each that counts weighs what it always weighs; loss and accuracy
+    are means over those that count.
     """
     is_split = options.mesh is not None and options.mesh.size > 1
 
@@ -146,7 +167,8 @@ def make_gradients(options: StepOptions) -> Callable:
         return grads, jax.lax.psum(nll, BATCH_AXES), jax.lax.psum(correct, BATCH_AXES)
 
     def gradients(params, batch_MBT, rng):
-        num_microbatches, microbatch, window = batch_MBT.shape
+        tokens_MBT = batch_MBT.tokens if isinstance(batch_MBT, Masked) else batch_MBT
+        num_microbatches, microbatch, window = tokens_MBT.shape
         num_tokens = num_microbatches * microbatch * (window - 1)
         if is_split:
             specs = options.weights.specs
@@ -154,7 +176,10 @@ def make_gradients(options: StepOptions) -> Callable:
         else:
             sums_of = on_one
         grads, nll, correct = sums_of(params, batch_MBT, rng)
-        return jax.tree.map(lambda grad: grad / num_tokens, grads), nll / num_tokens, correct / num_tokens
+        grads = jax.tree.map(lambda grad: grad / num_tokens, grads)
+        if isinstance(batch_MBT, Masked):
+            num_tokens = jnp.maximum(batch_MBT.keep.sum(), 1)
+        return grads, nll / num_tokens, correct / num_tokens
 
     return gradients
 
@@ -256,6 +281,21 @@ def compile_train_step(train_step: Callable, shardings: TrainState, mesh: Mesh) 
     return jax.jit(
         train_step,
         in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def compile_masked_train_step(train_step: Callable, shardings: TrainState, mesh: Mesh) -> jax.stages.Wrapped:
+    """`(state, tokens_MBT, keep_MBT) -> (state, metrics)`: the step of a batch that has masked targets."""
+
+    def masked_train_step(state: TrainState, tokens_MBT, keep_MBT):
+        return train_step(state, Masked(tokens_MBT, keep_MBT))
+
+    rows = batch_sharding(mesh)
+    return jax.jit(
+        masked_train_step,
+        in_shardings=(shardings, rows, rows),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )

@@ -26,7 +26,7 @@ def check_last_steps(ledger: Ledger, plan: Plan, datasets: Mapping[str, TokenDat
     steps = [
         step_index
         for step_index in range(first, len(ledger))
-        if all(stream.fingerprint in known for stream in plan.stage_at(step_index).streams)
+        if all(each.fingerprint in known for each in plan.stage_at(step_index).read_from)
     ]
     found = add_up_digests(np.array([_partial_digest(plan, known, step_index) for step_index in steps], np.uint64))
     unequal = np.flatnonzero(found != ledger.digests[steps])
@@ -37,7 +37,7 @@ def check_last_steps(ledger: Ledger, plan: Plan, datasets: Mapping[str, TokenDat
             f"{int(found[unequal[0]]):016x}, the ledger says {int(ledger.digests[step_index]):016x}.\n"
             + explain(
                 plan,
-                {stream.name: known[stream.fingerprint] for stream in plan.stage_at(step_index).streams},
+                {stream.name: known[stream.fingerprint] for stream in plan.stage_at(step_index).read_from},
                 step_index,
             )
         )
@@ -46,7 +46,7 @@ def check_last_steps(ledger: Ledger, plan: Plan, datasets: Mapping[str, TokenDat
 
 def _partial_digest(plan: Plan, known: Mapping[str, TokenDataset], step_index: int) -> int:
     """Of this process's share of the rows: every `process_count`-th."""
-    sources = {each.name: known[each.fingerprint].splits["train"] for each in plan.stage_at(step_index).streams}
+    sources = {each.name: known[each.fingerprint].splits["train"] for each in plan.stage_at(step_index).read_from}
     batches = Batches(
         sources,
         plan,
