@@ -74,6 +74,11 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fork", action="store_true", help="resume with other data or another seed, as a new branch of the run"
     )
+    add_process_flags(parser)
+
+
+def add_process_flags(parser: argparse.ArgumentParser) -> None:
+    """Those of a command that several processes run together."""
     several = parser.add_argument_group("several processes (detected automatically on Slurm, GKE and TPU pods)")
     several.add_argument("--coordinator_address", metavar="HOST:PORT")
     several.add_argument("--num_processes", type=int)

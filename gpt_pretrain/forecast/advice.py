@@ -33,7 +33,7 @@ def advice(prediction: Prediction) -> list[str]:
         data = config.parse_config(config.bound_config()).get("mesh.data", -1)
         rest = "" if data == -1 else f"{_setting('mesh.data', -1)} "
         found.append(f"{rest}{_setting('mesh.fsdp', fsdp)}: splits the state, {state} on each device now")
-    if step.built.mesh.shape["fsdp"] > 1 and step.built.gather == "per_step":
+    if step.built.mesh.shape["fsdp"] > 1 and step.built.options.gather == "per_step":
         size = size_text(bytes_of_whole(step.built.spec))
         found.append(
             f"{_setting('train.gather_weights', 'per_use')}: weights and gradients are not whole meanwhile, "

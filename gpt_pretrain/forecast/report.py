@@ -44,7 +44,7 @@ def to_json(prediction: Prediction) -> dict[str, Any]:
         "dtype": built.spec.dtype,
         "attention": built.spec.attention,
         "remat": built.spec.remat,
-        "gather_weights": built.gather if built.mesh.shape["fsdp"] > 1 else None,
+        "gather_weights": built.options.gather if built.mesh.shape["fsdp"] > 1 else None,
         "num_microbatches": layout.num_microbatches,
         "per_device_batch_size": layout.per_device,
         "seq_len": built.config.data.seq_len,

@@ -14,7 +14,7 @@ from gpt_pretrain.history.exposures import WindowCounts, count_windows
 from gpt_pretrain.history.occurrences import occurrences_of
 from gpt_pretrain.history.opened_run import OpenedRun
 from gpt_pretrain.history.spans import Span, find_spans
-from gpt_pretrain.history.token_losses import nll_and_rank
+from gpt_pretrain.history.token_losses import nll_of
 from gpt_pretrain.model.sampling import continue_greedily
 from gpt_pretrain.train import pretrained
 from gpt_pretrain.train.checkpoint_copies import steps_at
@@ -134,7 +134,7 @@ def measure(
                 f"checkpoint {step} sees {metadata.seq_len} tokens at once; passages have {longest - 1}, prefix and "
                 f"continuation {prefix_tokens} + {asked_tokens} and an end-of-text token"
             )
-        nll, _ = nll_and_rank(params, metadata.model, tokens_NT, end_of_text=end_of_text)
+        nll = nll_of(params, metadata.model, tokens_NT, end_of_text=end_of_text)
         losses.append((nll * is_target).sum(1) / np.maximum(1, num_targets))
         matched = np.full(len(passages), -1, np.int32)
         if len(asked):
@@ -165,9 +165,9 @@ def measure(
 
 
 def named_documents(run: OpenedRun, named: Sequence[Mapping[str, Any]], seq_len: int) -> list[Passage]:
-    """Documents, each by what `find_spans` takes: {"document": id} or {"token": n}. ValueError for one that is not
-    there."""
-    return [passage_of(run, find_spans(run, **each)[0], seq_len) for each in named]
+    """Documents, each by what `find_spans` takes: {"document": id} or {"token": n}; or {"span": span}. ValueError for
+    one that is not there."""
+    return [passage_of(run, each.get("span") or find_spans(run, **each)[0], seq_len) for each in named]
 
 
 def passage_of(run: OpenedRun, span: Span, seq_len: int) -> Passage:
@@ -191,16 +191,17 @@ class Choice:
     Args:
       seq_len: how much of a document's front counts.
       least_tokens: shorter documents are passed over.
+      num_steps: in which a document may have been seen; None for those that the run has made.
     """
 
-    def __init__(self, run: OpenedRun, *, seq_len: int, least_tokens: int, seed: int):
+    def __init__(self, run: OpenedRun, *, seq_len: int, least_tokens: int, seed: int, num_steps: int | None = None):
         self._run, self._seq_len, self._least = run, seq_len, least_tokens
         self._random = np.random.default_rng(seed)
-        self._counts = count_windows(run.plan, len(run.ledger))
+        self._counts = count_windows(run.plan, len(run.ledger) if num_steps is None else num_steps)
 
     def seen(self, count: int) -> list[Passage]:
         """Documents whose whole front was trained on. ValueError if there are none."""
-        found = self._all(is_seen=True)
+        found = self._all(self._is_front_seen, ("train",))
         if not len(found.starts):
             raise ValueError(
                 f"{self._run.save_dir}: no document of at least {self._least} tokens has been seen as far as the "
@@ -209,10 +210,14 @@ class Choice:
         chosen = self._random.choice(len(found.starts), min(count, len(found.starts)), replace=False)
         return [self._passage(found, index) for index in np.sort(chosen).tolist()]
 
+    def any_seen(self) -> "Documents":
+        """All documents of which any token was in a batch."""
+        return self._all(lambda counts, starts, lengths: ~_are_unseen(counts, starts, lengths), ("train",))
+
     def held_out(self, like: Sequence[Passage]) -> list[Passage]:
         """For each passage another one, of about its length, of which the run has seen nothing; none twice, and at
         least `_FEWEST_HELD_OUT` in all where there are as many: the mean of few says little."""
-        found = self._all(is_seen=False)
+        found = self._all(_are_unseen, ("train", "val"))
         if len(found.starts) > _MOST_CANDIDATES:
             found = found.some(self._random.choice(len(found.starts), _MOST_CANDIDATES, replace=False))
         fronts = np.minimum(found.lengths, self._seq_len + 1)
@@ -228,36 +233,41 @@ class Choice:
             chosen.append(self._passage(found, nearest))
         return chosen
 
-    def _all(self, *, is_seen: bool) -> "_Documents":
-        """The documents that were seen, or those that were not at all."""
+    def _is_front_seen(self, counts: Sequence[WindowCounts], starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        return _are_seen(counts, starts, np.minimum(lengths, self._seq_len + 1))
+
+    def _all(self, is_wanted: Callable[..., np.ndarray], splits: Sequence[str]) -> "Documents":
+        """The training documents for which `is_wanted(counts, starts, lengths)`, and all of the other splits."""
         owners: list[tuple[Stream, str]] = []
         parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         for stream in {each.fingerprint: each for each in self._run.streams()}.values():
-            for split in ("train",) if is_seen else ("train", "val"):
+            for split in splits:
                 tables = self._run.documents(stream, split)
                 owners.append((stream, split))
                 for table in () if tables is None else tables.whole_tables([]):
                     starts, lengths = (table[name].to_numpy() for name in ("start", "length"))
                     chosen = lengths >= self._least
                     if split == "train":
-                        fronts = np.minimum(lengths, self._seq_len + 1)
-                        counts = self._counts.get(stream.fingerprint, [])
-                        chosen &= _are_seen(counts, starts, fronts) if is_seen else _are_unseen(counts, starts, lengths)
+                        chosen &= is_wanted(self._counts.get(stream.fingerprint, []), starts, lengths)
                     owner = np.full(int(chosen.sum()), len(owners) - 1)
                     parts.append((owner, starts[chosen], lengths[chosen]))
         nothing = [(np.empty(0, np.int64),) * 3]
-        return _Documents(owners, *(np.concatenate(each) for each in zip(*(parts or nothing), strict=True)))
+        return Documents(owners, *(np.concatenate(each) for each in zip(*(parts or nothing), strict=True)))
 
-    def _passage(self, found: "_Documents", index: int) -> Passage:
+    def span(self, found: "Documents", index: int) -> Span:
+        """One of many documents."""
         stream, split = found.owners[int(found.owner[index])]
         start, length = int(found.starts[index]), int(found.lengths[index])
         tables = self._run.documents(stream, split)
         assert tables is not None
-        return passage_of(self._run, Span(stream, split, start, start + length, tables.at(start)), self._seq_len)
+        return Span(stream, split, start, start + length, tables.at(start))
+
+    def _passage(self, found: "Documents", index: int) -> Passage:
+        return passage_of(self._run, self.span(found, index), self._seq_len)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Documents:
+class Documents:
     """Many documents: int64 (n,) each.
 
     Attributes:
@@ -269,8 +279,8 @@ class _Documents:
     starts: np.ndarray
     lengths: np.ndarray
 
-    def some(self, chosen: np.ndarray) -> "_Documents":
-        return _Documents(self.owners, *(each[chosen] for each in (self.owner, self.starts, self.lengths)))
+    def some(self, chosen: np.ndarray) -> "Documents":
+        return Documents(self.owners, *(each[chosen] for each in (self.owner, self.starts, self.lengths)))
 
 
 def _are_seen(counts: Sequence[WindowCounts], starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

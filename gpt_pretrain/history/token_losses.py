@@ -83,27 +83,39 @@ def losses_of(
     return TokenLosses(directory, metadata.step, spec.document_mask, nll, rank)
 
 
+def nll_of(params: dict, spec: ModelSpec, tokens_NT: np.ndarray, *, end_of_text: int) -> np.ndarray:
+    """Loss in nats of each target of windows (rows, seq_len + 1): float32 (rows, seq_len)."""
+    return _computed(params, spec, tokens_NT, end_of_text, with_rank=False)[0]
+
+
 def nll_and_rank(
     params: dict, spec: ModelSpec, tokens_NT: np.ndarray, *, end_of_text: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Loss in nats, float32, and rank, int32, of each target of windows (rows, seq_len + 1): (rows, seq_len) each."""
+    nll, rank = _computed(params, spec, tokens_NT, end_of_text, with_rank=True)
+    return nll, rank
+
+
+def _computed(
+    params: dict, spec: ModelSpec, tokens_NT: np.ndarray, end_of_text: int, *, with_rank: bool
+) -> list[np.ndarray]:
     num_rows, seq_len = tokens_NT.shape[0], tokens_NT.shape[1] - 1
     num_at_once = max(1, min(num_rows, _TOKENS_AT_ONCE // seq_len))
     num_chunks = num_loss_chunks(num_at_once, seq_len, spec.padded_vocab_size, jax.default_backend())
-    compute = _compiled(spec, end_of_text, num_chunks)
-    nll, rank = (np.empty((num_rows, seq_len), dtype) for dtype in (np.float32, np.int32))
+    compute = _compiled(spec, end_of_text, num_chunks, with_rank)
+    wholes = [np.empty((num_rows, seq_len), dtype) for dtype in ([np.float32, np.int32] if with_rank else [np.float32])]
     padded = np.zeros((num_at_once, seq_len + 1), tokens_NT.dtype)  # one shape: compiled once
     for first in range(0, num_rows, num_at_once):
         rows = slice(first, min(first + num_at_once, num_rows))
         padded[: rows.stop - first] = tokens_NT[rows]
-        for whole, found_CBT in zip((nll, rank), compute(params, padded), strict=True):
+        for whole, found_CBT in zip(wholes, compute(params, padded), strict=True):
             found_BT = np.moveaxis(np.asarray(found_CBT), 0, 1).reshape(num_at_once, seq_len)
             whole[rows] = found_BT[: rows.stop - first]
-    return nll, rank
+    return wholes
 
 
 @lru_cache(maxsize=8)  # once for all checkpoints of a run
-def _compiled(spec: ModelSpec, end_of_text: int, num_chunks: int):
+def _compiled(spec: ModelSpec, end_of_text: int, num_chunks: int, with_rank: bool):
     to_model = model_of(spec)
 
     @jax.jit
@@ -111,15 +123,18 @@ def _compiled(spec: ModelSpec, end_of_text: int, num_chunks: int):
         model = to_model(params)
         inputs_BT, targets_BT = split_tokens(window_BT)
         x_BTD = model(inputs_BT, documents=documents_of(inputs_BT, end_of_text) if spec.document_mask else None)
-        return jax.lax.map(partial(_of_chunk, model, spec.vocab_size), _chunks((x_BTD, targets_BT), num_chunks))
+        of_chunk = partial(_of_chunk, model, spec.vocab_size, with_rank)
+        return jax.lax.map(of_chunk, _chunks((x_BTD, targets_BT), num_chunks))
 
     return compute
 
 
-def _of_chunk(model, vocab_size: int, inputs):
-    """(nll_BT in nats, rank_BT from 1) of a piece of the time axis; the logits of all of it would be large."""
+def _of_chunk(model, vocab_size: int, with_rank: bool, inputs):
+    """(nll_BT in nats, and rank_BT from 1 if wanted) of a piece of the time axis: the logits of all would be large."""
     x_BTD, targets_BT = inputs
     nll_BT, _ = token_nll(x_BTD, model.head_VD, targets_BT, vocab_size=vocab_size)
+    if not with_rank:
+        return (nll_BT,)
     logits_BTV = model.logits(x_BTD)[..., :vocab_size]
     target_BT1 = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)
     return nll_BT, 1 + (logits_BTV > target_BT1).sum(-1)

@@ -41,4 +41,4 @@ class Layer(nnx.Module):
         attn_BTD = hook("attn_out", layer, self.attention(self.ln_1(x_BTD), layer, attend))
         x_BTD = x_BTD + dropout(attn_BTD, self.rate, rngs[0])
         mlp_BTD = hook("mlp_out", layer, self.mlp(self.ln_2(x_BTD)))
-        return x_BTD + dropout(mlp_BTD, self.rate, rngs[1])
+        return hook("stream_out", layer, x_BTD + dropout(mlp_BTD, self.rate, rngs[1]))

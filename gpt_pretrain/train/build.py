@@ -30,7 +30,7 @@ class Built:
 
     Attributes:
       spec: the model, settled for this platform and this data.
-      gather: when split weights are made whole; see `weights.py`.
+      options: what its compiled functions have in common.
       total_steps: of the whole run.
       placement: where the rows of a batch lie.
       layouts: of the batch sizes from here on.
@@ -45,7 +45,7 @@ class Built:
     data: OpenedData
     mesh: Mesh
     spec: ModelSpec
-    gather: step_lib.Gather
+    options: step_lib.StepOptions
     optimizer: Optimizer
     total_steps: int
     placement: Placement
@@ -119,7 +119,7 @@ def build(config: TrainConfig, data: OpenedData, start: Start, devices: Sequence
         data=data,
         mesh=mesh,
         spec=spec,
-        gather=options.gather,
+        options=options,
         optimizer=optimizer,
         total_steps=total_steps,
         placement=placement,

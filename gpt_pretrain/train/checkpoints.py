@@ -161,6 +161,11 @@ def saved_steps(save_dir: str | os.PathLike) -> list[int]:
     return _steps(Path(save_dir, _DIRECTORY))
 
 
+def checkpoint_path(save_dir: str | os.PathLike, step: int) -> Path:
+    """Where the checkpoint of a step is, or will be."""
+    return Path(save_dir, _DIRECTORY, str(step))
+
+
 def choose(save_dir: str | os.PathLike, *, run_id: str | None = None) -> CheckpointMetadata | None:
     """The metadata of the newest checkpoint that can be trusted; None if there is none.
 
@@ -212,6 +217,12 @@ def locate(directory: str | os.PathLike) -> Path:
         f"{directory}: no good checkpoint found; expected the save_dir of a run of gpt_pretrain.main, or one "
         f"checkpoint in its '{_DIRECTORY}' directory"
     )
+
+
+def restore_state(checkpoint: str | os.PathLike, abstract_state: Any) -> Any:
+    """All that a checkpoint holds of a run's state, on the devices that `abstract_state`'s shardings name."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(Path(checkpoint) / "state", abstract_state)
 
 
 def restore_params(checkpoint: Path, abstract_params: Any) -> Any:

@@ -38,6 +38,11 @@ class Loop:
         self._times = times
         self._reader = MetricsReader()
 
+    @property
+    def state(self) -> TrainState:
+        """After the last step that was made."""
+        return self._state
+
     def run(self, fed: Iterable[tuple[HostBatch, jax.Array]], stop_signal: StopSignal) -> None:
         """Trains until `fed` ends or a signal comes. Raises Diverged."""
         with self._times.spent(Category.STEP):

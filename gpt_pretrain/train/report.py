@@ -67,7 +67,7 @@ def how_reduced(built: Built) -> str:
     dtype, fsdp = built.config.reduce_dtype, built.mesh.shape["fsdp"]
     if fsdp == 1:
         return f"added up over all devices once a step, in {dtype}"
-    if built.gather == "per_step":
+    if built.options.gather == "per_step":
         size = size_text(bytes_of_whole(built.spec))
         return f"added up and split once a step, in {dtype}; weights and gradients are whole meanwhile, {size} a device"
     return f"added up over fsdp={fsdp} in every microbatch, in {dtype}; each weight is whole only while it multiplies"
@@ -150,8 +150,14 @@ def _say_data(built: Built, start: Start) -> None:
             )
 
 
-def say_where_things_are(built: Built, start: Start, step: int, where_time_went: str) -> None:
-    """The last lines: how far the run got, where its time and its results are, which commands come next."""
+def say_where_things_are(
+    built: Built, start: Start, step: int, where_time_went: str, *, may_go_on: bool = True
+) -> None:
+    """The last lines: how far the run got, where its time and its results are, which commands come next.
+
+    Args:
+      may_go_on: the command takes --num_tokens.
+    """
     config, total_steps = built.config, built.total_steps
     finished = step == total_steps
     python = python_as_typed()
@@ -166,7 +172,7 @@ def say_where_things_are(built: Built, start: Start, step: int, where_time_went:
     print(f"  sample:      {python} -m gpt_pretrain.generate --checkpoint={save_dir} --prompt='Once upon'")
     if not finished:
         print(f"  continue:    {config.command}", flush=True)
-    elif _may_be_twice_as_long(built, start):
+    elif may_go_on and _may_be_twice_as_long(built, start):
         more = "# or another number; the learning-rate schedule is stretched"
         print(f"  train on:    {config.command} --num_tokens={2 * config.num_tokens}   {more}", flush=True)
 

@@ -65,15 +65,19 @@ def model_spec(config: TrainConfig, data: OpenedData, device: Device) -> ModelSp
     )
 
 
-def resume_or_begin(config: TrainConfig, data: OpenedData) -> Start:
+def resume_or_begin(config: TrainConfig, data: OpenedData, plan: Plan | None = None) -> Start:
     """Chooses the newest good checkpoint and continues its plan with what the configuration asks for.
+
+    Args:
+      plan: of the whole run, whatever the checkpoint and the configuration say of it.
 
     Raises ValueError: the checkpoint is of another run, or the data is not what it was trained on.
     """
     metadata = checkpoints.choose(config.directory, run_id=recorded_run_id(config.directory))
     if metadata is None:
-        return Start.anew(data, config.num_tokens)
-    plan = _continued(metadata, config, data)
+        start = Start.anew(data, config.num_tokens)
+        return start if plan is None else dataclasses.replace(start, plan=plan)
+    plan = plan or _continued(metadata, config, data)
     check_last_steps(metadata.ledger, plan, {**data.datasets, **data.inserted}, num_steps=config.verify_steps)
     return Start(metadata.step, plan, metadata.ledger, metadata.run_id, is_resumed=True, config=metadata.config)
 

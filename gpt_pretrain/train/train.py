@@ -10,6 +10,7 @@ from gpt_pretrain import runtime
 from gpt_pretrain.mirrors import Place
 from gpt_pretrain.train import report
 from gpt_pretrain.train.actions import actions_of
+from gpt_pretrain.train.branch import Branch
 from gpt_pretrain.train.bucket_run import check_bucket, in_bucket
 from gpt_pretrain.train.build import Built, build
 from gpt_pretrain.train.changes import announce, changes_of
@@ -32,12 +33,13 @@ from gpt_pretrain.train.time_ledger import Category, TimeLedger
 from gpt_pretrain.train.writers import MetricWriter, make_writer
 
 
-def train(config: TrainConfig, *, process_began: float | None = None) -> int:
+def train(config: TrainConfig, *, process_began: float | None = None, branch: Branch | None = None) -> int:
     """Trains from the newest checkpoint in `config.save_dir`, or from the start, to the end of `config.num_tokens`.
 
     Args:
       process_began: when, by `time.monotonic()`, this process began, where it is there for this run alone: then the
         time before the call and after it is the run's, too.
+      branch: begins at another run's checkpoint, with a plan of its own.
 
     Returns:
       0 when the run is complete, 128 + signal number when it was stopped by SIGTERM or SIGINT and saved.
@@ -58,12 +60,15 @@ def train(config: TrainConfig, *, process_began: float | None = None) -> int:
         if config.is_in_bucket:
             held = stack.enter_context(in_bucket(config, held, times))
         with times.spent(Category.RESTORE), Place(config.save_dir, config.directory).named():
-            start = resume_or_begin(config, data)
+            if branch:
+                branch.begin(config.directory)
+            start = resume_or_begin(config, data, branch and branch.plan)
         if is_primary:
             time_file = stack.enter_context(TimeFile(config.directory, times, start, held.check))
             if process_began is not None:
                 runtime.at_the_end(time_file.write_last)
         built = build(config, data, start)
+        built = branch.shortened(built) if branch else built
         fetching = stack.enter_context(closing(fetch_ahead(built, start)))
         checkpoints = Checkpoints(
             config.directory,
@@ -88,6 +93,7 @@ def train(config: TrainConfig, *, process_began: float | None = None) -> int:
             stop=stop,
             fetching=fetching,
         )
+        actions += branch.actions(built, start) if branch else ()
         loop = Loop(built, start, state, actions, times)
         del state  # the loop donates it
         with _last_good_checkpoint_named(config, checkpoints):
@@ -95,7 +101,7 @@ def train(config: TrainConfig, *, process_began: float | None = None) -> int:
         with times.spent(Category.CHECKPOINT):
             held.finish()
     if is_primary:
-        report.say_where_things_are(built, start, loop.step, times.summary())
+        report.say_where_things_are(built, start, loop.step, times.summary(), may_go_on=branch is None)
     return 0 if loop.is_complete else 128 + int(stop.received or 15)
 
 
