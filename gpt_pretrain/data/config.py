@@ -275,6 +275,8 @@ class DataConfig:
 def _checked_insertions(given: Any) -> tuple[tuple[str, str, tuple[tuple[int, int], ...]], ...]:
     """`data.insert` with whole numbers and expanded directories. ValueError where it is none."""
     try:
+        if isinstance(given, str) or not isinstance(given, Sequence):
+            raise TypeError
         return tuple(
             (
                 checks.place("data.insert", directory),
