@@ -6,11 +6,14 @@ import shutil
 import numpy as np
 import pytest
 from support.prepared import byte_options, run, words, write_parquet
-from support.training_runs import assert_bitwise_equal, final_state, flags, train_here
+from support.training_runs import assert_bitwise_equal, final_state, finish, flags, start, start_two, train_here
 
 from data_prep.store.documents import DocumentTables
-from gpt_pretrain import inspect, replay
+from gpt_pretrain import inspect, replay, settings
+from gpt_pretrain.data.config import DataConfig
+from gpt_pretrain.data.edits import StepRange, Steps, TokenSpan, WindowList, Windows
 from gpt_pretrain.data.ledger import Ledger
+from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.history.opened_run import OpenedRun
 from gpt_pretrain.order_api import open_order
 
@@ -72,14 +75,14 @@ def test_a_run_that_is_edited_on_the_way_differs_from_its_control_at_these_rows_
     gone, masked = documents_seen_late(words_dataset, control / "run", 2)
     save_dir = tmp_path / "run"
     shutil.copytree(control / "begun", save_dir)
-    settings = {
+    changes = {
         "data.format": repr("array_record"),
         "train.save_interval": 5,
         "data.substitute": [gone],
         "data.mask": [masked],
         "data.insert": [(canaries, "<b:60>", [(7, 3), (9, 0)])],
     }
-    output = train_here(flags(words_dataset, save_dir, num_steps=NUM_STEPS, **settings))
+    output = train_here(flags(words_dataset, save_dir, num_steps=NUM_STEPS, **changes))
     assert "windows substituted from here on" in output and "tokens masked" in output
     ledgers = [Ledger.read(path).digests for path in (control / "run", save_dir)]
     late = set(range(CHANGED + 1, NUM_STEPS + 1))
@@ -89,10 +92,18 @@ def test_a_run_that_is_edited_on_the_way_differs_from_its_control_at_these_rows_
     assert not steps_that_hold(save_dir, gone) & late
     assert steps_that_hold(save_dir, "<b:60>") >= {7, 9}
 
+    # The order of other trainers, changed in the same way, is the same.
+    how = {"seq_len": 32, "batch_size": 8, "num_steps": NUM_STEPS}
+    edits = {"substitute": [gone], "mask": [masked], "insert": [(canaries, "<b:60>", [(7, 3), (9, 0)])]}
+    order = open_order(words_dataset, **how)
+    order = order.continued(CHANGED, open_order(words_dataset, **how, **edits))
+    assert order.plan == OpenedRun(str(save_dir)).plan
+    assert [each.digest for each in order.read()] == ledgers[1].tolist()
+
     # From the checkpoint in the middle it is the same run again.
     whole = final_state(save_dir)[1]
     shutil.rmtree(save_dir / "checkpoints" / str(NUM_STEPS))
-    output = train_here(flags(words_dataset, save_dir, num_steps=NUM_STEPS, **settings))
+    output = train_here(flags(words_dataset, save_dir, num_steps=NUM_STEPS, **changes))
     assert "Data plan: after step" not in output
     assert np.array_equal(Ledger.read(save_dir).digests, ledgers[1])
     assert_bitwise_equal(final_state(save_dir)[1], whole)
@@ -130,7 +141,7 @@ def test_a_run_that_is_edited_on_the_way_differs_from_its_control_at_these_rows_
 
 def test_what_cannot_be_edited_is_refused_before_work_starts(words_dataset, control, canaries, tmp_path, tiny_dataset):
     (gone,) = documents_seen_late(words_dataset, control / "run", 1)
-    for settings, num_steps, message in (
+    for changes, num_steps, message in (
         ({"data.substitute": [gone]}, 120, "are to be substituted, and no window of it is left"),
         ({"data.substitute": ["<nobody>"]}, 10, "data.substitute: no document with the id <nobody>"),
         ({"data.mask": "'nowhere.txt'"}, 10, "data.mask: nowhere.txt: no such file"),
@@ -140,5 +151,59 @@ def test_what_cannot_be_edited_is_refused_before_work_starts(words_dataset, cont
         ({"data.insert": [(canaries, "<nobody>", [(6, 1)])]}, 10, "data.insert: no document with the id <nobody>"),
     ):
         shutil.copytree(control / "begun", tmp_path / "run", dirs_exist_ok=True)
-        output = train_here(flags(words_dataset, tmp_path / "run", num_steps=num_steps, **settings), expect=1)
+        output = train_here(flags(words_dataset, tmp_path / "run", num_steps=num_steps, **changes), expect=1)
         assert message in output and len(output.strip().splitlines()) <= 3, output
+
+
+def test_windows_and_steps_are_named_in_the_configuration(words_dataset):
+    settings.parse(
+        [],
+        [
+            f"data.dir = '{words_dataset}'",
+            "data.seq_len = 32",
+            "data.substitute = [@steps(), @some/windows()]",
+            "data.mask = [@some/windows()]",
+            "some/windows.numbers = [7, 12]",
+            "steps.first = 5",
+            "steps.last = 6",
+        ],
+    )
+    config = settings.train_config().data
+    datasets = config.open()
+    stream, *_ = Plan((config.stage(datasets, ((0, 8),)),)).stages[0].streams
+    edits = config.edits(datasets, config.open_inserted(datasets))
+    assert edits.substitute == (StepRange(4, 6), WindowList(stream.fingerprint, (7, 12)))
+    assert edits.mask == tuple(TokenSpan(stream.fingerprint, 32 * w + 1, 32 * w + 33) for w in (7, 12))
+    for wrong, message in (
+        (Windows([10_000]), "data.mask: window 10000, the stream has the windows 0 to 354"),
+        (Windows([1], stream="web"), "data.mask: no stream 'web', expected one of ''"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            DataConfig(dir=str(words_dataset), seq_len=32, mask=[wrong]).edits(datasets, {})
+    with pytest.raises(ValueError, match=r"steps\.last: found 4"):
+        Steps(5, 4)
+
+
+@pytest.mark.slow
+def test_two_processes_run_an_edited_run_as_one(words_dataset, control, canaries, tmp_path):
+    gone, masked = documents_seen_late(words_dataset, control / "run", 2)
+    changes = {
+        "data.substitute": [gone],
+        "data.mask": [masked, "<a:301>"],
+        "data.insert": [(canaries, "<b:60>", [(7, 3), (9, 0)])],
+        "train.per_device_batch_size": 1,
+    }
+    for name in ("one", "two"):
+        shutil.copytree(control / "begun", tmp_path / name)
+    finish(start(flags(words_dataset, tmp_path / "one", num_steps=NUM_STEPS, **changes), num_devices=4))
+    for process in start_two(flags(words_dataset, tmp_path / "two", num_steps=NUM_STEPS, **changes), tmp_path):
+        finish(process)
+    one, two = (Ledger.read(tmp_path / name).digests for name in ("one", "two"))
+    assert np.array_equal(one, two)
+    order = open_order(tmp_path / "two")
+    # A step is masked on both, also where one of them has no masked target.
+    halves = [[order.batches(rank, 2)[step].keep for rank in (0, 1)] for step in range(NUM_STEPS)]
+    assert any(keep is not None and keep.all() for pair in halves for keep in pair)
+    a, b = (final_state(tmp_path / name)[1] for name in ("one", "two"))
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-6, err_msg=name)
