@@ -17,7 +17,7 @@ from data_prep.pages.progress import Done, Progress
 from data_prep.pages.terminal import print_anything
 from data_prep.pages.text import json_line, printable
 from data_prep.store.files import whole_file
-from gpt_pretrain.history.occurrences import occurrences_of
+from gpt_pretrain.history.occurrences import occurrences_of, replaced_of
 from gpt_pretrain.history.occurrences_text import describe, notes
 from gpt_pretrain.history.opened_run import NUMBERING, OpenedRun, add_data_dir
 from gpt_pretrain.history.page import BatchPage, render_batch
@@ -166,6 +166,8 @@ def _show_occurrences(run: OpenedRun, args: argparse.Namespace) -> None:
         where = {"stream": span.stream.name, "split": span.split, "document": span.document and span.document.id}
         for each in found:
             print(json_line(where | each.to_json(len(run.ledger))))
+        for each in replaced_of(run, span):
+            print(json_line(where | each.to_json()))
         for line in notes(run, span):
             print(printable(line), file=sys.stderr)
 

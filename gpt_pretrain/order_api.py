@@ -29,6 +29,7 @@ from data_prep.store.datasets import TokenDataset, Verify
 from gpt_pretrain import checks
 from gpt_pretrain.data import run as run_lib
 from gpt_pretrain.data.config import DataConfig
+from gpt_pretrain.data.edits import Edits, check_edits, edited
 from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.data.ranks import Batch, Example, Rank, RankBatches, RankExamples
 from gpt_pretrain.data.record import AddUp, Record
@@ -58,9 +59,9 @@ class Order:
       end_of_text: the id that begins each document.
     """
 
-    def __init__(self, plan: Plan, num_steps: int, data: StreamData):
+    def __init__(self, plan: Plan, num_steps: int, data: StreamData, edits: Edits | None = None):
         datasets = data.of(plan.stages[-1]).values()
-        self.plan, self.num_steps, self._data = plan, num_steps, data
+        self.plan, self.num_steps, self._data, self._edits = plan, num_steps, data, edits
         self.vocab_size = max(each.vocab_size for each in datasets)
         self.end_of_text = next(iter(datasets)).end_of_text
 
@@ -109,7 +110,7 @@ class Order:
         there = self._rank(rank, world_size)
         directories = {}
         for stage in self.plan.stages:
-            for stream in stage.streams:
+            for stream in stage.read_from:
                 if place := self._data.places.get(stream.fingerprint):
                     directories |= dict.fromkeys((stream.name, stream.fingerprint), whereabouts(place.directory))
         step = self._step(step)
@@ -120,11 +121,19 @@ class Order:
         """This order until `step` updates are made, and what `wanted` asks for from there on.
 
         Streams go on in their place (docs/data-order.md, "Stages, steps and positions"), so a batch size, a mixture, a
-        sequence length or exclusions may change on the way. PlanError for another seed, or other data of one name.
+        sequence length, exclusions or edits in place may change on the way. PlanError for another seed, or other data
+        of one name; ValueError where `wanted` is a run's own order, and edited.
         """
         kept = Plan(tuple(stage for stage in self.plan.stages if stage.from_step <= self._step(step)))
         plan = kept.continued(wanted.plan.stages[-1], step)
-        return Order(plan, wanted.num_steps, self._data | wanted._data)
+        edits = wanted._edits or Edits()
+        if wanted._edits is None and wanted.plan.stages[-1].is_edited:
+            raise ValueError(
+                "the wanted order is a run's, and it is edited: open the order of its dataset instead, with the "
+                "substitute, mask and insert that it should have"
+            )
+        plan = edited(plan, step, edits, num_steps=max(step, wanted.num_steps))
+        return Order(plan, wanted.num_steps, self._data | wanted._data, edits)
 
     def stream_names(self, step_index: int) -> list[str]:
         """What the numbers in `Batch.streams` mean at a step; the name of a dataset alone is ""."""
@@ -159,7 +168,8 @@ def open_order(
       batch_size: over all ranks; or a schedule of (updates made, size), as `train.batch_size`.
       num_steps: of the run; for a plan of a run, that run's.
       data_dirs: of a run: where its datasets are now, if not where it had them; "DIR", or "NAME=DIR" in a mixture.
-      settings: of a dataset: seed, seq_len, shuffle, mixture, exclude and others of `DataConfig`, with its defaults.
+      settings: of a dataset: seed, seq_len, shuffle, mixture, exclude, substitute, mask, insert and others of
+        `DataConfig`, with its defaults.
 
     Raises ValueError, in a line, for what cannot be: no such dataset or run, a damaged one, a setting out of range, a
     plan of other data.
@@ -204,7 +214,9 @@ def _order_of_dataset(
     datasets = config.open()
     for dataset in datasets.values():
         _warn_of_unverified(dataset)
-    plan = Plan((config.stage(datasets, batch_sizes),))
+    inserted = config.open_inserted(datasets)
+    edits = config.edits(datasets, inserted)
+    plan = edited(Plan((config.stage(datasets, batch_sizes),)), 0, edits, num_steps=num_steps)
     # As a plan is read: what is refused there must not be written.
     plan = Plan.from_json(plan.to_json())
     plan.check_epochs(num_steps, run_lib.MAX_EPOCHS)
@@ -213,7 +225,9 @@ def _order_of_dataset(
         each.fingerprint: DatasetPlace(each.directory, config.format, config.cache_dir, config.cache_bytes)
         for each in datasets.values()
     }
-    return Order(plan, num_steps, StreamData(places, verify="size"))
+    for each in inserted.values():
+        places.setdefault(each.fingerprint, DatasetPlace(each.directory, "auto", config.cache_dir, config.cache_bytes))
+    return Order(plan, num_steps, StreamData(places, verify="size"), edits)
 
 
 def _order_of_run(save_dir: str, num_steps: int | None, data_dirs: Sequence[str], verify: Verify = "auto") -> Order:
@@ -224,6 +238,7 @@ def _order_of_run(save_dir: str, num_steps: int | None, data_dirs: Sequence[str]
             places[stream.fingerprint] = DatasetPlace(run.directory(stream))
         except ValueError as error:  # of one that the run had once, it matters when its batches are asked for
             missing[stream.fingerprint] = str(error)
+    check_edits(run.plan, num_steps or run.data.num_steps)
     order = Order(run.plan, num_steps or run.data.num_steps, StreamData(places, missing, verify))
     for stream in run.plan.stages[-1].streams:
         _warn_of_unverified(order._data.dataset(stream))

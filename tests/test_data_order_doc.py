@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import xxhash
 
-from gpt_pretrain.data import mixture, order, plan, stages
-from gpt_pretrain.data.batches import Batches, digest_of_rows
+from gpt_pretrain.data import edits, mixture, order, plan, stages
+from gpt_pretrain.data.batches import Batches, digest_of_rows, kept_targets_of
 from gpt_pretrain.data.ledger import Ledger
 
 PAGE = (Path(__file__).parents[1] / "docs" / "data-order.md").read_text()
@@ -104,7 +104,8 @@ class PageStage:
     def __init__(self, fields):
         self.fields, self.streams = fields, fields["streams"]
         self.next = [stream.get("start", 0) for stream in self.streams]  # index in each endless sequence
-        self.examples = []  # (stream, window) from the stage's beginning
+        self.examples = []  # (stream, window) from where the order began
+        self.spares = {}  # index of the next one, by stream
         for i in range(len(self.streams)):
             self.step_over(i)
 
@@ -121,6 +122,23 @@ class PageStage:
         while self.window(i) in self.streams[i]["excluded"]:
             self.next[i] += 1
 
+    @property
+    def origin(self):
+        return self.fields.get("order_from", self.fields["from_position"])
+
+    def seen(self, i):
+        """The window of the next draw, or what is seen instead."""
+        edit, window = self.streams[i].get("substitution"), self.window(i)
+        is_of_stage = self.origin + len(self.examples) >= self.fields["from_position"]
+        if not edit or not is_of_stage or window not in edit["windows"] or self.next[i] >= edit["until"]:
+            return window
+        left_out = {*edit["windows"], *self.streams[i]["excluded"]}
+        here, self.next[i] = self.next[i], self.spares.get(i, edit["spares_from"])
+        while self.window(i) in left_out:
+            self.next[i] += 1
+        window, self.spares[i], self.next[i] = self.window(i), self.next[i] + 1, here
+        return window
+
     def batch_size(self, step):
         return [size for first, size in self.fields["batch_sizes"] if first <= step][-1]
 
@@ -128,14 +146,35 @@ class PageStage:
         return self.fields["from_position"] + sum(map(self.batch_size, range(self.fields["from_step"], step)))
 
     def batch(self, step):
-        begin = self.position(step) - self.fields["from_position"]
+        begin = self.position(step) - self.origin
         counts = [stream["count"] for stream in self.streams]
         while len(self.examples) < begin + self.batch_size(step):
-            i = page_stream(len(self.examples), counts, self.fields["seed"], self.fields["from_position"] or "")
-            self.examples.append((i, self.window(i)))
+            i = page_stream(len(self.examples), counts, self.fields["seed"], self.origin or "")
+            self.examples.append((i, self.seen(i)))
             self.next[i] += 1
             self.step_over(i)
         return self.examples[begin : begin + self.batch_size(step)]
+
+    def inserted(self, step, row):
+        """(document, part) that the row begins with."""
+        for document in self.fields.get("inserted", []):
+            for place in document["places"]:
+                if place[:2] == [step, row]:
+                    return document, place[2]
+        return None, 0
+
+    def num_overwritten(self, step, row):
+        document, part = self.inserted(step, row)
+        seq_len = self.fields["seq_len"]
+        return 0 if document is None else min(seq_len + 1, document["length"] + 1 - part * seq_len)
+
+    def counts(self, step, row):
+        """1 for each target that counts."""
+        stream, window = self.batch(step)[row]
+        seq_len, overwritten = self.fields["seq_len"], self.num_overwritten(step, row)
+        spans = self.streams[stream].get("masked", [])
+        tokens = [window * seq_len + t + 1 for t in range(seq_len)]
+        return [int(t + 1 < overwritten or not any(a <= token < b for a, b in spans)) for t, token in enumerate(tokens)]
 
 
 def page_starts(past, wanted):
@@ -156,8 +195,13 @@ def page_starts(past, wanted):
     return starts
 
 
-def page_row_digest(tokens, bits, position, window, stream):
-    seed = position * 0x9E3779B97F4A7C15 + window * 0xC2B2AE3D27D4EB4F + stream * 0x165667B19E3779F9
+def page_mark(fingerprint, start, part, counts):
+    mark = xxhash.xxh3_64_intdigest(f"insert/{fingerprint}/{start}/{part}".encode()) if fingerprint else 0
+    return (mark + (0 if all(counts) else xxhash.xxh3_64_intdigest(bytes(counts)))) % U64
+
+
+def page_row_digest(tokens, bits, position, window, stream, mark=0):
+    seed = mark + position * 0x9E3779B97F4A7C15 + window * 0xC2B2AE3D27D4EB4F + stream * 0x165667B19E3779F9
     content = b"".join(token.to_bytes(bits // 8, "little") for token in tokens)
     return seed % U64, xxhash.xxh3_64_intdigest(content, seed % U64)
 
@@ -181,7 +225,7 @@ def hexadecimal(numbers):
 
 
 def test_every_kind_of_vector_is_checked():
-    kinds = {"key", "permute", "permute_one", "sequence", "counts", "mixture", "row", "ledger", "plan", "batch"}
+    kinds = {"key", "permute", "permute_one", "sequence", "counts", "mixture", "row", "ledger", "plan", "batch", "mark"}
     assert {kind for kind, _ in VECTORS} == kinds
 
 
@@ -279,18 +323,41 @@ def test_vectors_of_digests_and_of_the_ledger(tmp_path):
         assert (tmp_path / "ledger.bin").read_bytes().hex() == vector["file"]
 
 
-def test_vectors_of_a_plan_and_its_batches():
-    (fields,) = vectors("plan")
-    made = plan.Plan.from_json(fields)
-    assert json.loads(json.dumps(made.to_json())) == fields
-    for vector in vectors("batch"):
-        stage = PageStage([each for each in fields["segments"] if each["from_step"] <= vector["step"]][-1])
-        assert stage.position(vector["step"]) == vector["position"]
+def test_vectors_of_marks():
+    for vector in vectors("mark"):
+        places = vector["fingerprint"], vector["start"], vector["part"]
+        assert hexadecimal([page_mark(*places, vector["keep"])]) == [vector["mark"]]
+
+
+def test_vectors_of_plans_and_their_batches():
+    fields, made, num_edited = {}, None, 0
+    for kind, vector in VECTORS:
+        if kind == "plan":
+            fields, made = vector, plan.Plan.from_json(vector)
+            assert json.loads(json.dumps(made.to_json())) == fields
+        if kind != "batch":
+            continue
+        assert made is not None
+        step = vector["step"]
+        stage = PageStage([each for each in fields["segments"] if each["from_step"] <= step][-1])
+        assert stage.position(step) == vector["position"]
         expected = list(zip(vector["streams"], vector["windows"], strict=True))
-        assert stage.batch(vector["step"]) == expected
-        batch = made.batch(vector["step"])
+        assert stage.batch(step) == expected
+        batch, here = made.batch(step), made.stage_at(step)
         assert list(zip(batch.streams.tolist(), batch.windows.tolist(), strict=True)) == expected
         assert batch.position == vector["position"]
+        positions = batch.position + np.arange(len(batch.windows))
+        keep = kept_targets_of(here, positions, batch.streams, batch.windows)
+        for row in range(len(expected)):
+            counts = vector.get("counts", {}).get(str(row), [1] * stage.fields["seq_len"])
+            assert stage.counts(step, row) == counts == keep[row].astype(int).tolist()
+        parts = [[row, part] for row, _, part in here.insertions_at(positions)]
+        assert parts == vector.get("inserted", [])
+        assert parts == [
+            [row, part] for row in range(len(expected)) for each, part in [stage.inserted(step, row)] if each
+        ]
+        num_edited += bool(parts) + ("counts" in vector)
+    assert num_edited == 3
 
 
 class Source:
@@ -340,3 +407,45 @@ def test_a_run_of_many_changes_agrees_in_starts_batches_and_digests():
                 for row, (tokens, (stream, window)) in enumerate(zip(element.tokens[0].tolist(), expected, strict=True))
             ]
             assert element.digest == sum(digests) % U64
+
+
+def test_a_run_that_is_edited_in_place_agrees_in_batches_tokens_and_digests():
+    sources = {"web": Source(241, np.uint16), "code": Source(150, np.uint16), "inserted/x": Source(61, np.uint16)}
+    streams = tuple(
+        stages.Stream(name, f"print of {name}", sources[name].num_tokens, count, excluded=excluded)
+        for name, count, excluded in (("web", 3, (5, 40, 59)), ("code", 2, ()))
+    )
+    settings = {"seed": 1, "seq_len": 4, "batch_sizes": ((0, 5), (3, 8)), "streams": streams}
+    first = stages.Stage(**settings, shuffle="block", block_windows=4, group_blocks=3)
+    document = edits.InsertedDocument("inserted/x", "print of x", 61, 11, 9, 50000, ((4, 0), (5, 7), (5, 2)))
+    chosen = edits.Edits(
+        (edits.TokenSpan("print of web", 30, 75), edits.TokenSpan("print of code", 60, 71)),
+        (edits.TokenSpan("print of web", 100, 170), edits.TokenSpan("print of code", 3, 50)),
+        (document,),
+    )
+    plain = plan.Plan((first,))
+    made = edits.edited(plain, 2, edits.Edits(chosen.substitute), num_steps=8)
+    made = edits.edited(made, 4, chosen, num_steps=9)
+    fields = json.loads(json.dumps(made.to_json()))["segments"]
+    assert [each["from_step"] for each in fields] == [0, 2, 4]
+    batches = Batches(sources, made, vocab_size=50257, num_steps=9)
+    num_others = 0
+    for step in range(9):
+        page = PageStage([each for each in fields if each["from_step"] <= step][-1])
+        expected, element, digest = page.batch(step), batches[step], 0
+        assert list(zip(element.streams[0].tolist(), element.windows[0].tolist(), strict=True)) == expected
+        num_others += sum(a != b for a, b in zip(expected, PageStage(fields[0]).batch(step), strict=True))
+        for row, (stream, window) in enumerate(expected):
+            tokens = sources[streams[stream].name].tokens[window * 4 : window * 4 + 5].tolist()
+            each, part = page.inserted(step, row)
+            if each:
+                d = [*sources["inserted/x"].tokens[11:20].tolist(), 50000][part * 4 :][:5]
+                assert len(d) == page.num_overwritten(step, row)
+                tokens[: len(d)] = d
+            assert element.tokens[0, row].tolist() == tokens
+            counts = page.counts(step, row)
+            assert counts == ([1] * 4 if element.keep is None else element.keep[0, row].astype(int).tolist())
+            mark = page_mark(each and each["fingerprint"], each and each["start"], part, counts)
+            digest += page_row_digest(tokens, 16, page.position(step) + row, window, stream, mark)[1]
+        assert element.digest == digest % U64
+    assert num_others > 5

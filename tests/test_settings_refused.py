@@ -29,6 +29,9 @@ GOOD = {
     "data.cache_dir": ["seven"],
     "data.seed": [-3],
     "data.exclude": ["seven", "", []],
+    "data.substitute": ["seven", "", []],
+    "data.mask": ["seven", "", []],
+    "data.insert": [[]],
     "data.document_mask": [True],
     "data.max_epochs": [0.5],
     "data.tokenizer": ["seven"],
@@ -89,11 +92,14 @@ def test_what_a_setting_cannot_be_is_refused_in_one_line_that_names_it(room, nam
         ("train.from_pretrained", lambda path: train_config(from_pretrained=path)),
         ("data.dir", lambda path: DataConfig(dir=path)),
         ("data.exclude", lambda path: DataConfig(exclude=path)),
+        ("data.substitute", lambda path: DataConfig(substitute=path)),
+        ("data.mask", lambda path: DataConfig(mask=path)),
+        ("data.insert", lambda path: DataConfig(insert=[(path, "<a:1>", [(1, 0)])])),
         ("data.mixture", lambda path: DataConfig(mixture={"web": (path, 1.0)})),
     ],
 )
 def test_paths_are_no_urls_and_their_tilde_is_expanded(setting, make, monkeypatch, tmp_path):
-    may_be_in_a_bucket = setting != "data.exclude"
+    may_be_in_a_bucket = setting not in ("data.exclude", "data.substitute", "data.mask")
     for url in (*(("s3://bucket/x", "gs://bucket/x") if not may_be_in_a_bucket else ()), "https://host/x", "file:///x"):
         with pytest.raises(ValueError, match=rf"^{setting}: {url} is a URL; expected a directory"):
             make(url)

@@ -18,6 +18,7 @@ from data_prep.store.fingerprints import BLOCK_TOKENS
 from gpt_pretrain.data.batches import Batches
 from gpt_pretrain.data.config import DataConfig
 from gpt_pretrain.data.damage import explain
+from gpt_pretrain.data.edits import Edits, InsertedDocument, WindowList, edited
 from gpt_pretrain.data.fetching import FetchAhead, cost_in_words
 from gpt_pretrain.data.loader import load
 from gpt_pretrain.data.plan import Plan
@@ -105,6 +106,33 @@ def test_a_mixture_of_buckets_and_files(streams, urls, tmp_path):
         found = batches_of(datasets, plan, 8, on_step=fetching.at)
         assert [found[step].digest for step in range(8)] == expected
         fetching.close()
+
+
+def test_rows_that_are_edited_in_place_are_fetched_ahead_too(streams, urls, tmp_path):
+    plan = Plan((DataConfig(dir="x", seq_len=1024).stage(opened(str(streams / "a"), None), ((0, 16),)),))
+    (a,), b = plan.stages[0].streams, open_dataset(str(streams / "b"))
+    start = 2 * BLOCK_TOKENS - 500  # at the end of a block, and reaching into the next
+    places = ((2, 3), (2, 5))
+    document = InsertedDocument(
+        "inserted/b", b.fingerprint, b.splits["train"].num_tokens, start, 1500, b.end_of_text, places
+    )
+    targets = WindowList(a.fingerprint, tuple(plan.batch(3).windows.tolist()))
+    plan = edited(plan, 1, Edits((targets,), insert=(document,)), num_steps=5)
+    here, there = (
+        {"": open_dataset(where("a"), cache=cache), "inserted/b": open_dataset(where("b"), cache=cache)}
+        for where, cache in ((lambda name: str(streams / name), None), (urls.get, BlockCache(tmp_path, 64 * MIB)))
+    )
+    sources = {name: each.splits["train"] for name, each in there.items()}
+    fetching = FetchAhead(sources, plan, first_index=0, num_steps=5)
+    stage = plan.stages[1]
+    needs = fetching._needs(stage, stage.position(2) + np.arange(32))
+    assert {need.key for need in needs if need.key[0]} == {("inserted/b", 1), ("inserted/b", 2)}
+    blocks = {int(w) * 1024 // BLOCK_TOKENS for w in plan.batch(3).windows}
+    assert {need.key[1] for need in needs if not need.key[0]} >= blocks
+    fetching.start()
+    expected, found = batches_of(here, plan, 5), batches_of(there, plan, 5, on_step=fetching.at)
+    assert [found[step].digest for step in range(5)] == [expected[step].digest for step in range(5)]
+    fetching.close()
 
 
 def test_it_fetches_in_the_order_of_use_and_no_further_than_the_look_ahead(urls, tmp_path):

@@ -13,7 +13,7 @@ from support.streams import ArraySource, make_batches
 
 from gpt_pretrain.data.loader import load
 from gpt_pretrain.model import layers
-from gpt_pretrain.model.gpt import init_params
+from gpt_pretrain.model.gpt import init_params, model_of
 from gpt_pretrain.model.perturbations import Perturbation, gaussian_noise, zeroing
 from gpt_pretrain.optim.adamw import adamw
 from gpt_pretrain.parallel.partition import batch_sharding
@@ -21,7 +21,7 @@ from gpt_pretrain.parallel.placement import Placement
 from gpt_pretrain.train import step as step_lib
 from gpt_pretrain.train.feed import prefetch_to_devices
 from gpt_pretrain.train.state import fresh_state, shardings_of
-from gpt_pretrain.train.step import StepOptions
+from gpt_pretrain.train.step import Masked, StepOptions
 
 SEQ_LEN = 8
 
@@ -202,3 +202,52 @@ def test_fsdp_moves_weights_and_never_the_activations_of_the_batch():
     shapes = communicated_shapes(lowered)
     weights = {leaf.shape for leaf in jax.tree.leaves(lowered.in_avals[0][0].params)}
     assert weights & shapes and not [shape for shape in shapes if len(shape) > 2], shapes - weights
+
+
+def masks(num_microbatches):
+    """Which targets of `whole_batch` count: some, of one row none, of another all."""
+    keep = np.random.default_rng(0).random((8, SEQ_LEN)) < 0.7
+    keep[3], keep[5] = False, True
+    return jnp.asarray(keep.reshape(num_microbatches, -1, SEQ_LEN))
+
+
+def test_masked_targets_give_no_gradient_and_all_others_weigh_what_they_weighed(spec, whole_batch):
+    params, rows, plain = whole_batch
+    keep = masks(1)[0]
+    model, (inputs, targets) = model_of(spec), step_lib.split_tokens(rows)
+
+    def kept_sum(params):
+        here = model(params)
+        logits = here.logits(here(inputs))[..., : spec.vocab_size]
+        nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        correct = logits.argmax(-1) == targets
+        return (nll * keep).sum() / keep.size, ((nll * keep).sum() / keep.sum(), (correct & keep).sum() / keep.sum())
+
+    expected, (loss, accuracy) = jax.jit(jax.grad(kept_sum, has_aux=True))(params)
+    gradients = step_lib.make_gradients(StepOptions(spec))
+    compiled = jax.jit(lambda params, batch: gradients(params, batch, None))
+    for num_microbatches in (1, 2):
+        batch = Masked(rows.reshape(num_microbatches, -1, SEQ_LEN + 1), masks(num_microbatches))
+        found = compiled(params, batch)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found[0], expected)
+        np.testing.assert_allclose(found[1:], (loss, accuracy), rtol=1e-5)
+    everything = compiled(params, Masked(rows[None], jnp.ones_like(masks(1))))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), everything, plain)
+    grads, loss, _ = compiled(params, Masked(rows[None], jnp.zeros_like(masks(1))))
+    assert loss == 0 and all(not leaf.any() for leaf in jax.tree.leaves(grads))
+
+
+def test_a_masked_step_on_four_devices_is_that_of_one(spec, whole_batch):
+    spec, (_, rows, _) = dataclasses.replace(spec, n_layer=1), whole_batch
+    found = []
+    for devices, parts in ((make_test_mesh(1, 1), 1), (make_test_mesh(2, 2), 2)):
+        optimizer = adamw(100, lr=1e-2, warmup_steps=2)
+        state = fresh_state(spec, optimizer.transform, devices, seed=0)
+        step = step_lib.make_train_step(StepOptions(spec, num_chunks=2, mesh=devices), optimizer)
+        step = step_lib.compile_masked_train_step(step, shardings_of(state), devices)
+        sharding = batch_sharding(devices)
+        for _ in range(2):
+            tokens = jax.device_put(rows.reshape(parts, -1, SEQ_LEN + 1), sharding)
+            state, metrics = step(state, tokens, jax.device_put(masks(parts), sharding))
+        found.append([float(metrics[name]) for name in ("loss", "accuracy", "grad_norm", "param_norm", "update_norm")])
+    np.testing.assert_allclose(*found, rtol=2e-5)

@@ -224,7 +224,7 @@ def kept_targets_of(stage: Stage, positions: np.ndarray, streams: np.ndarray, wi
 
 def has_masked_targets(stage: Stage, step_index: int) -> bool:
     """Whether any row of a step's global batch has a masked target."""
-    if not any(stream.masked for stream in stage.streams):
+    if not stage.masks:
         return False
     positions = stage.position(step_index) + np.arange(stage.batch_size(step_index))
     return not kept_targets_of(stage, positions, *stage.examples_at(positions)).all()

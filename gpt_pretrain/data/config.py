@@ -275,26 +275,28 @@ class DataConfig:
 def _checked_insertions(given: Any) -> tuple[tuple[str, str, tuple[tuple[int, int], ...]], ...]:
     """`data.insert` with whole numbers and expanded directories. ValueError where it is none."""
     try:
-        return tuple(
-            (
-                checks.place("data.insert", directory),
-                checks.text("data.insert", document_id),
-                tuple(
-                    (
-                        checks.whole_number("data.insert: step", step, least=1, most=checks.MOST_ROWS),
-                        checks.whole_number("data.insert: row", row, least=0, most=checks.MOST_ROWS),
-                    )
-                    for step, row in places
-                ),
-            )
-            for directory, document_id, places in given
-        )
-    except (TypeError, ValueError) as error:
-        words = f" ({error})" if "data.insert" in str(error) else ""
+        if isinstance(given, str) or not isinstance(given, Sequence):
+            raise TypeError
+        entries = [(directory, name, [(step, row) for step, row in places]) for directory, name, places in given]
+    except (TypeError, ValueError):
         raise ValueError(
-            f'data.insert: found {given!s:.300}, expected [("directory", "document id", [(step, row), ...]), '
-            f"...]{words}"
+            f'data.insert: found {given!s:.300}, expected [("directory", "document id", [(step, row), ...]), ...]'
         ) from None
+
+    def place_of(step: Any, row: Any) -> tuple[int, int]:
+        return (
+            checks.whole_number("data.insert: step", step, least=1, most=checks.MOST_ROWS),
+            checks.whole_number("data.insert: row", row, least=0, most=checks.MOST_ROWS),
+        )
+
+    return tuple(
+        (
+            checks.place("data.insert", directory),
+            checks.text("data.insert: document id", name),
+            tuple(place_of(*place) for place in places),
+        )
+        for directory, name, places in entries
+    )
 
 
 def _is_entry(entry) -> bool:

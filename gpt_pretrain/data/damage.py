@@ -29,9 +29,14 @@ def damaged_files(plan: Plan, datasets: Mapping[str, TokenDataset], step_index: 
     """A sentence for each file that a batch is read from and that is not what its manifest says."""
     stage, batch = plan.stage_at(step_index), plan.batch(step_index)
     problems = []
-    for index, stream in enumerate(stage.streams):
-        dataset = datasets.get(stream.name)
-        starts = batch.windows[batch.streams == index] * stage.seq_len
+    starts_of = {
+        stream.name: batch.windows[batch.streams == index] * stage.seq_len for index, stream in enumerate(stage.streams)
+    }
+    for _, each, part in stage.insertions_at(batch.position + np.arange(len(batch.windows))):
+        first = min(each.start + each.span(part, stage.seq_len)[0], each.num_tokens - stage.seq_len - 1)
+        starts_of[each.name] = np.append(starts_of.get(each.name, np.empty(0, np.int64)), max(0, first))
+    for name, starts in starts_of.items():
+        dataset = datasets.get(name)
         source = dataset and dataset.splits["train"]
         if isinstance(source, BlockSource):
             problems += source.damage(starts, stage.seq_len + 1)

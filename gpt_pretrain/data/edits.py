@@ -218,7 +218,9 @@ def check_edits(plan: Plan, num_steps: int) -> None:
             )
 
 
-def documents_of(ids: Sequence[str], datasets: Mapping[str, TokenDataset], setting: str) -> list[tuple[str, Any]]:
+def documents_of(
+    ids: Sequence[str], datasets: Mapping[str, TokenDataset], setting: str, where: str = "the training data"
+) -> list[tuple[str, Any]]:
     """(stream's name, document) of every document with one of these ids in the training data.
 
     Raises ValueError, which begins with the setting's name, for an id that no document has, or data without a table.
@@ -238,7 +240,7 @@ def documents_of(ids: Sequence[str], datasets: Mapping[str, TokenDataset], setti
     for document_id in ids:
         here = [(name, document) for name, table in tables.items() for document in table.find("id", document_id)]
         if not here:
-            raise ValueError(f"{setting}: no document with the id {document_id} in the training data")
+            raise ValueError(f"{setting}: no document with the id {document_id} in {where}")
         found += here
     return found
 
@@ -258,7 +260,8 @@ def inserted_document(
 
     Raises ValueError where it is not there, or several have that id.
     """
-    found = documents_of([document_id], {"": dataset}, setting)
+    where = f"the training split of {dataset.directory}"
+    found = documents_of([document_id], {"": dataset}, setting, where)
     if len(found) > 1:
         raise ValueError(f"{setting}: {len(found)} documents of {dataset.directory} have the id {document_id}")
     ((_, document),) = found

@@ -359,6 +359,12 @@ class FetchAhead:
                 for (blocks, places), stays in zip(whole_and_heads, (True, False), strict=True):
                     for block, row in zip(blocks.tolist(), rows[places].tolist(), strict=True):
                         found.append(_Need(row, (stream.name, block), stays))
+        for row, insertion, part in stage.insertions_at(positions):
+            if source := self.sources.get(insertion.name):
+                first, stop = insertion.span(part, stage.seq_len)
+                whole_and_heads = source.needed_at(np.array([insertion.start + first]), stop - first)
+                for (blocks, _), stays in zip(whole_and_heads, (True, False), strict=True):
+                    found += [_Need(row, (insertion.name, block), stays) for block in blocks.tolist()]
         return sorted(found)
 
     def _measured(self) -> None:

@@ -12,9 +12,9 @@ import numpy as np
 
 from data_prep.store.documents import Document
 from gpt_pretrain import checks
-from gpt_pretrain.data.batches import Batches, check_ids, read_windows
+from gpt_pretrain.data.batches import Batches, check_ids, read_rows
 from gpt_pretrain.data.plan import Plan
-from gpt_pretrain.data.stages import Stage, sizes_from
+from gpt_pretrain.data.stages import Stage, Stream, sizes_from
 from gpt_pretrain.data.stream_data import StreamData
 
 _CHUNK_TOKENS = 1 << 19  # of examples that are read at once, at most
@@ -32,6 +32,8 @@ class Batch(NamedTuple):
       streams: int64 (n,), which stream of the plan's stage each row is from.
       windows: int64 (n,), of that stream.
       digest: of these rows; those of all ranks add up to the batch's, modulo 2**64.
+      keep: where the global batch has masked targets (`mask`), whether each target of these rows counts, bool
+        (n, seq_len); else None, on every rank.
     """
 
     step_index: int
@@ -42,6 +44,7 @@ class Batch(NamedTuple):
     streams: np.ndarray
     windows: np.ndarray
     digest: int
+    keep: np.ndarray | None = None
 
 
 class Example(NamedTuple):
@@ -53,6 +56,7 @@ class Example(NamedTuple):
       stream: its name in a mixture; "" for one alone.
       tokens: (seq_len + 1,), as they are stored.
       documents: those with a token in the window, in order; empty where not asked for or not recorded.
+      keep: whether each target counts, bool (seq_len,), in a stage with masked targets (`mask`); else empty.
     """
 
     step_index: int
@@ -62,6 +66,7 @@ class Example(NamedTuple):
     window: int
     tokens: np.ndarray
     documents: tuple[Document, ...] = ()
+    keep: np.ndarray | tuple[()] = ()  # None would be in the way of PyTorch's collating
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +129,7 @@ class RankBatches:
             batch.streams[0],
             batch.windows[0],
             batch.digest,
+            None if batch.keep is None else batch.keep[0],
         )
 
     def _of_stage(self, step_index: int) -> Batches:
@@ -184,12 +190,17 @@ class RankExamples:
         begins = np.array([stage.position(step_index) for step_index in steps.tolist()])
         streams, windows = stage.examples_at(begins + rows)
         sources = {name: each.splits["train"] for name, each in self._data.of(stage).items()}
-        tokens = read_windows(sources, stage, streams, windows)
+        tokens, keep, _ = read_rows(sources, stage, begins + rows, streams, windows)
+        if keep is None and stage.masks:
+            keep = np.ones((count, stage.seq_len), bool)
         check_ids(stage, streams, windows, tokens, _vocab_size(self._data, stage))
         names = [stream.name for stream in stage.streams]
         lists = (each.tolist() for each in (steps, rows, begins + rows, streams, windows))
         return [
-            Example(step_index, row, position, names[stream], window, tokens[i])
+            Example(
+                *(step_index, row, position, names[stream], window, tokens[i]),
+                keep=() if keep is None else keep[i],
+            )
             for i, (step_index, row, position, stream, window) in enumerate(zip(*lists, strict=True))
         ]
 
@@ -200,8 +211,13 @@ class RankExamples:
     def _documents(self, example: Example) -> tuple[Document, ...]:
         stage = self._plan.stage_at(example.step_index)
         (stream,) = (each for each in stage.streams if each.name == example.stream)
-        start = example.window * stage.seq_len
-        return self._data.documents(stream, start, start + stage.seq_len + 1)
+        start, stop = example.window * stage.seq_len, (example.window + 1) * stage.seq_len + 1
+        found: list[Document] = []
+        for _, each, part in stage.insertions_at(np.array([example.position])):
+            span = [each.start + token for token in each.span(part, stage.seq_len)]
+            found += self._data.documents(Stream(*each.source), *span)
+            start += each.num_overwritten(part, stage.seq_len)
+        return (*found, *(self._data.documents(stream, start, stop) if start < stop else ()))
 
 
 def _vocab_size(data: StreamData, stage: Stage) -> int:

@@ -167,10 +167,20 @@ class Stage:
         """What rows are read from: the streams, and what documents are inserted from."""
         return self.streams + tuple(Stream(*key) for key in dict.fromkeys(each.source for each in self.inserted))
 
+    @functools.cached_property
+    def masks(self) -> bool:
+        """Whether there are masked tokens."""
+        return any(stream.masked for stream in self.streams)
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether anything is edited in place."""
+        return self.edits_tokens or any(stream.substitution for stream in self.streams)
+
     @property
     def edits_tokens(self) -> bool:
         """Whether there are masked or inserted tokens."""
-        return bool(self.inserted) or any(stream.masked for stream in self.streams)
+        return bool(self.inserted) or self.masks
 
     def num_windows(self, stream: int) -> int:
         """Windows of one stream; each has `seq_len` inputs and one more token, shared with the next."""

@@ -78,8 +78,8 @@ class StreamData:
             return self._datasets[stream.fingerprint]
 
     def of(self, stage: Stage) -> dict[str, TokenDataset]:
-        """Those of a stage by the name of their stream; errors as above."""
-        return {stream.name: self.dataset(stream) for stream in stage.streams}
+        """Those of a stage by the name of their stream, and those that it inserts from; errors as above."""
+        return {stream.name: self.dataset(stream) for stream in stage.read_from}
 
     def documents(self, stream: Stream, start: int, stop: int) -> tuple[Document, ...]:
         """The documents with one of the tokens [start, stop) of the stream; none where nobody recorded them.

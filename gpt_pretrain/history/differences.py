@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpt_pretrain.data.stages import BatchIndex, Stage
+from gpt_pretrain.data.batches import kept_targets_of
+from gpt_pretrain.data.row_edits import INSERTED
+from gpt_pretrain.data.stages import BatchIndex, Stage, Stream
 from gpt_pretrain.history.opened_run import OpenedRun
 
 _MAX_ROWS = 5  # that are named
@@ -87,7 +89,40 @@ def parameters_that_differ(run: OpenedRun, other: OpenedRun, step_index: int) ->
             # Nothing in force differs, but a stream may have been taken up at another place.
             seen = [each.index_after(each.streams.index(s), each.position(step_index)) for each, s in ((a, x), (b, y))]
             pairs.append(Difference(f"{label}windows seen before", seen[0], seen[1]))
-    return [each for each in pairs if each.first != each.second]
+    return [each for each in pairs if each.first != each.second] + _edits_that_differ(a, b)
+
+
+def _edits_that_differ(a: Stage, b: Stage) -> list[Difference]:
+    """What is edited in place in one of two stages, or otherwise in the other."""
+    names = {stream.name for each in (a, b) for stream in each.streams}
+    found = []
+    for name in sorted(names):
+        x, y = (next((each for each in stage.streams if each.name == name), None) for stage in (a, b))
+        label = f"{name}: " if name else ""
+        for what, edits in (("substituted windows", _substituted), ("masked tokens", _masked)):
+            sets = [edits(each) if each else frozenset() for each in (x, y)]
+            if sets[0] != sets[1]:
+                found.append(Difference(f"{label}{what}", *map(_counted, sets)))
+    if a.inserted != b.inserted:
+        places = (sum(len(each.places) for each in stage.inserted) for stage in (a, b))
+        found.append(Difference("rows with inserted documents", *places))
+    return found
+
+
+def _substituted(stream: Stream) -> frozenset:
+    return frozenset(stream.substitution.windows if stream.substitution else ())
+
+
+def _masked(stream: Stream) -> frozenset:
+    return frozenset(stream.masked)
+
+
+def _counted(edits: frozenset) -> str:
+    """
+    >>> _counted(frozenset({(3, 7), (9, 10)})), _counted(frozenset({5}))
+    ('5', '1')
+    """
+    return str(sum(each[1] - each[0] if isinstance(each, tuple) else 1 for each in edits))
 
 
 def _names(stage: Stage) -> str:
@@ -126,13 +161,25 @@ def _spans(stage: Stage, batch: BatchIndex) -> list[tuple]:
     """What each row is, in words that mean the same in every run."""
     keys = [(stream.name, stream.fingerprint) for stream in stage.streams]
     pairs: Iterable[tuple[int, int]] = np.stack([batch.streams, batch.windows], 1).tolist()
-    return [(*keys[i], window * stage.seq_len, stage.seq_len) for i, window in pairs]
+    spans: list[tuple] = [(*keys[i], window * stage.seq_len, stage.seq_len) for i, window in pairs]
+    if stage.edits_tokens:
+        positions = batch.position + np.arange(len(spans))
+        keep = kept_targets_of(stage, positions, batch.streams, batch.windows)
+        spans = [(*span, kept.tobytes()) if not kept.all() else span for span, kept in zip(spans, keep, strict=True)]
+        for row, insertion, part in stage.insertions_at(positions):
+            spans[row] = (*spans[row], insertion.source, insertion.start, part)
+    return spans
 
 
 def _row_in_words(run: OpenedRun, stage: Stage, batch: BatchIndex, row: int) -> str:
     stream, window = stage.streams[int(batch.streams[row])], int(batch.windows[row])
     first, end = window * stage.seq_len, (window + 1) * stage.seq_len + 1
     words = f"{'stream ' + stream.name + ', ' if stream.name else ''}window {window} (tokens [{first}, {end}))"
+    positions = batch.position + np.array([row])
+    for _, insertion, _ in stage.insertions_at(positions):
+        words += f", its front overwritten by a document from {insertion.name.removeprefix(INSERTED)}"
+    if stage.masks and not kept_targets_of(stage, positions, batch.streams[[row]], batch.windows[[row]]).all():
+        words += ", some targets masked"
     try:
         tables = run.documents(stream)
     except ValueError:  # the dataset is not at hand

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from data_prep.pages.text import one_line
-from gpt_pretrain.history.occurrences import DocumentOccurrence
+from gpt_pretrain.history.occurrences import DocumentOccurrence, replaced_of
 from gpt_pretrain.history.opened_run import OpenedRun
-from gpt_pretrain.history.spans import Span, index_of, windows_of
+from gpt_pretrain.history.spans import Span, index_of, is_inserted_from, windows_of
 
 _MAX_LINES = 20  # of a table, unless all are asked for
 
@@ -18,6 +18,7 @@ def describe(run: OpenedRun, span: Span, found: Sequence[DocumentOccurrence], *,
     lines = [*_heading(span), *notes(run, span)]
     if span.split != "train":
         return "\n".join(lines)
+    lines += _replaced(run, span, full=full)
     if not found:
         lies = windows_of(span, run.plan.stages[-1])
         where = f"; it lies in window{'s' * (len(lies) > 1)} {_ranges(lies)}" if lies else ""
@@ -45,6 +46,8 @@ def notes(run: OpenedRun, span: Span) -> list[str]:
     for stage in run.plan.stages:
         index = index_of(stage, span.stream)
         since = f" (from update {stage.from_step + 1})" if stage.from_step else ""
+        if index is None and is_inserted_from(span.stream):
+            continue
         if index is None:
             name = f"stream {span.stream.name}" if span.stream.name else "this dataset"
             lines.append(f"The run did not use {name}{since or ' at its beginning'}.")
@@ -60,6 +63,21 @@ def notes(run: OpenedRun, span: Span) -> list[str]:
             what = f"All of its {len(windows)}" if len(excluded) == len(windows) else f"{len(excluded)} of its"
             lines.append(f"{what} windows are excluded: {_ranges(excluded)}{since}.")
     return lines
+
+
+def _replaced(run: OpenedRun, span: Span, *, full: bool) -> list[str]:
+    """Where the plan has other windows in the place of the document's."""
+    found = replaced_of(run, span)
+    if not found:
+        return []
+    shown = found if full else found[:_MAX_LINES]
+    lines = [f"Substituted in {len(found)} rows, where it would be seen otherwise:"]
+    lines += [
+        f"  update {each.place.step_index + 1}  row {each.place.row}  position {each.place.position}  window "
+        f"{each.place.window}: window {each.instead} instead"
+        for each in shown
+    ]
+    return lines + [f"  ... and {len(found) - len(shown)} more"] * (len(found) > len(shown))
 
 
 def _heading(span: Span) -> list[str]:
@@ -99,7 +117,8 @@ def _cells(each: DocumentOccurrence, num_consumed: int) -> tuple[str, ...]:
     place = each.place
     when = "seen" if place.step_index < num_consumed else "planned"
     numbers = (place.epoch, place.row, place.position, place.window)
-    own = _span(each.own_span) + " only as last target" * each.only_target
+    own = _span(each.own_span) + " only as last target" * each.only_target + " inserted" * each.is_inserted
+    own += f" {each.num_masked} targets masked" * bool(each.num_masked)
     return str(place.step_index + 1), when, *map(str, numbers), _span(each.window_span), own
 
 

@@ -20,6 +20,7 @@ from data_prep.store.token_sources import TokenSource
 from data_prep.store.tokenizers import Tokenizer, dataset_tokenizer, user_tokenizer
 from gpt_pretrain.data import ledger as ledger_lib
 from gpt_pretrain.data.ledger import Ledger
+from gpt_pretrain.data.row_edits import INSERTED
 from gpt_pretrain.data.run import open_run
 from gpt_pretrain.data.stages import Stage, Stream
 from gpt_pretrain.mirrors import Place
@@ -97,9 +98,11 @@ class OpenedRun:
         return update - 1
 
     def streams(self) -> list[Stream]:
-        """Every stream of any stage, once for each dataset that has its name."""
+        """Every stream of any stage, once for each dataset that has its name; then those that documents were inserted
+        from."""
         found = {(each.name, each.fingerprint): each for part in self.plan.stages for each in part.streams}
-        return list(found.values())
+        others = {(each.name, each.fingerprint): each for part in self.plan.stages for each in part.read_from}
+        return [*found.values(), *(each for key, each in others.items() if key not in found)]
 
     def directory(self, stream: Stream) -> str:
         """Where a stream's dataset is. ValueError if that is not known or nothing is there."""
@@ -127,8 +130,8 @@ class OpenedRun:
         return dataset
 
     def sources(self, stage: Stage) -> dict[str, TokenSource]:
-        """The training streams of a stage by name."""
-        return {stream.name: self.dataset(stream).splits["train"] for stream in stage.streams}
+        """What the rows of a stage are read from, by name."""
+        return {stream.name: self.dataset(stream).splits["train"] for stream in stage.read_from}
 
     def manifest(self, stream: Stream) -> manifest_lib.Manifest | None:
         """Of a stream's dataset; None for bare .bin shards, which have none."""
@@ -158,13 +161,14 @@ class OpenedRun:
     def _given(self) -> dict[str, list[str]]:
         """`data_dirs` by name of the stream."""
         names = {stream.name for stream in self.streams()}
+        alone = [name for name in names if not name.startswith(INSERTED)]
         given: dict[str, list[str]] = {name: [] for name in names}
         for value in self.data_dirs:
             name, is_named, directory = value.partition("=")
             if is_named and name in names:
                 given[name].append(directory)
-            elif len(names) == 1:
-                given[names.copy().pop()].append(value)
+            elif len(alone) == 1:
+                given[alone[0]].append(value)
             else:
                 expected = ", ".join(f"{name}=DIR" for name in sorted(names))
                 raise ValueError(f"--data_dir {value}: the run has several streams; expected some of {expected}")

@@ -33,11 +33,13 @@ def row_article(row: Row, losses: RowLosses | None) -> str:
     mean = float(losses.nll.mean()) if losses else 0.0
     loss = f' <b class="chip k{shade(mean)}">{mean:.3f} nats</b>' if losses else ""
     stream = f"<span>{html_text(row.stream)}</span>" if row.stream else ""
+    facts = f"tokens {span_text(row.start, row.stop)}", *row.edits
+    where = "".join(f"<span>{html_text(each)}</span>" for each in facts)
     slices = "".join(_slice(row, number, losses) for number in range(len(row.slices)))
     return (
         f'<article class="row" id="r{row.row}" data-row="{row.row}" data-loss="{mean:.5f}">\n<header><h3>'
         f'<a href="#r{row.row}">Row {row.row}</a></h3><p>{stream}<span>position {row.position:,}</span>'
-        f"<span>window {row.window:,}</span><span>tokens {span_text(row.start, row.stop)}</span></p>{loss}</header>\n"
+        f"<span>window {row.window:,}</span>{where}</p>{loss}</header>\n"
         f"{slices}</article>\n"
     )
 
@@ -87,8 +89,11 @@ def _facts(row: Row, piece: DocumentSlice) -> list[str]:
     """What is known of a document, as HTML."""
     document = piece.document
     assert document is not None
-    begin = row.start + piece.start - document.start
-    where = f"{span_text(begin, begin + piece.stop - piece.start)} of its {document.length:,}"
+    begin = piece.inserted_from
+    if begin is None:
+        begin = row.start + piece.start - document.start
+    stop = min(begin + piece.stop - piece.start, document.length)
+    where = f"{span_text(begin, stop)} of its {document.length:,}"
     facts = ["the whole document" if row.is_whole(piece) else where]
     facts.append(f"{html_text(document.source_file)} row {document.row:,}")
     return facts + ([f"<code>{html_text(document.id)}</code>"] if document.id else [])

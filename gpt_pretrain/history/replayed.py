@@ -128,7 +128,7 @@ def describe_mismatch(run: OpenedRun, unequal: Sequence[ReplayedBatch], num_upda
     """The batches, of `num_updates` that were read, that are not as the ledger says, and which file is to blame."""
     one = unequal[0]
     stage = run.plan.stage_at(one.step_index)
-    datasets = {stream.name: run.dataset(stream) for stream in stage.streams}
+    datasets = {stream.name: run.dataset(stream) for stream in stage.read_from}
     others = f" ({len(unequal)} of {num_updates} updates differ, the last is {unequal[-1].step_index + 1})"
     return (
         f"DIFFERS: {run.save_dir}: the batch of update {one.step_index + 1} (position {one.position}) has the digest "

@@ -13,7 +13,7 @@ def row_as_text(row: Row, *, mean_loss: float | None = None, full: bool = False)
     head = (
         f"row {row.row}  position {row.position}{stream}  window {row.window}  tokens [{row.start}, {row.stop}){loss}"
     )
-    lines = [head]
+    lines = [head, *(f"  {each}" for each in row.edits)]
     for piece in row.slices:
         lines.append(f"  tokens [{piece.start}, {piece.stop})  " + "  ".join(_names(piece)))
         lines += ["    " + line for line in (piece.text.splitlines() if full else [_shortened(piece.text)])]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from data_prep.store.documents import Document
+from gpt_pretrain.data.row_edits import INSERTED
 from gpt_pretrain.data.stages import Stage, Stream, windows_overlapping
 from gpt_pretrain.history.opened_run import OpenedRun
 
@@ -34,11 +35,13 @@ def find_spans(
     Raises ValueError where there is none, or more than one stream that `token` may count in.
     """
     named = [each for each in run.streams() if stream is None or each.name == stream]
-    streams = list({each.fingerprint: each for each in named}.values())  # one that was renamed is one
+    # One that was renamed is one; of one that documents are inserted from, too, the stream counts.
+    streams = list({each.fingerprint: each for each in sorted(named, key=is_inserted_from, reverse=True)}.values())
     if not streams:
         names = ", ".join(each.name for each in run.streams()) or "one, without a name"
         raise ValueError(f"--stream {stream}: no such stream in {run.save_dir}; it has {names}")
     if token is not None:
+        streams = [each for each in streams if not is_inserted_from(each)] or streams
         if len(streams) > 1:
             names = ", ".join(sorted({each.name or f"the one of {run.directory(each)}" for each in streams}))
             raise ValueError(f"--token {token}: of which stream? --stream with one of {names}")
@@ -80,6 +83,11 @@ def windows_of(span: Span, stage: Stage) -> range:
     if index is None or span.split != "train":
         return range(0)
     return windows_overlapping(span.start, span.stop - span.start, stage.seq_len, stage.num_windows(index))
+
+
+def is_inserted_from(stream: Stream) -> bool:
+    """Whether it is no stream of a mixture, but a dataset that documents are inserted from."""
+    return stream.name.startswith(INSERTED)
 
 
 def index_of(stage: Stage, stream: Stream) -> int | None:
