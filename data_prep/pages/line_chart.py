@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from data_prep.pages.text import html_text
 
 _WIDTH, _HEIGHT = 720, 300  # of a chart, in its own units
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 16, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 16, 16, 44
 _NUM_COLOURS = 6  # line-1 to line-6 in lines.css
 
 

@@ -100,7 +100,9 @@ def _tiles(result: Mapping[str, Any]) -> list[Tile]:
                 )
             )
     if result["distance"]:
-        tiles.append(Tile("Parameters apart", f"{result['distance'][-1]['parameters']['all']:.2e}", "of their norm"))
+        tiles.append(
+            Tile("Parameters apart", f"{100 * result['distance'][-1]['parameters']['all']:.3g} %", "of their norm")
+        )
     return tiles
 
 

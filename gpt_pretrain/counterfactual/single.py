@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 
+from data_prep.pages.numbers import plural
 from data_prep.pages.text import printable
 from data_prep.store.files import whole_file, write_json
 from data_prep.store.places import join
@@ -46,7 +47,8 @@ def answer(run: OpenedRun, asked: Asked, configure: Configure, args: argparse.Na
         other = "control arm and " if args.control or not has_end else ""
         print(
             printable(
-                f"{len(question.steps)} steps are concerned, the first is {question.first}: {other}edited arm from "
+                f"{plural(len(question.steps), 'step')} held what is asked about, the first is {question.first}: "
+                f"{other}edited arm from "
                 f"{begin} to step {asked.until}{why}"
             ),
             flush=True,
