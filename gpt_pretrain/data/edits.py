@@ -348,10 +348,8 @@ class _Wanted:
                 f"in {self.num_steps} steps. Mask the documents (data.mask), or lower train.num_tokens."
             )
         order = part.window_order(index)
-        used = order.indices_of(self.past.get(_key(part, stream), np.empty(0, np.int64)), 0)
-        first = max(end, int(used.max(initial=-1)) + 1)
         left_out = np.union1d(targets, np.array(stream.excluded, np.int64))
-        left = num_windows - first - int((order.indices_of(left_out, 0) >= first).sum())
+        left = num_windows - end - int((order.indices_of(left_out, 0) >= end).sum())
         if left < needed:
             raise ValueError(
                 f"{label_of(stream)}: {needed} rows from step {part.from_step + 1} on are to be substituted, and too "
@@ -359,7 +357,7 @@ class _Wanted:
                 f"{num_windows - end - left} more were used or are left out, {left} are left. Lower "
                 "train.num_tokens, or mask the documents (data.mask)."
             )
-        return Substitution(tuple(targets.tolist()), end, first)
+        return Substitution(tuple(targets.tolist()), end)
 
     def _inserted(self, part: Stage, stop: int, is_last: bool, on_top: Stage | None) -> tuple[Insertion, ...]:
         documents: dict[_Document, list[tuple[int, int, int]]] = {}
@@ -400,9 +398,7 @@ class _Wanted:
             is_ahead = replaced >= stage.index_after(i, first)
             if not np.array_equal(hits, replaced[is_ahead]) or np.isin(spares[is_ahead], wanted).any():
                 return False
-            begins_late = (
-                stream.substitution is None or stream.substitution.spares_from >= self.ends[_key(stage, stream)]
-            )
+            begins_late = stream.substitution is None or stream.substitution.until >= self.ends[_key(stage, stream)]
             if len(hits) and not begins_late:
                 return False
         return True
