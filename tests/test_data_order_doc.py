@@ -133,7 +133,7 @@ class PageStage:
         if not edit or not is_of_stage or window not in edit["windows"] or self.next[i] >= edit["until"]:
             return window
         left_out = {*edit["windows"], *self.streams[i]["excluded"]}
-        here, self.next[i] = self.next[i], self.spares.get(i, edit["spares_from"])
+        here, self.next[i] = self.next[i], self.spares.get(i, edit["until"])
         while self.window(i) in left_out:
             self.next[i] += 1
         window, self.spares[i], self.next[i] = self.window(i), self.next[i] + 1, here

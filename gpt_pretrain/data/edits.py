@@ -199,23 +199,23 @@ def _steps(plan: Plan, fingerprint: str, windows: Callable[..., Sequence[int]], 
 def check_edits(plan: Plan, num_steps: int) -> None:
     """ValueError where a run of so many steps would see a window again that took another's place, or a substituted
     one: it is longer than the run that the windows were chosen for."""
-    past = _windows_seen_instead(zip(plan.stages, plan.stops(), strict=True), num_steps)
-    last = plan.stages[-1]
-    for i, stream in enumerate(last.streams):
-        end = last.index_after(i, last.position(max(num_steps, last.from_step)))
-        order = last.window_order(i)
-        windows = np.array(past.get(_key(last, stream), ()), np.int64)
-        substitution = stream.substitution
-        again = order.indices_of(windows, 0)
-        if substitution:
-            again = again[~np.isin(windows, substitution.windows)]
-            again = np.append(again, substitution.until)  # what is substituted beyond it is not replaced
-        if end <= order.num_windows and len(again) and again.min() < end:
-            raise ValueError(
-                f"{label_of(stream)}: with {num_steps} steps, windows would be seen again that took the place "
-                f"of substituted ones, from index {again.min()} of its sequence on: it was edited for a shorter run. "
-                "Resume the run with more train.num_tokens, which edits the plan anew, or ask for fewer steps."
-            )
+    stops = [max(stage.from_step, min(stop, num_steps)) for stage, stop in zip(plan.stages, plan.stops(), strict=True)]
+    past = _windows_seen_instead(zip(plan.stages, stops, strict=True))
+    ends = _ends(plan.stages, num_steps)
+    for stage, stop in zip(plan.stages, stops, strict=True):
+        for i, stream in enumerate(stage.streams):
+            targets = stream.substitution.windows if stream.substitution else ()
+            windows = np.union1d(past.get(_key(stage, stream), ()), targets).astype(np.int64)
+            if not len(windows) or ends[_key(stage, stream)] > stage.num_windows(i):
+                continue
+            hits = stage.planned_indices(i, windows, stage.from_position, stage.position(stop))
+            again = np.setdiff1d(hits, stage.substitutes(i, stage.position(stop))[0])
+            if len(again):
+                raise ValueError(
+                    f"{label_of(stream)}: with {num_steps} steps, windows would be seen again that took the place "
+                    f"of substituted ones, from index {again[0]} of its sequence on: it was edited for a shorter run. "
+                    "Resume the run with more train.num_tokens, which edits the plan anew, or ask for fewer steps."
+                )
 
 
 def documents_of(
@@ -348,10 +348,8 @@ class _Wanted:
                 f"in {self.num_steps} steps. Mask the documents (data.mask), or lower train.num_tokens."
             )
         order = part.window_order(index)
-        used = order.indices_of(self.past.get(_key(part, stream), np.empty(0, np.int64)), 0)
-        first = max(end, int(used.max(initial=-1)) + 1)
         left_out = np.union1d(targets, np.array(stream.excluded, np.int64))
-        left = num_windows - first - int((order.indices_of(left_out, 0) >= first).sum())
+        left = num_windows - end - int((order.indices_of(left_out, 0) >= end).sum())
         if left < needed:
             raise ValueError(
                 f"{label_of(stream)}: {needed} rows from step {part.from_step + 1} on are to be substituted, and too "
@@ -359,7 +357,7 @@ class _Wanted:
                 f"{num_windows - end - left} more were used or are left out, {left} are left. Lower "
                 "train.num_tokens, or mask the documents (data.mask)."
             )
-        return Substitution(tuple(targets.tolist()), end, first)
+        return Substitution(tuple(targets.tolist()), end)
 
     def _inserted(self, part: Stage, stop: int, is_last: bool, on_top: Stage | None) -> tuple[Insertion, ...]:
         documents: dict[_Document, list[tuple[int, int, int]]] = {}
@@ -400,9 +398,7 @@ class _Wanted:
             is_ahead = replaced >= stage.index_after(i, first)
             if not np.array_equal(hits, replaced[is_ahead]) or np.isin(spares[is_ahead], wanted).any():
                 return False
-            begins_late = (
-                stream.substitution is None or stream.substitution.spares_from >= self.ends[_key(stage, stream)]
-            )
+            begins_late = stream.substitution is None or stream.substitution.until >= self.ends[_key(stage, stream)]
             if len(hits) and not begins_late:
                 return False
         return True
@@ -442,11 +438,10 @@ def _ends(stages: Sequence[Stage], num_steps: int) -> dict[tuple, int]:
     return found
 
 
-def _windows_seen_instead(stages: Iterable[tuple[Stage, int]], num_steps: int | None = None) -> dict[tuple, np.ndarray]:
+def _windows_seen_instead(stages: Iterable[tuple[Stage, int]]) -> dict[tuple, np.ndarray]:
     """Windows that took another's place in stages up to their stops, by `_key` of their stream."""
     found: dict[tuple, np.ndarray] = {}
     for stage, stop in stages:
-        stop = stop if num_steps is None else min(stop, num_steps)
         for i, stream in enumerate(stage.streams):
             if stream.substitution and stop > stage.from_step:
                 _, spares = stage.substitutes(i, stage.position(stop))

@@ -67,7 +67,7 @@ class Passage:
         indices = np.sort(self.order.indices_of(np.setdiff1d(targets, self._excluded), 0))
         indices = indices[(indices >= begin) & (indices < self._substitution.until)]
         left_out = np.union1d(targets, self._excluded)
-        return indices, spare_windows(self.order, left_out, self._substitution.spares_from, len(indices))
+        return indices, spare_windows(self.order, left_out, self._substitution.until, len(indices))
 
     def indices_at(self, draws: np.ndarray) -> np.ndarray:
         """Draws -> indices of the endless sequence."""

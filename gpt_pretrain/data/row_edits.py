@@ -17,20 +17,17 @@ class Substitution:
     """Windows of a stream that are replaced where they would be seen, by others that the run does not reach.
 
     Attributes:
-      windows: that are replaced, ascending.
-      until: index in the stream's endless sequence at which the run stops; those before it are replaced.
-      spares_from: index from which on the windows are taken that are seen instead; at least `until`.
+      windows: that are replaced, ascending, and take nobody's place.
+      until: index in the stream's endless sequence at which the run stops. Before it windows are replaced; those from
+        there on take their place.
     """
 
     windows: tuple[Count, ...]
     until: Count
-    spares_from: Count
 
     def __post_init__(self):
         if list(self.windows) != sorted(set(self.windows)) or not self.windows:
             raise ValueError("the substituted windows are not ascending")
-        if self.spares_from < self.until:
-            raise ValueError(f"spares_from is {self.spares_from}, expected at least {self.until}, which is until")
 
 
 @dataclasses.dataclass(frozen=True)
