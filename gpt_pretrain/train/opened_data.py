@@ -19,13 +19,13 @@ class OpenedData:
     Attributes:
       datasets: by the name of their stream; one alone has the name "".
       wanted: the stage that the configuration asks for.
-      prompt: ids of the text that the run's sample continues, if it makes one.
+      prompts: ids of the texts that the run's samples continue.
       tokenizer_name: as the user typed it, if at all.
     """
 
     datasets: dict[str, TokenDataset]
     wanted: Stage
-    prompt: np.ndarray | None = None
+    prompts: tuple[np.ndarray, ...] = ()
     tokenizer_name: str | None = None
 
     @property
@@ -75,11 +75,13 @@ def open_data(config: TrainConfig) -> OpenedData:
             f"train.num_tokens={config.num_tokens} is less than one step: batch_size {size} x seq_len {seq_len} = "
             f"{size * seq_len} tokens"
         )
-    if config.sample_prompt is None:
+    if not config.sample_prompts:
         return data
-    prompt = data.tokenizer.encode(config.sample_prompt)
-    if len(prompt) >= config.data.seq_len:
+    tokenizer = data.tokenizer
+    prompts = tuple(np.asarray(tokenizer.encode(text)) for text in config.sample_prompts)
+    longest = max(map(len, prompts))
+    if longest >= config.data.seq_len:
         raise ValueError(
-            f"train.sample_prompt has {len(prompt)} tokens; expected fewer than data.seq_len={config.data.seq_len}"
+            f"train.sample_prompt has {longest} tokens; expected fewer than data.seq_len={config.data.seq_len}"
         )
-    return dataclasses.replace(data, prompt=np.asarray(prompt))
+    return dataclasses.replace(data, prompts=prompts)
