@@ -1,8 +1,9 @@
 """The statistics of a step as one picture: a row a layer, a column a site, a panel for each kind of statistic."""
 
 import functools
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ _ACTIVATION = re.compile(r"statistics/activations/(\d+)/(.+)/([^/]+)")  # layer,
 _NORM = re.compile(r"statistics/(gradients|parameters)/(?:layers/(\d+)|(.+))")  # layer, or another part
 _SIGNED = ("mean",)  # kinds around 0; all others are magnitudes
 
-_CELL, _ROW, _GAP, _TITLE, _CHAR = 58, 15, 14, 48, 6  # pixels; _CHAR is the width of a character, at most
+_CELL, _ROW, _GAP, _TITLE = 58, 15, 14, 48  # pixels
 _FONT_SIZE = 11
 _MAGNITUDES = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))  # viridis
 _SIGNS = ((33, 102, 172), (247, 247, 247), (178, 24, 43))
@@ -83,8 +84,12 @@ def draw(rows: Sequence[str], panels: Sequence[Panel]) -> np.ndarray:
     from PIL import Image, ImageDraw, ImageFont  # Only a run that draws waits for it.
 
     font = ImageFont.load_default(_FONT_SIZE)
-    left = _CHAR * max(len(_row_label(row)) for row in rows) + _GAP
-    widths = [max(_CELL * len(panel.columns), _CHAR * max(map(len, _titles(panel)))) for panel in panels]
+
+    def width_of(texts: Iterable[str]) -> int:
+        return math.ceil(max(font.getlength(text) for text in texts))
+
+    left = width_of(map(_row_label, rows)) + _GAP
+    widths = [max(_CELL * len(panel.columns), width_of(_titles(panel))) for panel in panels]
     size = (left + sum(widths) + _GAP * len(panels), _TITLE + _ROW * len(rows) + _GAP)
     image = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(image)
