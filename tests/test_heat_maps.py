@@ -60,7 +60,9 @@ def test_the_picture_has_a_place_for_each_cell_and_what_is_written_stays_inside(
     for edge in (picture[0], picture[-1], picture[:, 0], picture[:, -1]):
         assert (edge == 255).all()  # nothing is cut off
     rows, panels = panels_of(scalars)
-    corners = {tuple(map(int, colour)) for panel in panels for colour in heat_maps._colours(panel)[:num_layers].reshape(-1, 3)}
+    corners = {
+        tuple(map(int, colour)) for panel in panels for colour in heat_maps._colours(panel)[:num_layers].reshape(-1, 3)
+    }
     assert corners <= {tuple(map(int, pixel)) for pixel in picture.reshape(-1, 3)}
     changed = draw(["9" * len(row) for row in rows], panels)
     assert changed.shape != picture.shape or (changed != picture).any()  # names of rows can be seen

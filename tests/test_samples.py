@@ -126,5 +126,3 @@ def test_a_run_that_crashed_after_a_checkpoint_has_the_samples_of_an_uninterrupt
     assert found == samples_of(tmp_path / "quiet")
     assert [step for step, _ in found["samples/1"]] == [3, 6, 8]
     assert all(text.startswith("    the") for _, text in found["samples/1"])
-
-

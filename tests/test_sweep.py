@@ -43,7 +43,9 @@ def agents_command(monkeypatch, directory, *, trial: str, chosen=CHOSEN, command
 def test_the_command_of_the_example_gives_each_trial_its_settings_and_a_directory_of_its_own(monkeypatch, tmp_path):
     command, env = agents_command(monkeypatch, tmp_path, trial="trial7")
     python = tmp_path / "python"  # prints what it was called with
-    python.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -c 'import json, sys; print(json.dumps(sys.argv[1:]))' \"$@\"\n")
+    python.write_text(
+        f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -c 'import json, sys; print(json.dumps(sys.argv[1:]))' \"$@\"\n"
+    )
     python.chmod(0o755)
     env["PATH"] = f"{tmp_path}:{env['PATH']}"
     said = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout

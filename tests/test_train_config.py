@@ -36,7 +36,10 @@ from gpt_pretrain.train.opened_data import open_data
         ({"eval_tokens": 0}, r"train\.eval_tokens: found 0"),
         ({"sample_tokens": 0}, r"train\.sample_tokens: found 0"),
         ({"sample_prompt": ("a", 1)}, r"train\.sample_prompt: found \('a', 1\), expected a text, several, or None"),
-        ({"sample_interval": 5}, r"train\.sample_interval: found 5 without train\.sample_prompt; expected 0, or a text"),
+        (
+            {"sample_interval": 5},
+            r"train\.sample_interval: found 5 without train\.sample_prompt; expected 0, or a text",
+        ),
         ({"per_device_batch_size": 0}, r"train\.per_device_batch_size: found 0, expected a whole number, at least 1"),
         *(
             ({name: -1}, rf"train\.{name}: found -1, expected a whole number, at least 0")

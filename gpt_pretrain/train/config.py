@@ -137,7 +137,9 @@ class TrainConfig:
         checks.text("train.wandb_project", self.wandb_project)
         prompts = self.sample_prompt
         if prompts is not None and not isinstance(prompts, str):
-            is_several = isinstance(prompts, list | tuple) and prompts and all(isinstance(each, str) for each in prompts)
+            is_several = (
+                isinstance(prompts, list | tuple) and prompts and all(isinstance(each, str) for each in prompts)
+            )
             if not is_several:
                 raise ValueError(f"train.sample_prompt: found {prompts!r}, expected a text, several, or None")
         elif prompts is None and self.sample_interval:
