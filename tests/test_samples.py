@@ -1,15 +1,18 @@
 """Texts by the model during training: when, from which weights, at what cost, and again after a crash."""
 
 import contextlib
+import textwrap
 
 import jax
 import numpy as np
 import pytest
 from jax import monitoring
 from support.runs import build_anew, run_config
+from support.training_runs import finish, flags, start_two
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_prep.pages.text import printable
+from data_prep.store.tokenizers import ByteTokenizer
 from gpt_pretrain.model.sampling import sample
 from gpt_pretrain.train import train as train_lib
 from gpt_pretrain.train.actions.action import Now
@@ -17,6 +20,7 @@ from gpt_pretrain.train.actions.evaluation import Evaluate
 from gpt_pretrain.train.actions.samples import WriteSamples
 from gpt_pretrain.train.feed import feed
 from gpt_pretrain.train.loop import Loop
+from gpt_pretrain.train.pretrained import load
 from gpt_pretrain.train.stopping import StopSignal
 from gpt_pretrain.train.time_ledger import TimeLedger
 from gpt_pretrain.train.writers.base import RunWriter
@@ -126,3 +130,31 @@ def test_a_run_that_crashed_after_a_checkpoint_has_the_samples_of_an_uninterrupt
     assert found == samples_of(tmp_path / "quiet")
     assert [step for step, _ in found["samples/1"]] == [3, 6, 8]
     assert all(text.startswith("    the") for _, text in found["samples/1"])
+
+
+@pytest.mark.slow
+def test_two_processes_with_split_parameters_write_the_samples_of_the_whole_model_once(tiny_dataset, tmp_path):
+    changes = {
+        "mesh.fsdp": 4,
+        "train.per_device_batch_size": 1,
+        "train.sample_prompt": ("the", "a"),
+        "train.sample_interval": 2,
+        "train.sample_tokens": 8,
+        "train.writers": ("console", "tensorboard", "wandb"),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        outputs = [
+            finish(each) for each in start_two(flags(tiny_dataset, tmp_path / "run", num_steps=5, **changes), tmp_path)
+        ]
+    assert outputs[0].count("--- a sample") == 6 and "a sample" not in outputs[1]
+    found = samples_of(tmp_path / "run")
+    assert [step for step, _ in found["samples/2"]] == [2, 4, 5]
+    assert len(list(tmp_path.glob("run/wandb/offline-run-*"))) == 1  # the first process alone writes
+    params, metadata = load(tmp_path / "run")
+    tokenizer = ByteTokenizer()
+    for index, prompt in enumerate(changes["train.sample_prompt"]):
+        ids = np.array([tokenizer.end_of_text, *prompt.encode()])
+        new = sample(params, metadata.model, ids, seq_len=32, num_tokens=8, seed=index, stop=tokenizer.end_of_text)
+        text = textwrap.indent(printable(prompt + tokenizer.decode(new)), "    ")
+        assert found[f"samples/{index + 1}"][-1] == (5, text)

@@ -144,8 +144,8 @@ class TrainConfig:
                 raise ValueError(f"train.sample_prompt: found {prompts!r}, expected a text, several, or None")
         elif prompts is None and self.sample_interval:
             raise ValueError(
-                f"train.sample_interval: found {self.sample_interval} without train.sample_prompt; expected 0, or a text "
-                "to continue"
+                f"train.sample_interval: found {self.sample_interval} without train.sample_prompt; expected 0, or a "
+                "text to continue"
             )
         _ = self.batch_sizes
         self.model.num_positions(self.data.seq_len)  # raises where the model has too few

@@ -4,7 +4,6 @@ import re
 
 from gpt_pretrain.train.writers.clu import MetricWriter
 
-
 SAMPLE = re.compile(r"samples/([1-9]\d*)")  # the texts that a model makes during training, from 1, one a prompt
 
 

@@ -28,8 +28,8 @@ class WandbWriter(RunWriter):
     Obeys WANDB_MODE. Goes offline without an API key, and when the server gives no answer or
     refuses the run; one printed line says where the run is, and why. `save_dir/wandb_run_id.txt`
     keeps the id, so that a resumed run continues the same W&B run: one row a logged step, with all that
-    is known of the step (see `wandb_rows.py`), and W&B's own counter of steps is the step. In a trial of a W&B sweep the
-    id is the one that the sweep's agent chose.
+    is known of the step (see `wandb_rows.py`), and W&B's own counter of steps is the step. In a trial of a W&B sweep
+    the id is the one that the sweep's agent chose.
 
     Statistics of layers are a picture of their row as well, samples a table of theirs. Datasets and checkpoints become
     artifacts that refer to them by their digests: nothing of them is read or uploaded.
