@@ -101,9 +101,9 @@ def draw(rows: Sequence[str], panels: Sequence[Panel]) -> np.ndarray:
             write((left, 2 + 15 * line), text)
         for column, site in enumerate(panel.columns):
             write((left + _CELL * column + _CELL // 2, _TITLE - 8), site, anchor="mm")
-        colours = _colours(panel)
+        colours, is_absent = _colours(panel), np.ma.getmaskarray(panel.values)
         for (row, column), value in np.ndenumerate(panel.values):
-            if panel.values.mask[row, column]:
+            if is_absent[row, column]:
                 continue
             x, y = left + _CELL * column, _TITLE + _ROW * row
             colour = tuple(map(int, colours[row, column]))

@@ -19,7 +19,7 @@ from gpt_pretrain.train.writers.references import Reference
 from gpt_pretrain.train.writers.wandb_rows import Rows
 
 SAMPLES = "samples"
-_COLUMNS = ["step", "prompt", "text"]
+_COLUMNS: list[Any] = ["step", "prompt", "text"]
 
 
 class WandbWriter(RunWriter):
@@ -228,9 +228,10 @@ class WandbWriter(RunWriter):
         those that it computes from the bytes, or from the place alone.
         """
         from wandb.sdk.artifacts.artifact_manifest_entry import ArtifactManifestEntry
+        from wandb.sdk.lib.paths import LogicalPath
 
         artifact = self._wandb.Artifact(reference.name, type=reference.kind, metadata=dict(reference.metadata))
-        entry = ArtifactManifestEntry(path=reference.entry, ref=reference.url, digest=reference.digest)
+        entry = ArtifactManifestEntry(path=LogicalPath(reference.entry), ref=reference.url, digest=reference.digest)
         artifact.manifest.add_entry(entry)
         return artifact
 
