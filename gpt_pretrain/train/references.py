@@ -73,4 +73,8 @@ def _checkpoint(config: TrainConfig, step: int, run_id: str) -> Reference:
 
 
 def _url(place: str) -> str:
+    """
+    >>> _url("gs://bucket/runs/a"), _url("/data/it is")
+    ('gs://bucket/runs/a', 'file:///data/it%20is')
+    """
     return place if is_bucket(place) else Path(place).absolute().as_uri()
