@@ -2,7 +2,8 @@
 
 `--step N` prints the documents of the batch of update N, row by row; with `--html` and `--checkpoint` as a page
 on which every token has the colour of its loss. `--document ID`, `--url URL` and `--token N` go the other way: in
-which updates was that document seen, and in which is it planned?
+which updates was that document seen, and in which is it planned? `--text WORDS` asks that of a text, wherever it
+stands, and `--exposures FILE` of all documents at once.
 """
 
 import argparse
@@ -11,6 +12,8 @@ import sys
 from pathlib import Path
 
 from data_prep.pages.command_line import ArgumentParser
+from data_prep.pages.numbers import duration, short
+from data_prep.pages.progress import Done, Progress
 from data_prep.pages.terminal import print_anything
 from data_prep.pages.text import json_line, printable
 from data_prep.store.files import whole_file
@@ -30,13 +33,14 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     try:
         run = OpenedRun(args.run, args.data_dir, args.tokenizer)
+        _check_options(args)
         if args.step is not None:
-            if args.stream is not None:
-                raise ValueError("--stream belongs to --document, --url or --token; --step shows all streams")
             _show_batch(run, args)
+        elif args.exposures is not None:
+            _write_exposures(run, args)
+        elif args.text is not None:
+            _show_text(run, args)
         else:
-            if args.rows or args.html or args.checkpoint:
-                raise ValueError("--rows, --html and --checkpoint belong to --step")
             _show_occurrences(run, args)
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -61,6 +65,17 @@ def make_parser() -> argparse.ArgumentParser:
     what.add_argument("--document", metavar="ID", help="which updates hold the document with this id?")
     what.add_argument("--url", metavar="URL", help="... with this url")
     what.add_argument("--token", type=int, metavar="N", help="... that holds token N of the training stream")
+    what.add_argument(
+        "--text", metavar="WORDS", help="... that holds these words, also after a space? Searches whole streams"
+    )
+    what.add_argument(
+        "--exposures",
+        metavar="FILE",
+        help="write a parquet file: how often each document was seen, how many tokens of it, in which updates",
+    )
+    parser.add_argument(
+        "--at", type=int, metavar="N", help="of --exposures: after update N (default: the last of the ledger)"
+    )
     parser.add_argument("--stream", metavar="NAME", help="look for the document in this stream of the mixture")
     parser.add_argument("--rows", metavar="A:B", help="of the batch, only rows A to B - 1; or one row, A")
     parser.add_argument("--full", action="store_true", help="print whole texts, and every line of a long table")
@@ -74,6 +89,71 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokenizer", help="the one that made the datasets, if it is your own: a file or module:Class")
     add_data_dir(parser)
     return parser
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """ValueError for an option that belongs to another question."""
+    if args.step is None and (args.rows or args.html or args.checkpoint):
+        raise ValueError("--rows, --html and --checkpoint belong to --step")
+    if args.stream is not None and (args.step is not None or args.exposures is not None):
+        raise ValueError("--stream belongs to --document, --url, --token or --text")
+    if args.exposures is None and args.at is not None:
+        raise ValueError("--at belongs to --exposures")
+    if args.exposures is not None and (args.jsonl or args.full):
+        raise ValueError("--jsonl and --full print; --exposures writes a file")
+
+
+def _write_exposures(run: OpenedRun, args: argparse.Namespace) -> None:
+    from gpt_pretrain.history.exposures import write_exposures  # reads tables: pyarrow
+
+    if args.at is None and not len(run.ledger):
+        raise ValueError(f"{run.save_dir}: its ledger has no update yet; --at N counts what is planned up to N")
+    num_steps = len(run.ledger) if args.at is None else run.index_of(args.at, "--at") + 1
+    progress = _Shares("exposures", 2000)
+    found = write_exposures(run, args.exposures, num_steps, progress.show)
+    progress.close()
+    size = Path(args.exposures).stat().st_size
+    print(
+        f"{args.exposures}: {found.num_documents:,} documents, {found.num_seen:,} of them in updates 1 to {num_steps}, "
+        f"{size / 1e6:.1f} MB"
+    )
+
+
+def _show_text(run: OpenedRun, args: argparse.Namespace) -> None:
+    from gpt_pretrain.history.text_found import describe_found, to_json
+    from gpt_pretrain.history.text_search import search_text
+
+    total = sum(s.num_tokens for each in run.streams() for s in run.dataset(each).splits.values())
+    progress = _Tokens("search", total)
+    found = list(
+        search_text(run, args.text, stream=args.stream, on_progress=lambda done, _: progress.set(Done(work=done)))
+    )
+    progress.close()
+    if not args.jsonl:
+        print(printable(describe_found(run, args.text, found, full=args.full)))
+    for each in found if args.jsonl else ():
+        print(json_line(to_json(run, each)))
+
+
+class _Tokens(Progress):
+    """In tokens that were searched."""
+
+    def line(self) -> str:
+        """1.2 B tokens, 2 B tokens/s"""
+        done = self.done.work
+        return f"{short(done)} tokens, {short(round(done / self.seconds()))} tokens/s"
+
+
+class _Shares(Progress):
+    """Of two things one after the other, half of the whole each."""
+
+    def show(self, what: str, share: float) -> None:
+        self._what = what
+        self.set(Done(work=round(1000 * share) + 1000 * (what != "examples")))
+
+    def line(self) -> str:
+        """documents, 0:12"""
+        return f"{self._what}, {duration(self.seconds())}"
 
 
 def _show_occurrences(run: OpenedRun, args: argparse.Namespace) -> None:

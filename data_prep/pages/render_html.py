@@ -20,7 +20,7 @@ def render_html(page: Page) -> str:
 
 
 def _section(section: Section) -> str:
-    return f"<section>\n<h2>{_cell(section.title)}</h2>\n{_blocks(section.blocks)}</section>\n"
+    return f"<section>\n<h2>{_cell(section.title)}</h2>\n{blocks_html(section.blocks)}</section>\n"
 
 
 def _cell(text: Cell) -> str:
@@ -33,7 +33,8 @@ def _parts(paragraph: Paragraph) -> str:
     return "".join(map(_cell, paragraph.parts))
 
 
-def _blocks(blocks: Sequence[Block]) -> str:
+def blocks_html(blocks: Sequence[Block]) -> str:
+    """Blocks one after the other, for a page that is put together otherwise."""
     lines: list[str] = []
     for index, block in enumerate(blocks):
         # Samples that follow one another stand in one grid.

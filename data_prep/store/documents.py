@@ -114,6 +114,20 @@ class DocumentTables:
             yield document
             start = document.start + document.length  # beyond `start`: `at` made sure that the document holds it
 
+    def whole_tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """All documents in order, those of one table at a time (about a shard's): `columns` of them, with start and
+        length, which are checked."""
+        for number in range(len(self._tables)):
+            with self._readable(number):
+                table = self._file(number).read(list(dict.fromkeys(["start", "length", *columns])))
+            starts, lengths = table["start"].to_numpy(), table["length"].to_numpy()
+            ends = starts + lengths
+            if len(starts) and not (
+                starts[0] >= 0 and ends[-1] <= self.num_tokens and lengths.min() > 0 and (ends[:-1] <= starts[1:]).all()
+            ):
+                raise self._nonsense(number, "its documents are not in order, or not within the stream")
+            yield table
+
     def find(self, column: str, value: str) -> list[Document]:
         """The documents whose `column`, "id" or "url", is `value`; empty if there are none."""
         if len(self._indexes) != len(self._tables):

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from gpt_pretrain.history.rows import Row
 from gpt_pretrain.model.document_mask import documents_of
 from gpt_pretrain.model.gpt import model_of
 from gpt_pretrain.model.losses import num_loss_chunks, token_nll
+from gpt_pretrain.model.spec import ModelSpec
 from gpt_pretrain.train import pretrained
 from gpt_pretrain.train.checkpoint_copies import checkpoint_at
 from gpt_pretrain.train.step import split_tokens
@@ -67,7 +68,7 @@ def losses_of(
     directory = place.name
     params, metadata = pretrained.load(place.directory)
     spec = metadata.model
-    num_rows, seq_len = tokens_NT.shape[0], tokens_NT.shape[1] - 1
+    seq_len = tokens_NT.shape[1] - 1
     if seq_len > spec.num_positions:
         raise ValueError(f"{directory}: has {spec.num_positions} positions, the windows have {seq_len} inputs")
     theirs = metadata.tokenizer_digest
@@ -78,26 +79,41 @@ def losses_of(
         )
     if tokens_NT.max(initial=0) >= spec.vocab_size:
         raise ValueError(f"{directory}: knows the ids below {spec.vocab_size}, found {tokens_NT.max()} in the windows")
+    nll, rank = nll_and_rank(params, spec, tokens_NT, end_of_text=end_of_text)
+    return TokenLosses(directory, metadata.step, spec.document_mask, nll, rank)
+
+
+def nll_and_rank(
+    params: dict, spec: ModelSpec, tokens_NT: np.ndarray, *, end_of_text: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Loss in nats, float32, and rank, int32, of each target of windows (rows, seq_len + 1): (rows, seq_len) each."""
+    num_rows, seq_len = tokens_NT.shape[0], tokens_NT.shape[1] - 1
     num_at_once = max(1, min(num_rows, _TOKENS_AT_ONCE // seq_len))
     num_chunks = num_loss_chunks(num_at_once, seq_len, spec.padded_vocab_size, jax.default_backend())
-    to_model = model_of(spec)
-
-    @jax.jit
-    def nll_and_rank(params, window_BT):
-        model = to_model(params)
-        inputs_BT, targets_BT = split_tokens(window_BT)
-        x_BTD = model(inputs_BT, documents=documents_of(inputs_BT, end_of_text) if spec.document_mask else None)
-        return jax.lax.map(partial(_of_chunk, model, spec.vocab_size), _chunks((x_BTD, targets_BT), num_chunks))
-
+    compute = _compiled(spec, end_of_text, num_chunks)
     nll, rank = (np.empty((num_rows, seq_len), dtype) for dtype in (np.float32, np.int32))
     padded = np.zeros((num_at_once, seq_len + 1), tokens_NT.dtype)  # one shape: compiled once
     for first in range(0, num_rows, num_at_once):
         rows = slice(first, min(first + num_at_once, num_rows))
         padded[: rows.stop - first] = tokens_NT[rows]
-        for whole, found_CBT in zip((nll, rank), nll_and_rank(params, padded), strict=True):
+        for whole, found_CBT in zip((nll, rank), compute(params, padded), strict=True):
             found_BT = np.moveaxis(np.asarray(found_CBT), 0, 1).reshape(num_at_once, seq_len)
             whole[rows] = found_BT[: rows.stop - first]
-    return TokenLosses(directory, metadata.step, spec.document_mask, nll, rank)
+    return nll, rank
+
+
+@lru_cache(maxsize=8)  # once for all checkpoints of a run
+def _compiled(spec: ModelSpec, end_of_text: int, num_chunks: int):
+    to_model = model_of(spec)
+
+    @jax.jit
+    def compute(params, window_BT):
+        model = to_model(params)
+        inputs_BT, targets_BT = split_tokens(window_BT)
+        x_BTD = model(inputs_BT, documents=documents_of(inputs_BT, end_of_text) if spec.document_mask else None)
+        return jax.lax.map(partial(_of_chunk, model, spec.vocab_size), _chunks((x_BTD, targets_BT), num_chunks))
+
+    return compute
 
 
 def _of_chunk(model, vocab_size: int, inputs):

@@ -12,6 +12,8 @@ from gpt_pretrain.checks import key_seed
 from gpt_pretrain.model.gpt import GPT, cache_shape, model_of
 from gpt_pretrain.model.spec import ModelSpec
 
+_TOKENS_AT_ONCE = 1 << 14  # of keys and values, where many prompts are continued
+
 
 class Cache:
     """Keys and values of the tokens so far, lists over layers of (batch, seq_len, heads, head dim) arrays.
@@ -131,3 +133,30 @@ def sample(
         token, cache = decode(params, token, start, cache, jax.random.fold_in(rng, len(new)))
         new.append(int(token[0]))
     return np.array(new[:-1] if new[-1] in (stop, document_end) else new, np.int32)
+
+
+def continue_greedily(
+    params: dict, spec: ModelSpec, prompts_NT: Integer[np.ndarray, "N prompt"], *, seq_len: int, num_tokens: int
+) -> Int[np.ndarray, "N new"]:
+    """The most likely `num_tokens` ids after each prompt, all of one length, many at a time.
+
+    An end-of-text token does not end it. Prompt and continuation have at most `seq_len` ids together.
+    """
+    num_rows, length = prompts_NT.shape
+    if not 0 < length <= length + num_tokens - 1 <= seq_len:
+        raise ValueError(f"{length} + {num_tokens} tokens; the model has room for {seq_len}")
+    prefill, decode = make_sampler(spec.plain(), seq_len, temperature=0.0, top_k=0, top_p=1.0)
+    rng = jax.random.key(0)  # nothing is drawn
+    new = np.empty((num_rows, num_tokens), np.int32)
+    num_at_once = min(num_rows, max(1, _TOKENS_AT_ONCE // seq_len))
+    padded = np.zeros((num_at_once, seq_len), np.int32)
+    for first in range(0, num_rows, num_at_once):
+        rows = slice(first, min(first + num_at_once, num_rows))
+        padded[: rows.stop - first, :length] = prompts_NT[rows]
+        token_B, cache = prefill(params, padded, length, rng)
+        tokens = [token_B]
+        for start in range(length, length + num_tokens - 1):
+            token_B, cache = decode(params, token_B, start, cache, rng)
+            tokens.append(token_B)
+        new[rows] = np.stack([np.asarray(each) for each in tokens], 1)[: rows.stop - first]
+    return new

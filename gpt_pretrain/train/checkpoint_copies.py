@@ -38,6 +38,14 @@ def checkpoint_at(place: str) -> Place:
         return _newest(mirror)
 
 
+def steps_at(save_dir: str) -> list[int]:
+    """Steps of a run's finished checkpoints, good or not, the oldest first."""
+    if not buckets.is_bucket(save_dir):
+        return checkpoints.saved_steps(save_dir)[::-1]
+    with copy_of(save_dir.rstrip("/")) as mirror:
+        return sorted(int(folder.rpartition("/")[2]) for folder in _checkpoints_in(mirror))
+
+
 def _newest(mirror: Mirror) -> Place:
     problem = ""
     for _ in range(_ATTEMPTS):
