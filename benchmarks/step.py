@@ -56,7 +56,7 @@ def main() -> int:
 
     named = CONFIGS / f"{args.config}.gin"
     parse([str(named) if named.exists() else args.config, *args.gin_file], bindings_of(args))
-    config = dataclasses.replace(train_config(), sample_prompt=None)
+    config = dataclasses.replace(train_config(), sample_prompt=None, sample_interval=0)
     data = open_data(config) if args.data_dir else random_data(config)
     start = Start.anew(data)
     built = build(config, data, start)

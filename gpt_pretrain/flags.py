@@ -1,6 +1,7 @@
 """The flags of a run, which its command lines share: gin files, bindings and shorthands for them."""
 
 import argparse
+import ast
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -65,6 +66,13 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         metavar="'NAME=VALUE'",
         help="a gin binding, such as 'optimizer.warmup_steps=100'; repeatable, wins over files",
     )
+    parser.add_argument(
+        "bindings",
+        nargs="*",
+        type=_binding,
+        metavar="NAME=VALUE",
+        help="the same as trackers' sweeps pass it: a VALUE that is no number, list or the like is a text",
+    )
     short = parser.add_argument_group("shorthands for gin bindings (defaults in brackets; they win over --gin_param)")
     for each in SHORTHANDS:
         names = "" if each.flag == each.binding else f"{each.binding}: "
@@ -91,9 +99,29 @@ def add_process_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _binding(text: str) -> str:
+    """NAME=VALUE -> a gin binding, in which a text has quotation marks.
+
+    >>> _binding("optimizer.schedule=wsd"), _binding("optimizer.lr=1e-05"), _binding("train.optimizer=@mine.lion")
+    ("optimizer.schedule = 'wsd'", 'optimizer.lr = 1e-05', 'train.optimizer = @mine.lion')
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected NAME=VALUE, such as optimizer.lr=0.001")
+    return f"{name.strip()} = {value if _is_gin(value) else repr(value)}"
+
+
+def _is_gin(value: str) -> bool:
+    try:
+        ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return value.startswith(("@", "%"))
+    return True
+
+
 def bindings_of(args: argparse.Namespace) -> list[str]:
-    """--gin_param and the shorthands as gin bindings, in the order in which they apply."""
-    bindings = list(args.gin_param)
+    """--gin_param, NAME=VALUE and the shorthands as gin bindings, in the order in which they apply."""
+    bindings = [*args.gin_param, *args.bindings]
     for each in SHORTHANDS:
         if (value := getattr(args, each.flag)) is not None:
             bindings.append(f"{each.binding} = {value!r}")

@@ -15,7 +15,7 @@ from gpt_pretrain.train.actions.checkpointing import SaveCheckpoints
 from gpt_pretrain.train.actions.evaluation import Evaluate
 from gpt_pretrain.train.actions.log_metrics import LogMetrics
 from gpt_pretrain.train.actions.profile import Profile
-from gpt_pretrain.train.actions.samples import PrintSample
+from gpt_pretrain.train.actions.samples import WriteSamples
 from gpt_pretrain.train.actions.statistics import WriteStatistics
 from gpt_pretrain.train.checkpoints import Checkpoints
 from gpt_pretrain.train.exclusive import HeldDirectory
@@ -212,7 +212,7 @@ def test_an_action_that_is_part_of_the_step_costs_training_time(tiny_dataset):
 def test_each_action_says_what_its_time_is_spent_on_and_none_that_reads_the_whole_state_is_part_of_the_step():
     assert WriteStatistics.counts_as is Category.STATISTICS and WriteStatistics.is_before_step
     assert SaveCheckpoints.counts_as is Category.CHECKPOINT
-    assert Evaluate.counts_as is PrintSample.counts_as is Category.EVALUATION
+    assert Evaluate.counts_as is WriteSamples.counts_as is Category.EVALUATION
     assert Profile.counts_as is Category.STEP
 
 
@@ -317,4 +317,4 @@ def test_what_is_off_is_not_among_the_actions(tiny_dataset):
     assert names(statistics_interval=0) == ["LogMetrics", "SaveCheckpoints", "Evaluate"]
     assert names() == ["LogMetrics", "WriteStatistics", "SaveCheckpoints", "Evaluate"]
     everything = names(statistics_interval=1, profile_step=2, sample_prompt="a")
-    assert everything == ["LogMetrics", "WriteStatistics", "Profile", "SaveCheckpoints", "Evaluate", "PrintSample"]
+    assert everything == ["LogMetrics", "WriteStatistics", "Profile", "WriteSamples", "SaveCheckpoints", "Evaluate"]

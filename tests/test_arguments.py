@@ -162,7 +162,7 @@ def test_names_that_are_not_utf8(tmp_path):
 @pytest.mark.parametrize("module", [each for each in command_lines() if each.startswith("gpt_pretrain")])
 def test_numbers_of_the_trainers_flags_are_numbers(module, capsys):
     parser = importlib.import_module(module).make_parser()
-    flags = [each.option_strings[0] for each in parser._actions if each.type and each.type is not str]
+    flags = [each.option_strings[0] for each in parser._actions if each.option_strings and each.type not in (None, str)]
     for flag in flags:
         for value in ("inf", "nan", "", "many"):
             with pytest.raises(SystemExit) as stop:

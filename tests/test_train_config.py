@@ -35,6 +35,11 @@ from gpt_pretrain.train.opened_data import open_data
         ({"num_tokens": "10"}, r"train\.num_tokens: found '10'"),
         ({"eval_tokens": 0}, r"train\.eval_tokens: found 0"),
         ({"sample_tokens": 0}, r"train\.sample_tokens: found 0"),
+        ({"sample_prompt": ("a", 1)}, r"train\.sample_prompt: found \('a', 1\), expected a text, several, or None"),
+        (
+            {"sample_interval": 5},
+            r"train\.sample_interval: found 5 without train\.sample_prompt; expected 0, or a text",
+        ),
         ({"per_device_batch_size": 0}, r"train\.per_device_batch_size: found 0, expected a whole number, at least 1"),
         *(
             ({name: -1}, rf"train\.{name}: found -1, expected a whole number, at least 0")
@@ -44,6 +49,7 @@ from gpt_pretrain.train.opened_data import open_data
                 "save_interval",
                 "statistics_interval",
                 "profile_step",
+                "sample_interval",
                 "verify_steps",
             )
         ),
@@ -89,7 +95,7 @@ def test_whole_numbers_may_be_written_as_floats_and_become_integers():
     [
         ({"model": {"vocab_size": 200}}, r"model\.vocab_size=200 is smaller than the 257 ids"),
         ({"num_tokens": 60}, r"num_tokens=60 is less than one step: batch_size 8 x seq_len 8 = 64"),
-        ({"sample_prompt": "x" * 9}, r"sample_prompt has 9 tokens; expected fewer than data\.seq_len=8"),
+        ({"sample_prompt": ("x", "x" * 9)}, r"sample_prompt has 9 tokens; expected fewer than data\.seq_len=8"),
     ],
 )
 def test_what_does_not_fit_the_data_is_refused_when_it_is_opened(tiny_dataset, changes, message):

@@ -46,9 +46,9 @@ def test_what_a_dataset_names_is_not_imported_and_what_the_user_names_is_compare
     directory = {"data.dir": repr(foreign)}
     with pytest.raises(ValueError, match=r"'somebodys:Bytes' is named in a file.*data\.tokenizer"):
         open_data(config_of(**directory))
-    assert open_data(config_of(**directory, **{"train.sample_prompt": None})).prompt is None  # nobody asked for text
+    assert open_data(config_of(**directory, **{"train.sample_prompt": None})).prompts == ()  # nobody asked for text
     data = open_data(config_of(**directory, **{"data.tokenizer": "'my_own:Bytes'"}))
-    assert data.prompt is not None and bytes(data.prompt.tolist()) == b"the cat"
+    assert [bytes(each.tolist()) for each in data.prompts] == [b"the cat"]
     for prompt in ("'the cat'", None):
         with pytest.raises(ValueError, match="tokenizer gpt2: digest"):
             open_data(config_of(**directory, **{"data.tokenizer": "'gpt2'", "train.sample_prompt": prompt}))

@@ -9,26 +9,38 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
+from gpt_pretrain.train.writers.heat_maps import NAME, pictures_of
 from gpt_pretrain.train.writers.wandb_rows import FILE_NAME, records_in
 
-# Steps START + 1 to END, two at a time logged with validation and statistics as a run does; a checkpoint every
-# 4 steps; killed after KILL, a moment later if SECS says so.
+# Steps START + 1 to END, two at a time logged with validation, statistics and samples as a run does; a checkpoint every
+# 4 steps, of which the last two stay; killed after KILL, a moment later if SECS says so.
 SESSION = """
 import os, signal, sys, time
 from gpt_pretrain.train.writers.wandb import WandbWriter
 from gpt_pretrain.train.writers import make_writer
+from gpt_pretrain.train.writers.references import Reference
 save_dir, start, end, kill, secs, config = sys.argv[1], *map(int, sys.argv[2:5]), float(sys.argv[5]), sys.argv[6]
 WandbWriter.FILE_INTERVAL_SECS = 0.5 if secs else 60.0
+there = [Reference("dataset-1", "dataset", "data", "gs://bucket/data", "f" * 64, {"fingerprint": "f" * 64})]
+def saved(step):
+    name = f"file:///run/checkpoints/{step}"
+    there[1:] = [*there[1:], Reference("checkpoints-1", "model", str(step), name, f"{step:064}", {"step": step})][-2:]
+if start:
+    saved(start)
 writer = make_writer(["wandb"], save_dir=save_dir, total_steps=99, start_step=start, config_text=config,
-                     settings={"train": {"seed": 0, "batch": (1, 2)}})
+                     settings={"train": {"seed": 0, "batch": (1, 2)}}, sample_prompts=("a", "b"),
+                     references=lambda: tuple(there))
 for step in range(start + 1, end + 1):
     if step % 4 == 1:
-        writer.write_scalars(step, {"statistics/rms": step * 0.25})
+        writer.write_scalars(step, {"statistics/activations/0/mlp_out/rms": step * 0.25})
     if step % 2 == 0:
         writer.write_scalars(step, {"train/loss": step * 1.5, "train/accuracy": 0.5})
     if step % 4 == 0:
+        writer.write_texts(step, {"samples/1": f"a{step}", "samples/2": f"b{step}"})
         writer.flush()
+        saved(step)
         writer.write_scalars(step, {"validation/loss": step * 2.0})
     if step == kill:
         time.sleep(secs + 0.2)
@@ -57,13 +69,39 @@ def folders(save_dir) -> list[pathlib.Path]:
 
 
 def rows(save_dir) -> list[dict]:
-    """Of all sessions, in the order in which `wandb sync` uploads them."""
+    """Of all sessions, in the order in which `wandb sync` uploads them; tables and pictures as what is in their files."""
     found = []
     for folder in folders(save_dir):
         for record in records_in(next(folder.glob("*.wandb"))):
             if record.WhichOneof("record_type") == "history":
                 items = record.history.item
-                found.append({each.key or "/".join(each.nested_key): json.loads(each.value_json) for each in items})
+                row = {each.key or "/".join(each.nested_key): json.loads(each.value_json) for each in items}
+                files = {name: folder / "files" / row[f"{name}/path"] for name in MEDIA if f"{name}/path" in row}
+                row = {name: value for name, value in row.items() if not name.startswith(MEDIA)}
+                found.append(row | {name: read(file) for name, file in files.items()})
+    return found
+
+
+MEDIA = ("samples", "statistics/heat_map")
+
+
+def read(file: pathlib.Path):
+    if file.suffix == ".json":
+        table = json.loads(file.read_text())
+        return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    return Image.open(file).convert("RGB").tobytes()
+
+
+def artifacts(save_dir) -> list[tuple]:
+    """(kind, name, aliases, metadata, place, digest) of those that refer to something."""
+    found = []
+    for folder in folders(save_dir):
+        for record in records_in(next(folder.glob("*.wandb"))):
+            if record.WhichOneof("record_type") == "artifact" and record.artifact.type != "run_table":
+                each = record.artifact
+                (entry,) = each.manifest.contents
+                assert not entry.local_path and not entry.size  # nothing to upload
+                found.append((each.type, each.name, json.loads(each.metadata), entry.ref, entry.digest))
     return found
 
 
@@ -71,9 +109,13 @@ def expected(last: int) -> list[dict]:
     made = []
     for step in range(1, last + 1):
         row = {"step": step, "_step": step}
-        row |= {"statistics/rms": step * 0.25} if step % 4 == 1 else {}
+        if step % 4 == 1:
+            statistics = {"statistics/activations/0/mlp_out/rms": step * 0.25}
+            row |= statistics | {NAME: pictures_of(statistics)[NAME].tobytes()}
         row |= {"train/loss": step * 1.5, "train/accuracy": 0.5} if step % 2 == 0 else {}
-        row |= {"validation/loss": step * 2.0} if step % 4 == 0 else {}
+        if step % 4 == 0:
+            row["validation/loss"] = step * 2.0
+            row["samples"] = [{"step": step, "prompt": each, "text": f"{each}{step}"} for each in "ab"]
         made += [row] if len(row) > 2 else []
     return made
 
@@ -88,6 +130,16 @@ def test_killed_and_resumed_sessions_make_one_history(tmp_path, secs):
     session(tmp_path, 8, 20, kill=17, secs=secs)
     session(tmp_path, 16, 20)
     assert without_times(rows(tmp_path)) == expected(20)
+    assert len({folder.name.rpartition("-")[2] for folder in folders(tmp_path)}) == 1  # one W&B run
+    found = artifacts(tmp_path)
+    dataset = ("dataset", "dataset-1", {"fingerprint": "f" * 64}, "gs://bucket/data", "f" * 64)
+    saved = {
+        step: ("model", "checkpoints-1", {"step": step}, f"file:///run/checkpoints/{step}", f"{step:064}")
+        for step in (4, 8, 12, 16, 20)
+    }
+    assert dataset in found and all(each == dataset or each in saved.values() for each in found)
+    assert [each for each in found if each != dataset][-2:] == [saved[16], saved[20]]  # the last session knows them
+    assert not secs or {step for step, each in saved.items() if each in found} == saved.keys()
 
 
 def test_a_session_that_ends_well_is_continued(tmp_path):

@@ -85,15 +85,18 @@ def test_tensorboard_reads_back_what_was_written(tmp_path):
     writer.write_texts(3, {"sample": "Once upon"})
     writer.write_histograms(3, {"weights": np.array([0.0, 1.0, 1.0])}, {"weights": 2})
     writer.write_hparams({"lr": 6e-4, "shape": (1, 2)})
+    writer.write_images(3, {"picture": np.arange(60, dtype=np.uint8).reshape(4, 5, 3)})
     writer.flush()
     events = EventAccumulator(str(tmp_path)).Reload()  # Before close(): flush() alone must do.
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(3, 2.5)]
-    assert events.Tensors("sample/text_summary")[0].tensor_proto.string_val == [b"Once upon"]
+    assert events.Tensors("sample/text_summary")[0].tensor_proto.string_val == [b"    Once upon"]
     assert events.Histograms("weights")[0].histogram_value.num == 3
     hparams = events.SummaryMetadata("_hparams_/session_start_info").plugin_data
     assert hparams.plugin_name == "hparams" and b"(1, 2)" in hparams.content
-    with pytest.raises(NotImplementedError, match=r"TensorBoardWriter writes scalars.* not images"):
-        writer.write_images(3, {"x": np.zeros((1, 1, 1))})
+    (image,) = events.Images("picture")
+    assert (image.step, image.width, image.height) == (3, 5, 4) and image.encoded_image_string.startswith(b"\x89PNG")
+    with pytest.raises(NotImplementedError, match=r"TensorBoardWriter writes scalars.* not videos"):
+        writer.write_videos(3, {"x": np.zeros((1, 1, 1, 1, 1))})
     writer.close()
 
 

@@ -112,5 +112,6 @@ def _bindings(run: OpenedRun, until: int, begin: int) -> list[str]:
         f"train.num_checkpoints_kept = {max(2, _FEWEST_KEPT, len(kept))}",
         'train.writers = ("console", "tensorboard")',
         "train.sample_prompt = None",
+        "train.sample_interval = 0",
         "train.profile_step = 0",
     ]

@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 from data_prep.store.files import whole_file
 from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.data.stages import Stream
+from gpt_pretrain.history.occurrences import occurrences_of
 from gpt_pretrain.history.opened_run import OpenedRun
+from gpt_pretrain.history.spans import Span
 
 COLUMNS = pa.schema(
     [
@@ -33,18 +35,22 @@ COLUMNS = pa.schema(
 )
 _EXAMPLES_AT_ONCE = 1 << 20
 _NEVER = np.iinfo(np.int32).max
+_NOTHING_MASKED = (np.empty(0, np.int64),) * 2
 
 
 class WindowCounts:
-    """In which steps the windows of one stream were seen, for one length of windows.
+    """In which steps the windows of one stream were seen, for one length of windows and what is masked.
+
+    Args:
+      masked: starts and stops of the tokens that are no targets, ascending: int64 (n,) each.
 
     Attributes:
       seen: how often: int32 (num_windows,).
       first, last: index of the first and the last step; `_NEVER` and -1 where there is none.
     """
 
-    def __init__(self, num_windows: int, seq_len: int):
-        self.seq_len = seq_len
+    def __init__(self, num_windows: int, seq_len: int, masked: tuple[np.ndarray, np.ndarray] = _NOTHING_MASKED):
+        self.seq_len, self._masked = seq_len, masked
         self.seen = np.zeros(num_windows, np.int32)
         self.first = np.full(num_windows, _NEVER, np.int32)
         self.last = np.full(num_windows, -1, np.int32)
@@ -68,7 +74,7 @@ class WindowCounts:
         is_empty = low == high
         return {
             "occurrences": (before[high] - before[low]).astype(np.int32),
-            "target_tokens": self._targets_before(stops, before) - self._targets_before(starts, before),
+            "target_tokens": self._kept_before(stops, before) - self._kept_before(starts, before),
             "first": np.where(is_empty, _NEVER, np.minimum.reduceat(first, edges)[::2]),
             "last": np.where(is_empty, -1, np.maximum.reduceat(last, edges)[::2]),
         }
@@ -79,6 +85,18 @@ class WindowCounts:
         low, high = np.minimum(windows, len(self.seen))
         missing = np.concatenate([[0], np.cumsum(np.append(self.seen == 0, True), dtype=np.int64)])
         return (starts >= 1) & (missing[high + 1] == missing[low])
+
+    def _kept_before(self, tokens: np.ndarray, before: np.ndarray) -> np.ndarray:
+        """How often the tokens before each one were targets that counted."""
+        found = self._targets_before(tokens, before)
+        starts, stops = self._masked
+        if not len(starts):
+            return found
+        whole = self._targets_before(stops, before) - self._targets_before(starts, before)
+        number = np.searchsorted(starts, tokens)  # masked spans that begin before the token
+        last = np.maximum(number - 1, 0)
+        beyond = np.where(number > 0, self._targets_before(stops[last], before) - found, 0)  # of the last such span
+        return found - np.concatenate([[0], np.cumsum(whole)])[number] + np.maximum(beyond, 0)
 
     def _targets_before(self, tokens: np.ndarray, before: np.ndarray) -> np.ndarray:
         """How often the tokens before each one were targets: token t is one of window (t - 1) // seq_len."""
@@ -93,14 +111,15 @@ def count_windows(
 ) -> dict[str, list[WindowCounts]]:
     """What the first `num_steps` steps of a plan hold: of each stream's fingerprint, its counts for each length of
     windows that the run has had."""
-    found: dict[tuple[str, int], WindowCounts] = {}
+    found: dict[tuple, WindowCounts] = {}
     stops = [*(stage.from_step for stage in plan.stages[1:]), num_steps]
     for stage, stop in zip(plan.stages, stops, strict=True):
         last = stage.position(max(stage.from_step, min(stop, num_steps)))
         counts = []
         for i, stream in enumerate(stage.streams):
-            key = stream.fingerprint, stage.seq_len
-            counts.append(found.setdefault(key, WindowCounts(stage.num_windows(i), stage.seq_len)))
+            key = stream.fingerprint, stage.seq_len, stream.masked
+            new = WindowCounts(stage.num_windows(i), stage.seq_len, stage.masked_edges[i])
+            counts.append(found.setdefault(key, new))
         for first in range(stage.from_position, last, _EXAMPLES_AT_ONCE):
             positions = np.arange(first, min(first + _EXAMPLES_AT_ONCE, last))
             steps = stage.steps_at(positions).astype(np.int32)
@@ -110,7 +129,7 @@ def count_windows(
                 each.add(windows[chosen], steps[chosen])
             on_progress(len(positions))
     by_stream: dict[str, list[WindowCounts]] = {}
-    for (fingerprint, _), each in found.items():
+    for (fingerprint, *_), each in found.items():
         by_stream.setdefault(fingerprint, []).append(each)
     return by_stream
 
@@ -167,6 +186,7 @@ def write_exposures(
         for stream in streams:
             for table, share in _tables_ahead(run, stream):
                 rows = _rows(stream, table, counts.get(stream.fingerprint, []))
+                rows = _recounted(run, stream, rows, num_steps)
                 result.num_documents += rows.num_rows
                 result.num_seen += rows.num_rows - rows["first_step"].null_count
                 writer.write_table(rows)
@@ -185,6 +205,45 @@ def _tables_ahead(run: OpenedRun, stream: Stream) -> Iterator[tuple[pa.Table, fl
             ahead = thread.submit(next, each, None)
             stop = int(table["start"][-1].as_py()) + int(table["length"][-1].as_py()) if table.num_rows else 0
             yield table, stop / max(1, stream.num_tokens)
+
+
+def _recounted(run: OpenedRun, stream: Stream, rows: pa.Table, num_steps: int) -> pa.Table:
+    """The same, with the documents counted one by one that inserted ones overwrite, or that are inserted."""
+    spans = list(_touched_by_insertions(run, stream))
+    if not spans:
+        return rows
+    starts, stops = rows["start"].to_numpy(), rows["start"].to_numpy() + rows["length"].to_numpy()
+    changed = {name: rows[name].to_pylist() for name in ("occurrences", "target_tokens", "first_step", "last_step")}
+    numbers = {
+        int(number)
+        for first, stop in spans
+        for number in range(int(np.searchsorted(stops, first, side="right")), int(np.searchsorted(starts, stop)))
+    }
+    for number in numbers:
+        span = Span(stream, "train", int(starts[number]), int(stops[number]), None)
+        found = [each for each in occurrences_of(run, span) if each.place.step_index < num_steps]
+        steps = [each.place.step_index + 1 for each in found]
+        targets = [each.window_span[1] - max(1, each.window_span[0]) - each.num_masked for each in found]
+        values = len(found), sum(targets), min(steps, default=None), max(steps, default=None)
+        for name, value in zip(changed, values, strict=True):
+            changed[name][number] = value
+    for name, values in changed.items():
+        index = rows.column_names.index(name)
+        rows = rows.set_column(index, rows.schema.field(name), pa.array(values, rows.schema.field(name).type))
+    return rows
+
+
+def _touched_by_insertions(run: OpenedRun, stream: Stream) -> Iterator[tuple[int, int]]:
+    """Tokens [a, b) of a stream that inserted documents overwrite in some row, and those that are inserted."""
+    for stage in run.plan.stages:
+        for each in stage.inserted:
+            if each.fingerprint == stream.fingerprint:
+                yield each.start, each.start + each.length
+            for step_index, row, part in each.places:
+                streams, windows = stage.examples_at(np.array([stage.position(step_index) + row]))
+                if stage.streams[int(streams[0])].fingerprint == stream.fingerprint:
+                    first = int(windows[0]) * stage.seq_len
+                    yield first, first + each.num_overwritten(part, stage.seq_len)
 
 
 def _rows(stream: Stream, table: pa.Table, counts: list[WindowCounts]) -> pa.Table:

@@ -58,8 +58,10 @@ class TrainConfig:
       writers: some of "console", "tensorboard", "wandb".
       wandb_project: in Weights & Biases.
       peak_flops_per_device: for MFU, where the device's datasheet number is not known here.
-      sample_prompt: continue this text at the end and print it; None for no sample.
-      sample_tokens: how long that sample is.
+      sample_prompt: a text, or several, that the model continues at the end; None for no samples.
+      sample_tokens: how long each sample is.
+      sample_interval: continue them every so many steps as well, with the same random numbers each time; 0: at the end
+        only.
       describe_config: () -> the configuration as text, as far as it was used; kept with curves and checkpoints.
       bound_config: () -> what the user set, as text, used or not.
       parse_config: such a text -> values by name, such as {"optimizer.lr": 0.001}.
@@ -93,8 +95,9 @@ class TrainConfig:
     writers: Sequence[str] = ("console", "tensorboard", "wandb")
     wandb_project: str = "gpt_pretrain"
     peak_flops_per_device: float | None = None
-    sample_prompt: str | None = None
+    sample_prompt: str | Sequence[str] | None = None
     sample_tokens: int = 100
+    sample_interval: int = 0
     describe_config: Callable[[], str] = str
     bound_config: Callable[[], str] = str
     parse_config: Callable[[str], dict[str, Any]] = lambda _: {}
@@ -132,8 +135,18 @@ class TrainConfig:
             object.__setattr__(self, "from_pretrained", source)
         check_names(self.writers)
         checks.text("train.wandb_project", self.wandb_project)
-        if self.sample_prompt is not None and not isinstance(self.sample_prompt, str):
-            raise ValueError(f"train.sample_prompt: found {self.sample_prompt!r}, expected a text, or None")
+        prompts = self.sample_prompt
+        if prompts is not None and not isinstance(prompts, str):
+            is_several = (
+                isinstance(prompts, list | tuple) and prompts and all(isinstance(each, str) for each in prompts)
+            )
+            if not is_several:
+                raise ValueError(f"train.sample_prompt: found {prompts!r}, expected a text, several, or None")
+        elif prompts is None and self.sample_interval:
+            raise ValueError(
+                f"train.sample_interval: found {self.sample_interval} without train.sample_prompt; expected 0, or a "
+                "text to continue"
+            )
         _ = self.batch_sizes
         self.model.num_positions(self.data.seq_len)  # raises where the model has too few
 
@@ -141,6 +154,13 @@ class TrainConfig:
     def batch_sizes(self) -> BatchSizes:
         """The schedule: (updates made, size) pairs, the first from 0. ValueError where `batch_size` is none."""
         return batch_sizes_of("train.batch_size", self.batch_size)
+
+    @property
+    def sample_prompts(self) -> tuple[str, ...]:
+        """The texts of `sample_prompt`."""
+        if self.sample_prompt is None:
+            return ()
+        return (self.sample_prompt,) if isinstance(self.sample_prompt, str) else tuple(self.sample_prompt)
 
     @property
     def is_in_bucket(self) -> bool:
@@ -170,6 +190,7 @@ _LIMITS = {
     "num_tokens": (1, checks.MOST_TOKENS),
     "eval_tokens": (1, checks.MOST_TOKENS),
     "sample_tokens": (1, checks.MOST_ROWS),
+    "sample_interval": _INTERVAL,
     "num_checkpoints_kept": (2, checks.MOST_ROWS),
     "verify_steps": (0, checks.MOST_ROWS),
 }

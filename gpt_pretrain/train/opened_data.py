@@ -22,7 +22,7 @@ class OpenedData:
       wanted: the stage that the configuration asks for.
       edits: in place, that it asks for.
       inserted: the datasets that documents are inserted from, by the name that the plan has for them.
-      prompt: ids of the text that the run's sample continues, if it makes one.
+      prompts: ids of the texts that the run's samples continue.
       tokenizer_name: as the user typed it, if at all.
     """
 
@@ -30,7 +30,7 @@ class OpenedData:
     wanted: Stage
     edits: Edits = dataclasses.field(default_factory=Edits)
     inserted: dict[str, TokenDataset] = dataclasses.field(default_factory=dict)
-    prompt: np.ndarray | None = None
+    prompts: tuple[np.ndarray, ...] = ()
     tokenizer_name: str | None = None
 
     @property
@@ -91,11 +91,13 @@ def open_data(config: TrainConfig) -> OpenedData:
             f"train.num_tokens={config.num_tokens} is less than one step: batch_size {size} x seq_len {seq_len} = "
             f"{size * seq_len} tokens"
         )
-    if config.sample_prompt is None:
+    if not config.sample_prompts:
         return data
-    prompt = data.tokenizer.encode(config.sample_prompt)
-    if len(prompt) >= config.data.seq_len:
+    tokenizer = data.tokenizer
+    prompts = tuple(np.asarray(tokenizer.encode(text)) for text in config.sample_prompts)
+    longest = max(map(len, prompts))
+    if longest >= config.data.seq_len:
         raise ValueError(
-            f"train.sample_prompt has {len(prompt)} tokens; expected fewer than data.seq_len={config.data.seq_len}"
+            f"train.sample_prompt has {longest} tokens; expected fewer than data.seq_len={config.data.seq_len}"
         )
-    return dataclasses.replace(data, prompt=np.asarray(prompt))
+    return dataclasses.replace(data, prompts=prompts)

@@ -24,6 +24,7 @@ from gpt_pretrain.train.opened_data import open_data
 from gpt_pretrain.train.pretrained import weights_of
 from gpt_pretrain.train.provenance import Provenance
 from gpt_pretrain.train.record import tracked_settings, write_record
+from gpt_pretrain.train.references import references_of
 from gpt_pretrain.train.results import Diverged
 from gpt_pretrain.train.start import Start, resume_or_begin
 from gpt_pretrain.train.state import TrainState
@@ -131,6 +132,8 @@ def writer_of(built: Built, start: Start, provenance: Provenance | None, times: 
             settings=provenance and tracked_settings(config, provenance),
             wandb_project=config.wandb_project,
             run_name=os.path.basename(os.path.normpath(config.save_dir)),
+            sample_prompts=config.sample_prompts,
+            references=references_of(config, provenance, start.run_id) if provenance else tuple,
             is_primary=provenance is not None,
         )
     return times.counted(writer, MetricWriter.__abstractmethods__, Category.WRITERS)

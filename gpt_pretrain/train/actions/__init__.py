@@ -11,7 +11,7 @@ from gpt_pretrain.train.actions.evaluation import Evaluate
 from gpt_pretrain.train.actions.log_metrics import LogMetrics
 from gpt_pretrain.train.actions.network import CompareNetwork
 from gpt_pretrain.train.actions.profile import Profile
-from gpt_pretrain.train.actions.samples import PrintSample
+from gpt_pretrain.train.actions.samples import WriteSamples
 from gpt_pretrain.train.actions.statistics import WriteStatistics
 from gpt_pretrain.train.actions.verification import VerifyShards
 from gpt_pretrain.train.build import Built
@@ -47,12 +47,13 @@ def actions_of(
         actions.append(VerifyShards(built, start, checkpoints))
     if fetching and fetching.sources and jax.process_index() == 0:
         actions.append(CompareNetwork(start, fetching, times))
+    if data.prompts:
+        # Before the checkpoint of the same step, which waits for the writers: a run that is resumed from it has them.
+        actions.append(WriteSamples(built, writer))
     # Saved before it is evaluated: an evaluation that fails costs no checkpoint.
     actions.append(SaveCheckpoints(built, start, checkpoints, writer, held, times))
     if validation := data.sources("val"):
         actions.append(Evaluate(built, validation, writer, stop))
     else:
         log.warning("%s has no validation split: no validation loss will be computed.", data.first.directory)
-    if data.prompt is not None:
-        actions.append(PrintSample(built, data.prompt))
     return actions

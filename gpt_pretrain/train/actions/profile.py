@@ -17,6 +17,7 @@ class Profile(Action):
     counts_as = Category.STEP
 
     def __init__(self, first_step: int, save_dir: str):
+        self._first_step = first_step
         self._profile = periodic_actions.Profile(
             logdir=os.path.join(save_dir, "tensorboard"),
             first_profile=first_step,
@@ -30,3 +31,8 @@ class Profile(Action):
 
     def run(self, now: Now) -> None:
         self._profile(now.step)
+
+    def at_end(self, now: Now) -> None:
+        """A profile that is not finished when the run is ends here."""
+        if jax.process_index() == 0 and now.step >= self._first_step:
+            self._profile(now.step + NUM_STEPS)

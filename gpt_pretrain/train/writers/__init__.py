@@ -4,15 +4,16 @@ import functools
 import json
 import os
 import pathlib
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import logging
 
 from gpt_pretrain.train.writers.clu import MetricWriter, metric_writers, periodic_actions, provide_summary_writer
 from gpt_pretrain.train.writers.console import ConsoleWriter
+from gpt_pretrain.train.writers.references import Reference
 from gpt_pretrain.train.writers.tensorboard import TensorBoardWriter
+from gpt_pretrain.train.writers.wandb_rows import check_trial
 
 __all__ = ["KNOWN_WRITERS", "MetricWriter", "check_names", "make_writer", "metric_writers", "periodic_actions"]
 KNOWN_WRITERS = ("console", "tensorboard", "wandb")
@@ -30,6 +31,8 @@ def make_writer(
     settings: Mapping[str, Any] | None = None,
     wandb_project: str = "gpt_pretrain",
     run_name: str | None = None,
+    sample_prompts: Sequence[str] = (),
+    references: Callable[[], Iterable[Reference]] = tuple,
     is_primary: bool = True,
 ) -> MetricWriter:
     """Returns one writer that writes to all of `names`; on processes that are not primary, to none.
@@ -47,9 +50,11 @@ def make_writer(
       settings: nested, {"train": {"batch_size": 512, ...}, ...}, kept with the curves as well.
       wandb_project: project in W&B.
       run_name: display name in W&B, which invents one if None.
+      sample_prompts: what the texts `samples/1`, ... continue.
+      references: the datasets and checkpoints that are there, for W&B; asked again and again.
 
     Raises:
-      ValueError: a name is not known.
+      ValueError: a name is not known, or `save_dir` has the run of another trial of a W&B sweep.
     """
     check_names(names)
     if not is_primary:
@@ -65,15 +70,14 @@ def make_writer(
         curves = TensorBoardWriter(tensorboard_dir, purge_step=start_step + 1 if start_step else 0)
         writers.append(metric_writers.AsyncWriter(_log_failures(curves)))
         if config_text:
-            as_code = textwrap.indent(config_text, "    ")
-            writers[-1].write_texts(start_step, {"operative_config": as_code})
+            writers[-1].write_texts(start_step, {"operative_config": config_text})
         if settings:
             writers[-1].write_hparams(flat(settings))
-            as_json = json.dumps(settings, indent=4, default=str)
-            writers[-1].write_texts(start_step, {"settings": textwrap.indent(as_json, "    ")})
+            writers[-1].write_texts(start_step, {"settings": json.dumps(settings, indent=4, default=str)})
     if "wandb" in names:
         from gpt_pretrain.train.writers.wandb import WandbWriter  # Only a run that uses W&B waits for it.
 
+        check_trial(save_dir, called or save_dir)
         tracker = WandbWriter(
             save_dir,
             project=wandb_project,
@@ -81,6 +85,8 @@ def make_writer(
             start_step=start_step,
             config_text=config_text,
             settings=settings,
+            sample_prompts=sample_prompts,
+            references=references,
         )
         writers.append(metric_writers.AsyncWriter(_log_failures(tracker)))
     return metric_writers.MultiWriter(writers)

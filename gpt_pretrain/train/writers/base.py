@@ -1,6 +1,10 @@
 """What all writers of a run share."""
 
+import re
+
 from gpt_pretrain.train.writers.clu import MetricWriter
+
+SAMPLE = re.compile(r"samples/([1-9]\d*)")  # the texts that a model makes during training, from 1, one a prompt
 
 
 def _refuse(kind: str):
@@ -20,6 +24,6 @@ class RunWriter(MetricWriter):
     """Refuses, in words, the kinds of data that pretraining a language model does not produce."""
 
     write_summaries = _refuse("summaries")
-    write_images = _refuse("images")
+    write_images = _refuse("images")  # trackers write them
     write_videos = _refuse("videos")
     write_audios = _refuse("audios")

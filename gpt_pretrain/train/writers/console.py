@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_pretrain.train.writers.base import RunWriter, ignore
+from gpt_pretrain.train.writers.base import SAMPLE, RunWriter, ignore
 
 # (metric, how it is printed) in the order of the line; the widths keep a run's columns aligned.
 TRAIN_COLUMNS = {
@@ -64,13 +64,17 @@ class ConsoleWriter(RunWriter):
 
     def write_texts(self, step, texts):
         for name, text in texts.items():
-            self._print(step, f"{name}:\n{text}")
+            if SAMPLE.fullmatch(name):
+                when = "" if step == self._total_steps else f" after step {step}"
+                print(f"\n--- a sample{when} ---\n{text}\n----------------", flush=True)
+            else:
+                self._print(step, f"{name}:\n{text}")
 
     def _print(self, step: int, *columns: str) -> None:
         width = len(str(self._total_steps))
         print(f"step {step:{width}d}/{self._total_steps}", *columns, sep=" | ", flush=True)
 
-    write_histograms = write_hparams = ignore  # Neither fits a line.
+    write_histograms = write_images = write_hparams = ignore  # None fits a line.
     flush = close = ignore  # Every line is flushed when printed.
 
 

@@ -1,9 +1,11 @@
 """TensorBoard's event files, without TensorFlow."""
 
 import os
+import textwrap
 import time
 from typing import Any
 
+import numpy as np
 from tensorboardX import summary as tb_summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import (
@@ -12,6 +14,10 @@ from tensorboardX.proto.event_pb2 import (
 )
 
 from gpt_pretrain.train.writers.base import RunWriter
+from gpt_pretrain.train.writers.heat_maps import pictures_of
+
+# What the HPARAMS tab shows of a run beside its settings: the last value of each.
+HPARAMS_METRICS = ("train/loss", "train/accuracy", "validation/loss", "validation/accuracy")
 
 
 class TensorBoardWriter(RunWriter):
@@ -42,10 +48,18 @@ class TensorBoardWriter(RunWriter):
     def write_scalars(self, step, scalars):
         for name, value in scalars.items():
             self._write_event(step, summary=tb_summary.scalar(name, value))
+        if pictures := pictures_of(scalars):
+            self.write_images(step, pictures)
 
     def write_texts(self, step, texts):
+        """TensorBoard takes texts for Markdown; indented, they are shown as they are."""
         for name, text in texts.items():
-            self._write_event(step, summary=tb_summary.text(name, text))
+            self._write_event(step, summary=tb_summary.text(name, textwrap.indent(text, "    ")))
+
+    def write_images(self, step, images):
+        """Of (height, width, channels) arrays."""
+        for name, image in images.items():
+            self._write_event(step, summary=tb_summary.image(name, np.asarray(image), dataformats="HWC"))
 
     def write_histograms(self, step, arrays, num_buckets=None):
         for name, array in arrays.items():
@@ -55,7 +69,8 @@ class TensorBoardWriter(RunWriter):
     def write_hparams(self, hparams):
         kinds = (bool, int, float, str)
         flat = {name: x if isinstance(x, kinds) else str(x) for name, x in hparams.items()}
-        for summary in tb_summary.hparams(flat, {})[:2]:  # The third says that the run has ended.
+        # The third summary says that the run has ended.
+        for summary in tb_summary.hparams(flat, dict.fromkeys(HPARAMS_METRICS, 0.0))[:2]:
             self._write_event(0, summary=summary)
 
     def flush(self):

@@ -6,14 +6,20 @@ import pathlib
 import shlex
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
+from absl import logging
 
-from gpt_pretrain.train.writers.base import RunWriter
+from gpt_pretrain.train.writers.base import SAMPLE, RunWriter
+from gpt_pretrain.train.writers.heat_maps import pictures_of
+from gpt_pretrain.train.writers.references import Reference
 from gpt_pretrain.train.writers.wandb_rows import Rows
+
+SAMPLES = "samples"
+_COLUMNS: list[Any] = ["step", "prompt", "text"]
 
 
 class WandbWriter(RunWriter):
@@ -22,7 +28,11 @@ class WandbWriter(RunWriter):
     Obeys WANDB_MODE. Goes offline without an API key, and when the server gives no answer or
     refuses the run; one printed line says where the run is, and why. `save_dir/wandb_run_id.txt`
     keeps the id, so that a resumed run continues the same W&B run: one row a logged step, with all that
-    is known of the step (see `wandb_rows.py`), and W&B's own counter of steps is the step.
+    is known of the step (see `wandb_rows.py`), and W&B's own counter of steps is the step. In a trial of a W&B sweep
+    the id is the one that the sweep's agent chose.
+
+    Statistics of layers are a picture of their row as well, samples a table of theirs. Datasets and checkpoints become
+    artifacts that refer to them by their digests: nothing of them is read or uploaded.
 
     Args:
       save_dir: directory of the training run.
@@ -31,6 +41,8 @@ class WandbWriter(RunWriter):
       start_step: step that the run resumes from; 0 if it begins.
       config_text: operative gin config, saved as a file.
       settings: nested, for W&B's config.
+      sample_prompts: what the texts `samples/1`, ... continue.
+      references: what is there of datasets and checkpoints; asked at each row, in the writer's thread.
     """
 
     PROBE_TIMEOUT_SECS = 5.0
@@ -47,12 +59,20 @@ class WandbWriter(RunWriter):
         start_step: int = 0,
         config_text: str = "",
         settings: Mapping[str, Any] | None = None,
+        sample_prompts: Sequence[str] = (),
+        references: Callable[[], Iterable[Reference]] = tuple,
     ):
         # wandb also reports on itself; where it can't, it prints so and delays the exit.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        save_dir = pathlib.Path(save_dir).absolute()
+        # W&B stages artifacts, tables among them, in the home directory, where a run on a cluster may not write.
+        os.environ.setdefault("WANDB_DATA_DIR", str(save_dir / "wandb"))
         import wandb
 
         self._wandb = wandb
+        self._prompts, self._references = sample_prompts, references
+        self._referred: set[tuple[str, str]] = set()
+        self._has_failed_to_refer = False
         self._settings = wandb.Settings(
             silent=True,
             console="off",
@@ -61,17 +81,17 @@ class WandbWriter(RunWriter):
             x_transaction_log_flush_interval=self.FILE_INTERVAL_SECS,
             disable_git=True,  # it would take the commit of the working directory for the code's
         )
-        save_dir = pathlib.Path(save_dir).absolute()
         save_dir.mkdir(parents=True, exist_ok=True)
         mode, reason = self._choose_mode()
         self._rows = None if mode == "disabled" else Rows(save_dir, start_step=start_step, config_text=config_text)
         self._step, self._row = 0, {}  # what is known of the newest step
+        in_sweep = bool(os.environ.get("WANDB_SWEEP_ID"))  # its agent has chosen project and id: W&B takes no other
         while True:
             try:
                 self._run = wandb.init(
-                    project=project,
+                    project=None if in_sweep else project,
                     name=run_name,
-                    id=None if mode == "disabled" or self._rows is None else self._rows.run_id,
+                    id=None if in_sweep or mode == "disabled" or self._rows is None else self._rows.run_id,
                     resume="allow",
                     dir=str(save_dir),
                     mode=mode,
@@ -99,6 +119,7 @@ class WandbWriter(RunWriter):
                 config_path = pathlib.Path(self._run.dir, "operative_config.gin")
                 config_path.write_text(config_text, encoding="utf-8")
                 self._run.save(str(config_path), base_path=self._run.dir, policy="now")
+            self._refer()
         print(" | ".join(part for part in (f"W&B {mode}", reason, where, known) if part), flush=True)
 
     def _continue(self, rows: Rows, start_step: int, *, is_online: bool) -> str:
@@ -136,7 +157,17 @@ class WandbWriter(RunWriter):
         self._add(step, scalars)
 
     def write_texts(self, step, texts):
-        self._add(step, {name: self._wandb.Html(f"<pre>{html.escape(text)}</pre>") for name, text in texts.items()})
+        row, samples = {}, []
+        for name, text in texts.items():
+            if match := SAMPLE.fullmatch(name):
+                index = int(match[1]) - 1
+                samples.append([self._prompts[index] if index < len(self._prompts) else "", text])
+            else:
+                row[name] = self._wandb.Html(f"<pre>{html.escape(text)}</pre>")
+        self._add(step, row | ({SAMPLES: samples} if samples else {}))
+
+    def write_images(self, step, images):
+        self._add(step, {name: self._wandb.Image(np.asarray(image)) for name, image in images.items()})
 
     def write_histograms(self, step, arrays, num_buckets=None):
         row = {}
@@ -156,14 +187,53 @@ class WandbWriter(RunWriter):
             self._hand_over()
             self._step = step
         self._row |= values
-        numbers = {name: float(value) for name, value in self._row.items() if isinstance(value, Real)}
+        kept: dict[str, Any] = {name: float(value) for name, value in self._row.items() if isinstance(value, Real)}
+        if SAMPLES in self._row:
+            kept[SAMPLES] = self._row[SAMPLES]
         if self._rows is not None:
-            self._rows.keep(step, numbers)
+            self._rows.keep(step, kept)
 
     def _hand_over(self) -> None:
-        if self._row:
-            self._run.log({"step": self._step, **self._row}, step=self._step, commit=True)
-            self._last_step, self._row = self._step, {}
+        if not self._row:
+            return
+        step, row, self._row = self._step, self._row, {}
+        self._last_step = step
+        samples = row.pop(SAMPLES, [])
+        # In two parts: what cannot be drawn costs no number.
+        self._run.log({"step": step, **row}, step=step, commit=False)
+        media: dict[str, Any] = {name: self._wandb.Image(picture) for name, picture in pictures_of(row).items()}
+        if samples:
+            media[SAMPLES] = self._wandb.Table(columns=_COLUMNS, data=[[step, *each] for each in samples])
+        self._run.log(media, step=step, commit=True)
+        self._refer()
+
+    def _refer(self) -> None:
+        """Makes artifacts of what is there and was not there before. A failure is logged once."""
+        if self._rows is None:
+            return
+        try:
+            for each in self._references():
+                if each.name_and_digest not in self._referred:
+                    self._run.log_artifact(self._artifact(each), aliases=["latest", *each.aliases])
+                    self._referred.add(each.name_and_digest)
+        except Exception:
+            if not self._has_failed_to_refer:
+                logging.exception("W&B artifacts failed; training goes on, more of it is not said.")
+            self._has_failed_to_refer = True
+
+    def _artifact(self, reference: Reference):
+        """Its only entry is the place, with the digest that the run knows.
+
+        Not `Artifact.add_reference`: it lists directories file by file, asks buckets, and knows no other digests than
+        those that it computes from the bytes, or from the place alone.
+        """
+        from wandb.sdk.artifacts.artifact_manifest_entry import ArtifactManifestEntry
+        from wandb.sdk.lib.paths import LogicalPath
+
+        artifact = self._wandb.Artifact(reference.name, type=reference.kind, metadata=dict(reference.metadata))
+        entry = ArtifactManifestEntry(path=LogicalPath(reference.entry), ref=reference.url, digest=reference.digest)
+        artifact.manifest.add_entry(entry)
+        return artifact
 
     def flush(self):
         """What was written so far survives a kill."""
@@ -172,6 +242,7 @@ class WandbWriter(RunWriter):
 
     def close(self):
         self._hand_over()
+        self._refer()
         self._run.finish()
         if self._rows is not None:
             self._rows.close()

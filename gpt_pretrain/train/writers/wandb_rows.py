@@ -158,8 +158,20 @@ def records_in(path: str | os.PathLike) -> Iterator[Any]:
 
 
 def _run_id(path: Path, *, anew: bool) -> str:
-    """The id kept in `path`; the first time, or where it is wanted `anew`, makes one and keeps it."""
+    """The id kept in `path`; the first time, or where it is wanted `anew`, that of WANDB_RUN_ID, or a new one."""
     if anew or not path.exists():
         with whole_file(path) as partial:
-            partial.write_text(secrets.token_hex(4), encoding="utf-8")
+            partial.write_text(os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4), encoding="utf-8")
     return path.read_text(encoding="utf-8").strip()
+
+
+def check_trial(save_dir: str | os.PathLike, called: str | os.PathLike) -> None:
+    """ValueError where a W&B sweep starts a trial in the directory of another one, which would be resumed."""
+    wanted, path = os.environ.get("WANDB_RUN_ID"), Path(save_dir, ID_FILE_NAME)
+    if not os.environ.get("WANDB_SWEEP_ID") or not wanted or not path.exists():
+        return
+    if (found := path.read_text(encoding="utf-8").strip()) != wanted:
+        raise ValueError(
+            f"train.save_dir={os.fspath(called)}: has W&B run {found}, expected {wanted} of this sweep. Each trial "
+            'needs a directory of its own: --save_dir="runs/$WANDB_RUN_ID", see docs/training.md'
+        )
