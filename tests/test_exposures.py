@@ -11,6 +11,10 @@ from support.inspected_run import batches_of, prepare, simple_plan, stream, writ
 from data_prep.store.datasets import open_dataset
 from data_prep.store.documents import DocumentTables
 from gpt_pretrain import inspect
+from gpt_pretrain.data.batches import Batches
+from gpt_pretrain.data.edits import Edits, TokenSpan, edited, inserted_document, inserted_name
+from gpt_pretrain.data.ledger import Ledger
+from gpt_pretrain.data.run import RunData
 from gpt_pretrain.history import text_search
 from gpt_pretrain.history.occurrences import occurrences_of
 from gpt_pretrain.history.opened_run import OpenedRun
@@ -126,3 +130,47 @@ def test_the_places_of_a_text_are_printed_with_their_updates(run, capsys):
     assert "are nowhere in the streams" in capsys.readouterr().out
     assert inspect.main([run, "--text", ""]) == 1
     assert "has no token" in capsys.readouterr().err
+
+
+def test_exposures_know_what_is_edited_in_place(datasets, tmp_path, capsys):
+    plan = simple_plan(stream(datasets["cats"]))
+    opened = {name: open_dataset(directory) for name, directory in datasets.items()}
+    tables = DocumentTables(datasets["cats"])
+    masked, gone = (tables.find("id", f"<doc-{number}>")[0] for number in (60, 75))
+    fingerprint = opened["cats"].fingerprint
+    spans = [TokenSpan(fingerprint, each.start, each.start + each.length) for each in (masked, gone)]
+    places = [(3, 2), (3, 5), (9, 0), (20, 7), (21, 1), (30, 3)]
+    edits = Edits(
+        mask=(spans[0],), substitute=(spans[1],), insert=(inserted_document(opened["dogs"], "<dog-70>", places),)
+    )
+    plan = edited(plan, 2, edits, num_steps=40)
+    run = str(tmp_path / "run")
+    name = inserted_name(datasets["dogs"])
+    directories = {"": datasets["cats"], name: datasets["dogs"], opened["dogs"].fingerprint: datasets["dogs"]}
+    (tmp_path / "run").mkdir()
+    RunData(run, plan, directories, 40).write()
+    sources = {"": opened["cats"].splits["train"], name: opened["dogs"].splits["train"]}
+    batches = [Batches(sources, plan, vocab_size=257, num_steps=40)[step] for step in range(40)]
+    Ledger(each.digest for each in batches).write(run)
+    assert inspect.main([run, "--exposures", str(tmp_path / "e.parquet")]) == 0
+    rows = []  # (step, stream's position of each token, whether it is a target that counts)
+    for batch in batches:
+        stage = plan.stage_at(batch.step_index)
+        of_row = {row: (each, part) for row, each, part in stage.insertions_at(batch.position + np.arange(8))}
+        for row, window in enumerate(batch.windows[0].tolist()):
+            positions = window * 32 + np.arange(33)
+            counts = np.append(False, np.ones(32, bool) if batch.keep is None else batch.keep[0, row])
+            if row in of_row:
+                each, part = of_row[row]
+                positions[: each.num_overwritten(part, 32)] = -1
+            rows.append((batch.step_index + 1, positions, counts))
+    for each in pq.read_table(tmp_path / "e.parquet").to_pylist():
+        if each["stream"] != "":
+            continue
+        inside = [(s, (p >= each["start"]) & (p < each["start"] + each["length"]), c) for s, p, c in rows]
+        steps = [step for step, held, _ in inside if held.any()]
+        expected = len(steps), sum(int((held & counts).sum()) for _, held, counts in inside)
+        assert (each["occurrences"], each["target_tokens"]) == expected, each
+        assert (each["first_step"], each["last_step"]) == ((min(steps), max(steps)) if steps else (None, None))
+    found = {each["id"]: each for each in pq.read_table(tmp_path / "e.parquet").to_pylist()}
+    assert found["<doc-60>"]["occurrences"] > 0 and found["<dog-70>"]["occurrences"] == len(places)

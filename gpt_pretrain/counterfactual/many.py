@@ -116,7 +116,9 @@ def answer(
         steps = sum(until - each.steps[0] + 1 for each in todo) + until - begin
         words = f"{plural(len(arms), 'arm')}, {len(arms) - len(todo)} of them done: {steps:,} steps from {start}"
         print(f"{words}, and {plural(len(targets), 'document')} whose losses are measured", flush=True)
-    config = configure(join(args.save_dir, "none"), ["train.sample_prompt = None", "train.sample_interval = 0"], command)
+    config = configure(
+        join(args.save_dir, "none"), ["train.sample_prompt = None", "train.sample_interval = 0"], command
+    )
     with StopSignal() as stop:
         runner = Runner(run, config, begin, until, targets, stop)
         for number, arm in enumerate(todo):
