@@ -326,11 +326,11 @@ def test_many_targets_cost_no_more_a_batch():
     )
     assert len(other.stages[-1].streams[0].substitution.windows) > 80_000
     other.batch(50)
-    start = time.perf_counter()
+    start = time.process_time()
     for step in range(100, 200):
         other.batch(step)
-    edited_secs = time.perf_counter() - start
-    start = time.perf_counter()
+    edited_secs = time.process_time() - start
+    start = time.process_time()
     for step in range(100, 200):
         plan.batch(step)
-    assert edited_secs < 3 * (time.perf_counter() - start) + 0.05
+    assert edited_secs < 3 * (time.process_time() - start) + 0.05
