@@ -35,7 +35,7 @@ COLUMNS = pa.schema(
 )
 _EXAMPLES_AT_ONCE = 1 << 20
 _NEVER = np.iinfo(np.int32).max
-_NOTHING_MASKED = (np.empty(0, np.int64),) * 2
+_NOTHING_MASKED = np.empty(0, np.int64), np.empty(0, np.int64)
 
 
 class WindowCounts:
