@@ -11,7 +11,7 @@ from data_prep.pages.text import html_text
 
 MAX_POINTS = 2000  # of a curve
 _STILL_POINTS = 500  # of one that stands still
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 26, 12, 40
 
 
 @dataclass(frozen=True)
@@ -140,20 +140,20 @@ class _Scale:
         return self._first + (value - self.low) / (self.high - self.low) * (self._last - self._first)
 
 
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round values between two, both included.
+def ticks(low: float, high: float, about: int = 5, finest: float = 0.0) -> list[float]:
+    """Round values between two, both included; `finest` or more apart.
 
     >>> ticks(0, 10), ticks(2.96, 11.2)
     ([0.0, 2.0, 4.0, 6.0, 8.0, 10.0], [4.0, 6.0, 8.0, 10.0])
     """
-    least = (high - low) / about
+    least = max(finest, (high - low) / about)
     power = 10.0 ** math.floor(math.log10(least))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= least * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(i * step, 12) + 0.0 for i in range(first, last + 1)]
 
 
-def number_text(value: float) -> str:
+def number_text(value: float, digits: int = 4) -> str:
     """As short as a tick wants it.
 
     >>> number_text(120000.0), number_text(0.00034), number_text(5.25), number_text(-0.0)
@@ -166,19 +166,23 @@ def number_text(value: float) -> str:
         return f"{value:.1e}" if f"{value:.1e}"[2] != "0" else f"{value:.0e}"
     for power, sign in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if size >= power and size >= 1e4:
-            return f"{value / power:.4g}{sign}"
-    return f"{value:.4g}"
+            return f"{value / power:.{digits}g}{sign}"
+    return f"{value:.{digits}g}"
 
 
 def _y_ticks(to_y: _Scale, width: int) -> Iterator[str]:
-    for tick in ticks(to_y.low, to_y.high, 6):
+    levels = ticks(to_y.low, to_y.high, 6)
+    texts = next(
+        (found for n in range(4, 9) if len(set(found := [number_text(each, n) for each in levels])) == len(found)), []
+    )
+    for tick, text in zip(levels, texts or map(str, levels), strict=True):
         y = f"{to_y(tick):.1f}"
         yield f'<line class="grid" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y}" y2="{y}"/>'
-        yield f'<text x="{_LEFT - 6}" y="{y}" dy="4" text-anchor="end">{number_text(tick)}</text>'
+        yield f'<text x="{_LEFT - 6}" y="{y}" dy="4" text-anchor="end">{text}</text>'
 
 
 def _x_ticks(to_x: _Scale, width: int, height: int) -> Iterator[str]:
-    for tick in ticks(to_x.low, to_x.high, width // 80):
+    for tick in ticks(to_x.low, to_x.high, width // 80, 1):
         x, floor = f"{to_x(tick):.1f}", height - _BOTTOM
         yield f'<line class="grid" x1="{x}" x2="{x}" y1="{floor}" y2="{floor + 5}"/>'
         yield f'<text x="{x}" y="{floor + 18}" text-anchor="middle">{number_text(tick)}</text>'

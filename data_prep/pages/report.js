@@ -1,6 +1,6 @@
 const $ = id => document.getElementById(id), data = JSON.parse($("data").textContent);
 const state = {axis: "steps", smoothing: 0, log: false, hidden: new Set()}, views = [];
-const LEFT = 52, RIGHT = 14, TOP = 12, BOTTOM = 40;
+const LEFT = 56, RIGHT = 26, TOP = 12, BOTTOM = 40;
 
 function element(name, attributes, text) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -49,8 +49,8 @@ const axisText = x => state.axis === "time" ? duration(x) : state.axis === "step
   : number(x);
 const axisTitle = () => ({steps: "step", tokens: "tokens", time: "wall time, h:mm:ss"})[state.axis];
 
-function ticks(low, high, about, units) {
-  const least = (high - low) / about, power = 10 ** Math.floor(Math.log10(least));
+function ticks(low, high, about, units, finest = 0) {
+  const least = Math.max(finest, (high - low) / about), power = 10 ** Math.floor(Math.log10(least));
   const steps = units || [1, 2, 5, 10].map(factor => factor * power);
   const step = steps.find(each => each >= least * 0.999) || steps[steps.length - 1] * Math.ceil(least / steps.at(-1));
   const found = [];
@@ -69,12 +69,16 @@ function logTicks(low, high) {
 
 const SECONDS = [1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 21600, 43200, 86400];
 
-// An exponential mean; at its slider's end, over a tenth of the curve.
+// Exponential means of what came before and of what comes after, so that nothing is late; at the slider's end they reach
+// over a tenth of the curve.
 function smoothed(xs, ys) {
-  const tau = (xs[xs.length - 1] - xs[0] || 1) * (state.smoothing / 100) ** 2 * 0.1, out = [ys[0]];
-  for (let i = 1; i < ys.length; i++)
-    out.push(out[i - 1] + (1 - Math.exp(-(xs[i] - xs[i - 1]) / tau)) * (ys[i] - out[i - 1]));
-  return out;
+  const tau = (xs[xs.length - 1] - xs[0] || 1) * (state.smoothing / 100) ** 2 * 0.1;
+  const mean = (xs, ys) => ys.reduce((out, y, i) => {
+    out.push(i ? out[i - 1] + (1 - Math.exp(-Math.abs(xs[i] - xs[i - 1]) / tau)) * (y - out[i - 1]) : y);
+    return out;
+  }, []);
+  const before = mean(xs, ys), after = mean([...xs].reverse(), [...ys].reverse()).reverse();
+  return before.map((each, i) => (each + after[i]) / 2);
 }
 
 function drawn(line, xs, ys, isLog) {
@@ -115,12 +119,15 @@ function draw(view) {
   const toX = x => LEFT + (x - low) / (high - low) * (width - LEFT - RIGHT);
   const toY = y => floor - (up(y) - up(bottom)) / (up(top) - up(bottom)) * (floor - TOP);
   view.toX = toX; view.toY = toY; view.floor = floor;
-  for (const tick of isLog ? logTicks(bottom, top) : ticks(bottom, top, plot.wide ? 8 : 6)) {
+  const levels = (isLog ? logTicks(bottom, top) : ticks(bottom, top, plot.wide ? 8 : 6)).map(each => +each.toPrecision(12));
+  const digits = [4, 5, 6, 7, 8].find(n => new Set(levels.map(each => number(each, n))).size === levels.length) || 9;
+  for (const tick of levels) {
     const y = toY(tick).toFixed(1);
     svg.append(element("line", {class: "grid", x1: LEFT, x2: width - RIGHT, y1: y, y2: y}),
-      element("text", {x: LEFT - 6, y, dy: 4, "text-anchor": "end"}, number(+tick.toPrecision(12))));
+      element("text", {x: LEFT - 6, y, dy: 4, "text-anchor": "end"}, number(tick, digits)));
   }
-  for (const tick of ticks(low, high, Math.min(10, width / (state.axis === "time" ? 75 : 64)), state.axis === "time" && high - low > 4 ? SECONDS : null)) {
+  for (const tick of ticks(low, high, Math.min(10, width / (state.axis === "time" ? 75 : 64)), state.axis === "time" && high - low > 4 ? SECONDS : null,
+    state.axis === "time" ? 0 : 1)) {
     const x = toX(tick).toFixed(1);
     svg.append(element("line", {class: "grid", x1: x, x2: x, y1: floor, y2: floor + 5}),
       element("text", {x, y: floor + 18, "text-anchor": "middle"}, axisText(tick)));
@@ -181,7 +188,7 @@ function show(view, x) {
     view.extra.append(element("circle", {class: `spot r${each.line.run}`, cx: toX(each.x[i]), cy: toY(each.y[i]), r: 4}));
     swatch.className = `swatch r${each.line.run}`;
     const names = [data.runs.length > 1 ? data.runs[each.line.run].name : "", each.line.label].filter(Boolean).join(", ");
-    const where = each.line.dots && each !== front ? ` at ${each.step[i].toLocaleString("en")}` : "";
+    const where = each.step[i] !== front.step[index] && each.line.dots ? ` at ${each.step[i].toLocaleString("en")}` : "";
     const mean = each.smooth ? `, mean ${number(each.smooth.y[nearest(each.smooth.x, at)])}` : "";
     row.append(swatch, `${names ? names + ": " : ""}${number(each.y[i])}${where}${mean}`);
     tip.append(row);
@@ -242,7 +249,6 @@ for (const heat of data.heats) {
   const heads = [...box.querySelectorAll("thead th")], width = heat.of.length;
   const update = () => {
     const values = heat.values[+slider.value], step = heat.steps[+slider.value].toLocaleString("en");
-    form.querySelector("output").textContent = "step " + step;
     slider.setAttribute("aria-valuetext", "step " + step);
     box.querySelector(".at").textContent = step;
     const isShown = column => !heat.of[column] || heat.of[column] === which.value;

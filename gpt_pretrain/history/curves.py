@@ -56,7 +56,7 @@ class Session:
 
     Attributes:
       first_step: from which on it has the run's curves; 0 for a run that begins.
-      began, ended: when its first and its last event were written, in seconds since 1970.
+      began, ended: when its mark and its last event were written, in seconds since 1970.
       last_step: that it reached, kept or not.
     """
 
@@ -89,35 +89,31 @@ def read_curves(logdir: str | os.PathLike) -> Curves:
         SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
     )
 
-    kept, sessions = _Kept(), []
+    kept = _Kept()
+    sessions: list[list[float]] = []  # as `Session` has them
     problems: list[str] = []
     for path in _event_files(Path(logdir)):
-        began = ended = None
-        first_step = last_step = 0
         for record in _records(path, problems):
             try:
                 event = Event.FromString(record)
             except Exception:  # protobuf's DecodeError has several homes
                 problems.append(f"{path}: holds a record that is no event; what comes after it is not shown")
                 break
-            step, ended = event.step, event.wall_time
-            began = ended if began is None else began
-            if event.HasField("session_log"):
-                if event.session_log.status == SessionLog.START:
-                    kept.forget_from(step)
-                    first_step = step
-                continue
+            step, now = event.step, event.wall_time
+            if event.HasField("session_log") and event.session_log.status == SessionLog.START:
+                kept.forget_from(step)
+                sessions.append([step, now, now, 0])
             for value in event.summary.value:
                 which = value.WhichOneof("value")
                 if which == "simple_value":
-                    kept.add(value.tag, step, ended, value.simple_value)
-                    last_step = max(last_step, step)
+                    kept.add(value.tag, step, now, value.simple_value)
                 elif which == "tensor" and value.tag.endswith(_TEXT):
                     text = b"".join(value.tensor.string_val).decode("utf-8", "replace")
-                    kept.texts.setdefault(value.tag.removesuffix(_TEXT), []).append(Text(step, ended, text))
-        if began is not None and ended is not None:
-            sessions.append(Session(first_step, began, ended, last_step))
-    return Curves(kept.scalars(), kept.last_texts(), tuple(sessions), tuple(problems))
+                    kept.texts.setdefault(value.tag.removesuffix(_TEXT), []).append(Text(step, now, text))
+            if sessions and now > sessions[-1][2]:
+                sessions[-1][2:] = now, max(sessions[-1][3], step)
+    started = tuple(Session(int(first), began, ended, int(last)) for first, began, ended, last in sessions)
+    return Curves(kept.scalars(), kept.last_texts(), started, tuple(problems))
 
 
 class _Kept:

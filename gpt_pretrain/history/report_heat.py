@@ -13,6 +13,7 @@ from data_prep.pages.text import html_text, printable
 from gpt_pretrain.history.reported_run import ReportedRun
 
 _MOST_STEPS = 50
+_SITES = ("block_in", "attn_out", "mlp_out")  # in the order in which a layer has them
 _STATISTICS = ("rms", "std", "mean", "max_abs")  # in the order in which they are offered
 _NORMS = {"gradients": "gradient", "parameters": "parameters"}  # columns that every statistic of a site has beside it
 _TAG = re.compile(r"statistics/(?:activations/(\d+)/(.+)/([^/]+)|(gradients|parameters)/(?:layers/(\d+)|(.+)))")
@@ -57,13 +58,19 @@ def heat_of(run: ReportedRun) -> Heat | None:
     steps = sorted({step for by_step in cells.values() for step in by_step})
     chosen = [steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, _MOST_STEPS).astype(int)).tolist()]
     rows = sorted({row for row, _ in cells}, key=lambda row: (not _number(row), int(_number(row) or 0), row))
-    columns = sorted({column for _, column in cells}, key=lambda column: (column[1] == "", column))
+    columns = sorted({column for _, column in cells}, key=_order_of)
     values = np.full((len(chosen), len(rows), len(columns)), np.nan)
     for (row, column), by_step in cells.items():
         place = rows.index(row), columns.index(column)
         values[(slice(None), *place)] = [by_step.get(step, math.nan) for step in chosen]
     values[~np.isfinite(values)] = np.nan
     return Heat(chosen, len(steps), rows, columns, values)
+
+
+def _order_of(column: tuple[str, str]) -> tuple[bool, int, str, str]:
+    """Sites as a layer has them, those that are not known here after them; norms last."""
+    site, statistic = column
+    return not statistic, _SITES.index(site) if site in _SITES else len(_SITES), site, statistic
 
 
 def _number(row: str) -> str:
@@ -114,7 +121,7 @@ def heat_html(heat: Heat, key: str, caption: str) -> str:
     what = f'<label>Of the activations <select class="which">{options}</select></label>' if options else ""
     controls = (
         f'<form class="controls" hidden>{what}<label>Step <input type="range" class="step" min="0" max="{last}" '
-        f'value="{last}" aria-label="Step of the statistics"></label><output>{heat.steps[-1]:,}</output></form>\n'
+        f'value="{last}" aria-label="Step of the statistics"></label></form>\n'
     )
     some = f", {len(heat.steps)} of {plural(heat.num_steps, 'step')}" if heat.num_steps > len(heat.steps) else ""
     text = html_text(f"{caption}step {heat.steps[-1]:,}")

@@ -163,8 +163,8 @@ def _heat_section(shown: Sequence[ShownRun], heats) -> str:
     if not heats:
         return "<p>No statistics are there: train.statistics_interval was 0, or none was due yet.</p>\n"
     intro = (
-        "<p>Activations at each hook site, and norms of the gradient and of the parameters. A colour is a magnitude, on "
-        "a logarithmic scale between the least and the greatest of its column over all steps.</p>\n"
+        "<p>Activations at each hook site, and norms of the gradient and of the parameters. A colour is a "
+        "magnitude, on a logarithmic scale between the least and the greatest of its column over all steps.</p>\n"
     )
     return intro + "".join(heat_html(heat, key, f"{each.name}, " * (len(shown) > 1)) for key, each, heat in heats)
 
@@ -177,7 +177,8 @@ def _notes(shown: Sequence[ShownRun]) -> str:
 
 def _footer(made_by: str, now: float) -> str:
     return (
-        f"Made by <code>{html_text(made_by)}</code>, {clock(now)}. A curve of more than {MAX_POINTS:,} points is shown "
-        "by the lowest and the highest of each of equal stretches, so no spike is left out; smoothing is an exponential "
-        "mean of their averages. Time is wall time since the first curve was begun, without the pauses between sessions."
+        f"Made by <code>{html_text(made_by)}</code>, {clock(now)}. A curve of more than {MAX_POINTS:,} points is "
+        "shown by the lowest and the highest of each of equal stretches, so no spike is left out; smoothing is an "
+        "exponential mean of their averages, both ways. Time is wall time since the first curve was begun, without "
+        "the pauses between sessions."
     )

@@ -30,7 +30,8 @@ def spikes_of(curve: Curve, *, least_ratio: float, most: int) -> list[Spike]:
     standard deviations above it (as their median deviation gives them, which spikes among them do not change); spikes
     that less than 16 points lie between are one. The first 16 points are none.
     """
-    values = curve.values
+    finite = np.isfinite(curve.values)
+    steps, values = curve.steps[finite], curve.values[finite]
     if len(values) <= _FEWEST:
         return []
     padded = np.concatenate([np.full(_BEFORE - _FEWEST, np.nan), values])
@@ -42,12 +43,11 @@ def spikes_of(curve: Curve, *, least_ratio: float, most: int) -> list[Spike]:
         usual[part] = np.nanmedian(some, axis=1)
         deviation[part] = 1.4826 * np.nanmedian(np.abs(some - usual[part, None]), axis=1)
     here = values[_FEWEST:]
-    with np.errstate(invalid="ignore"):
-        is_high = (here > usual + _DEVIATIONS * deviation) & (here > least_ratio * np.abs(usual))
+    is_high = (here > usual + _DEVIATIONS * deviation) & (here > least_ratio * np.abs(usual))
     high = np.flatnonzero(is_high)
     if not len(high):
         return []
     groups = np.split(high, np.flatnonzero(np.diff(high) >= _FEWEST) + 1)
     tops = [int(group[np.argmax(here[group])]) for group in groups]
     tops = sorted(sorted(tops, key=lambda i: here[i] / max(abs(usual[i]), 1e-30), reverse=True)[:most])
-    return [Spike(int(curve.steps[_FEWEST + i]), float(here[i]), float(usual[i])) for i in tops]
+    return [Spike(int(steps[_FEWEST + i]), float(here[i]), float(usual[i])) for i in tops]
