@@ -3,6 +3,7 @@
 import dataclasses
 import html
 import json
+import os
 import re
 import shlex
 import shutil
@@ -13,6 +14,7 @@ import pytest
 from support.inspected_run import HOSTILE, simple_plan, stream, write_run
 from support.printed_commands import problem_with
 from support.tags import Tags
+from tensorboardX.proto.event_pb2 import Event
 
 from data_prep.pages.plots import Line, Mark, Plot, averaged, plot_svg, reduced
 from data_prep.store.files import write_json, write_note
@@ -324,8 +326,44 @@ def test_events_are_added_to_whatever_is_there(tmp_path):
 
 def test_an_event_that_cannot_be_noted_stops_nothing(tmp_path):
     events.note(tmp_path / "nothing", 1, Kind.STARTED, "")
-    (tmp_path / "events.jsonl").mkdir()
+    os.mkfifo(tmp_path / "events.jsonl")
     events.note(tmp_path, 1, Kind.STARTED, "")
+    (tmp_path / "events.jsonl").unlink()
+    (tmp_path / "events.jsonl").symlink_to(tmp_path / "elsewhere")
+    events.note(tmp_path, 1, Kind.STARTED, "")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_values_that_no_run_writes_are_passed_over(copy):
+    (copy / "evaluations").mkdir()
+    results = {"a": {"nan": float("nan"), "large": 10**400, "text": "x", "right": 0.25, "sure": True}, "b": 3}
+    (copy / "evaluations" / "1-a.json").write_text(json.dumps({"version": 1, "step": 10**30, "results": results}))
+    (copy / "evaluations" / "2-b.json").write_text(
+        json.dumps({"version": 1, "step": 2, "results": {"a": results["a"]}})
+    )
+    (copy / "evaluations" / "3-c.json").write_text("[" * 100_000)
+    lines = [
+        {"version": 1, "step": step, "time": secs, "kind": kind, "words": "w"}
+        for step, secs, kind in (
+            (-1, 1.0, "failed"),
+            (1, 1e15, "failed"),
+            (1, -1.0, "failed"),
+            (1, 1.0, "boiled"),
+            (2**53, 1.0, "failed"),
+            (7, 1.0, "failed"),
+        )
+    ]
+    (copy / "events.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    writer = TensorBoardWriter(copy / "tensorboard")
+    for index, secs in enumerate((float("nan"), float("inf"), -1e300, 1e300)):
+        summary = {"value": [{"tag": "train/loss", "simple_value": (float("nan"), 1e38, float("inf"), -1.0)[index]}]}
+        writer._events.write_event(Event(wall_time=secs, step=(-5, 0, 2**62, 38)[index], summary=summary))
+    writer.close()
+    os.mkfifo(copy / "tensorboard" / "events.out.tfevents.1.h.1")
+    text = shown(page_of(copy))
+    for each in ("Task Metric step 2 a right 0.25 ", "/1-a.json: step is", "/3-c.json"):
+        assert each in text, text
+    assert [each.step for each in events.read_events(copy)] == [7]
 
 
 def test_a_checkpoint_that_is_passed_over_is_an_event(five_steps, tmp_path):

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 _HEADER, _CRC = struct.Struct("<QI"), struct.Struct("<I")
+_MOST_SECS = 1e11  # since 1970; what is none of these says nothing
 _AT_ONCE = 1 << 15  # records
 _FEW = 32  # records of one length: their bytes are many, and gone through one by one
 _TEXT = "/text_summary"  # what tensorboardX adds to the name of a text
@@ -99,7 +100,7 @@ def read_curves(logdir: str | os.PathLike) -> Curves:
             except Exception:  # protobuf's DecodeError has several homes
                 problems.append(f"{path}: holds a record that is no event; what comes after it is not shown")
                 break
-            step, now = event.step, event.wall_time
+            step, now = event.step, event.wall_time if 0 <= event.wall_time < _MOST_SECS else 0.0
             if event.HasField("session_log") and event.session_log.status == SessionLog.START:
                 kept.forget_from(step)
                 sessions.append([step, now, now, 0])

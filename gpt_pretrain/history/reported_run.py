@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data_prep.store.files import read_json
+from data_prep.store.files import read_bytes, read_json
+from data_prep.store.typed import Count, typed
 from gpt_pretrain.data.ledger import FILE_NAME as LEDGER
 from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.data.run import RunData, open_run
@@ -19,6 +20,7 @@ from gpt_pretrain.train.run_copies import whole_run_at
 from gpt_pretrain.train.time_file import TimeRecord
 
 EVALUATIONS = "evaluations"  # the folder of task results
+_MOST = 1e300  # that a result may be; NaN is none
 _T = TypeVar("_T")
 
 
@@ -136,7 +138,10 @@ def _ledger(directory: Path, data: RunData | None) -> Ledger:
 
 
 def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    try:
+        return read_bytes(path).decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""
 
 
 def _changes(directory: Path) -> list[SettingsChange]:
@@ -146,7 +151,7 @@ def _changes(directory: Path) -> list[SettingsChange]:
             fields = json.loads(line)
             values = {str(name): dict(each) for name, each in fields["changes"].items()}
             if fields["version"] == changes.VERSION:
-                found.append(SettingsChange(int(fields["step"]), values))
+                found.append(SettingsChange(typed(Count, fields["step"], "step"), values))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             continue  # cut short by a kill
     return found
@@ -171,11 +176,12 @@ def _results_in(path: Path) -> list[tuple[tuple[str, str], int, float]]:
     try:
         if fields["version"] != 1:
             raise ValueError(f"{path}: version {fields['version']!r:.40}, expected 1")
+        step = typed(Count, fields["step"], f"{path}: step")
         return [
-            ((str(task), str(metric)), int(fields["step"]), float(value))
+            ((str(task), str(metric)), step, float(value))
             for task, metrics in fields["results"].items()
             for metric, value in metrics.items()
-            if isinstance(value, int | float) and not isinstance(value, bool)
+            if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MOST
         ]
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: is no evaluation ({type(error).__name__} {error})") from None

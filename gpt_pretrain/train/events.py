@@ -12,10 +12,12 @@ import os
 import time
 from pathlib import Path
 
+from data_prep.store.files import read_bytes
 from data_prep.store.typed import Count, typed
 
 FILE_NAME = "events.jsonl"
 VERSION = 1
+MOST_SECS = 1e11  # since 1970, that a time of anything here may be
 _MOST_CHARACTERS = 2000  # of the words
 
 
@@ -51,29 +53,32 @@ def note(save_dir: str | os.PathLike, step: int, kind: Kind, words: str) -> None
     For the first process of a run alone, which holds `save_dir`.
     """
     event = Event(step, round(time.time(), 3), kind, " ".join(words.split())[:_MOST_CHARACTERS])
-    with contextlib.suppress(OSError):
+    line = json.dumps({"version": VERSION, **dataclasses.asdict(event)}, ensure_ascii=False).encode("utf-8", "replace")
+    with contextlib.suppress(OSError, ValueError):
         path = Path(save_dir, FILE_NAME)
-        kept = path.read_bytes() if path.exists() else b""
+        kept = _content(path)
         last = _event_in(kept.splitlines()[-1]) if kept.strip() else None
         if kind is Kind.DAMAGED and last and dataclasses.replace(last, time=event.time) == event:
             return
-        line = json.dumps({"version": VERSION, **dataclasses.asdict(event)}, ensure_ascii=False)
-        with open(path, "ab") as file:  # a torn line, of a machine that lost power, is ended first
-            file.write(b"\n" * (not kept.endswith(b"\n") and bool(kept)) + line.encode("utf-8", "replace") + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def note_start(save_dir: str | os.PathLike, step: int, words: str, *, is_resumed: bool) -> None:
-    """Notes that a session begins after `step`."""
-    note(save_dir, step, Kind.RESUMED if is_resumed else Kind.STARTED, words)
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:  # a torn line, of a machine that lost power, is ended first
+            os.write(file, b"\n" * (bool(kept) and not kept.endswith(b"\n")) + line + b"\n")
+            os.fsync(file)
+        finally:
+            os.close(file)
 
 
 def read_events(save_dir: str | os.PathLike) -> list[Event]:
-    """In their order; lines that are no events are left out. OSError."""
-    path = Path(save_dir, FILE_NAME)
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    return [event for line in lines if (event := _event_in(line))]
+    """In their order; lines that are no events are left out. OSError, ValueError."""
+    return [event for line in _content(Path(save_dir, FILE_NAME)).splitlines() if (event := _event_in(line))]
+
+
+def _content(path: Path) -> bytes:
+    """Nothing where nothing is. ValueError for what is no file, or no such file: nothing waits for a pipe."""
+    try:
+        return read_bytes(path)
+    except FileNotFoundError:
+        return b""
 
 
 def _event_in(line: bytes) -> Event | None:
@@ -82,6 +87,8 @@ def _event_in(line: bytes) -> Event | None:
         if fields["version"] != VERSION:
             return None
         step, secs = typed(Count, fields["step"], "step"), typed(float, fields["time"], "time")
+        if not 0 <= secs < MOST_SECS:
+            return None
         return Event(step, secs, Kind(fields["kind"]), typed(str, fields["words"], "words"))
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
