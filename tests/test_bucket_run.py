@@ -21,7 +21,7 @@ from support.shared import made_once
 from support.training_runs import assert_bitwise_equal, final_state, finish, flags, start, start_two, train_here
 
 from data_prep.store import buckets, leases
-from gpt_pretrain import generate, inspect, replay
+from gpt_pretrain import generate, inspect, replay, report
 from gpt_pretrain.data.ledger import MAGIC, Ledger
 from gpt_pretrain.mirrors import Mirror
 from gpt_pretrain.train import uploads
@@ -126,6 +126,7 @@ def test_a_run_leaves_in_its_bucket_what_it_would_leave_on_a_disk_and_it_can_be_
     commands = [
         (replay, [url, "--verify", "--num_workers=1"], f"{url}: updates 1 to 8 are as the ledger says"),
         (inspect, [url, "--step=3", "--rows=0"], f"{url}: update 3 of 8, consumed"),
+        (report, [url, f"--html={tmp_path / 'page.html'}"], f"{tmp_path / 'page.html'}: 1 run, "),
         (generate, [f"--checkpoint={url}", "--num_tokens=2"], ""),
     ]
     for command, arguments, expected in commands:
@@ -134,6 +135,9 @@ def test_a_run_leaves_in_its_bucket_what_it_would_leave_on_a_disk_and_it_can_be_
         copies = [path.name for path in cache.glob("read/*/checkpoints/*")]
         assert copies == (["8"] if command is generate else [])  # no checkpoint where none is needed
     assert not [each for each in bucket_server.proxy.seen if each.method not in ("GET", "HEAD")]
+    page = (tmp_path / "page.html").read_text()
+    assert f"python -m gpt_pretrain.inspect {url} --step 1<" in page and "Loss, nats a token" in page
+    assert str(cache) not in page
     assert replay.main([url, "--against", str(undisturbed)]) == 0
 
 
@@ -238,6 +242,7 @@ def test_a_damaged_checkpoint_of_the_bucket_is_passed_over_and_a_dead_runs_lease
     assert f"waiting for at most {TTL_SECS:g} s" in output
     assert re.search(rf"Checkpoint {url}/checkpoints/8 cannot be trusted: .* has digest", output), output
     assert f"Continuing {url} from step 4" in output
+    assert b"checkpoint passed over: " in buckets.read(f"{url}/events.jsonl")
     assert_is_the_undisturbed_run(url, tmp_path / "got", undisturbed)
     assert committed(url) == [4, 8] and not [name for name in names_in(url) if name.endswith(".damaged")]
 

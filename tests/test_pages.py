@@ -1,12 +1,12 @@
 """data_prep.pages: whatever text a page is filled with, it stays text."""
 
 import dataclasses
-import html.parser
 import re
 import typing
 
 import pytest
 from markdown_it import MarkdownIt
+from support.tags import Tags
 
 from data_prep.pages import blocks
 from data_prep.pages.blocks import Bar, Charts, Code, Histogram, Name, Page, Paragraph, Sample, Section, Table, Tile
@@ -32,33 +32,6 @@ def page_of(text: str) -> Page:
         Sample(text, True, ()),
     )
     return Page(text, text, (Tile(text, text, text),), (Section(text, every), Section(text, ())), Paragraph((text,)))
-
-
-class Tags(html.parser.HTMLParser):
-    """Tags, names of attributes and texts of a page."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.tags, self.attributes, self.texts, self.open = [], set(), [], []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes |= {name for name, _ in attrs}
-        if tag not in ("meta", "line", "rect", "path"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes |= {name for name, _ in attrs}
-
-    def handle_endtag(self, tag):
-        if self.open and self.open[-1] == tag:
-            self.open.pop()
-
-    def handle_data(self, data):
-        self.texts.append(data)
 
 
 def test_the_page_above_has_every_kind_of_block():

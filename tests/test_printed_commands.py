@@ -126,6 +126,7 @@ def test_the_lines_that_a_run_ends_with(capsys, tmp_path, step):
         "gpt-generate",
         "gpt-inspect",
         "gpt-replay",
+        "gpt-report",
         "gpt-export",
     ],
 )

@@ -41,13 +41,14 @@ def blocks_html(blocks: Sequence[Block]) -> str:
         follows_sample = index > 0 and isinstance(blocks[index - 1], Sample)
         if isinstance(block, Sample) != follows_sample:
             lines.append("</div>\n" if follows_sample else '<div class="samples">\n')
-        lines.append(_block(block))
+        lines.append(block_html(block))
     if blocks and isinstance(blocks[-1], Sample):
         lines.append("</div>\n")
     return "".join(lines)
 
 
-def _block(block: Block) -> str:
+def block_html(block: Block) -> str:
+    """One block; samples want a grid around them."""
     if isinstance(block, Paragraph):
         return f"<p>{_parts(block)}</p>\n"
     if isinstance(block, Table):

@@ -22,12 +22,14 @@ def shell(
     footer: str,
     style: str | None = None,
     script: str | None = None,
+    data: str = "",
 ) -> str:
     """A whole file around `sections` and `footer`, which are HTML already; the rest is text.
 
     Args:
       style: a .css file of this folder, on top of page.css.
       script: a .js file of this folder.
+      data: for the script, which finds it as the text of the element "data"; by `script_json`.
     """
     css = "\n" + asset("page.css") + ("\n" + asset(style) if style else "")
     policy, code = "default-src 'none'; style-src 'unsafe-inline'", ""
@@ -35,6 +37,8 @@ def shell(
         content = f"\n{asset(script)}"
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
         policy, code = f"{policy}; script-src 'sha256-{digest}'", f"<script>{content}</script>\n"
+        if data:
+            code = f'<script type="application/json" id="data">{data}</script>\n{code}'
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'

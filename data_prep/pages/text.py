@@ -77,3 +77,15 @@ def json_line(value: Any) -> str:
     """
     text = json.dumps(value, ensure_ascii=False)
     return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def script_json(value: Any) -> str:
+    r"""JSON for a `<script type="application/json">`: no text in it can end the element, or begin a comment.
+
+    >>> print(script_json({"a": "</script><!-- \u202e"}))
+    {"a":"\u003c/script\u003e\u003c!-- \u202e"}
+
+    Raises ValueError: a number that is not finite, which JSON cannot hold.
+    """
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")

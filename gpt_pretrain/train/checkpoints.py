@@ -24,6 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from gpt_pretrain.train import events
 from gpt_pretrain.train.metadata import CheckpointMetadata
 from gpt_pretrain.train.room import check_room, size_of
 from gpt_pretrain.train.seals import Seal, problem_of, read_metadata
@@ -256,6 +257,8 @@ def _move_aside(checkpoint: Path, problem: str) -> None:
         number += 1
         target = aside / f"{checkpoint.name}-{number}"
     shutil.move(checkpoint, target)
+    words = f"checkpoint passed over: {problem}. Moved to {aside.name}/{target.name}"
+    events.note(aside.parent, int(checkpoint.name), events.Kind.DAMAGED, words)
     log.warning(
         "Checkpoint %s cannot be trusted: %s. Moved to %s; resuming from the one before.", checkpoint, problem, target
     )

@@ -35,13 +35,7 @@ def say_what_runs(built: Built, start: Start) -> None:
     )
     for perturbation in spec.perturbations:
         log.info("Perturbation: %s", perturbation)
-    log.info(
-        "Devices: %d x %s as %s, %d process(es)",
-        mesh.size,
-        mesh.devices.flat[0].device_kind,
-        " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
-        jax.process_count(),
-    )
+    log.info("Devices: %s", devices_in_words(built))
     if mesh.size > 1:
         log.info("Gradients: %s", how_reduced(built))
     log.info(
@@ -60,6 +54,13 @@ def say_what_runs(built: Built, start: Start) -> None:
     log.info("Continuing %s from step %d of %d (%s examples seen)", save_dir, step, total_steps, seen)
     if start.plan.stages[-1].from_step == step:
         log.info("Data plan: after step %d, %s", step, start.plan.stages[-1].change)
+
+
+def devices_in_words(built: Built) -> str:
+    """How many, of which kind, as which mesh, of how many processes."""
+    mesh = built.mesh
+    axes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+    return f"{mesh.size} x {mesh.devices.flat[0].device_kind} as {axes}, {jax.process_count()} process(es)"
 
 
 def how_reduced(built: Built) -> str:

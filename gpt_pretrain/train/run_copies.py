@@ -14,6 +14,8 @@ from gpt_pretrain.data import ledger as ledger_lib
 from gpt_pretrain.data import run as run_lib
 from gpt_pretrain.mirrors import Mirror, Place, folder_in_cache
 
+_LEFT_OUT = (".", "checkpoints/", "wandb")
+_FOLDERS = ("tensorboard", "evaluations")
 _KIND = "read"  # the folder in the cache: not the one of a run that writes
 
 
@@ -35,6 +37,22 @@ def run_at(place: str) -> Place:
         if not found[1]:
             mirror.path(ledger_lib.FILE_NAME).unlink(missing_ok=True)
     return Place(url, str(mirror.directory))
+
+
+def whole_run_at(place: str) -> Place:
+    """All of a run but its checkpoints and what belongs to W&B: curves, records, evaluations. Raises as `run_at`."""
+    found = run_at(place)
+    if found.name == found.directory:
+        return found
+    with copy_of(found.name) as mirror:
+        there = {name: each for name, each in mirror.listing().items() if not name.startswith(_LEFT_OUT)}
+        for folder in _FOLDERS:
+            for path in (mirror.directory / folder).glob("*"):
+                if f"{folder}/{path.name}" not in there:
+                    path.unlink()
+        both = (run_lib.FILE_NAME, ledger_lib.FILE_NAME)
+        mirror.fetch({name: each for name, each in there.items() if name not in both})
+    return found
 
 
 @contextlib.contextmanager

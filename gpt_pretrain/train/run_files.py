@@ -8,7 +8,7 @@ from data_prep.store import buckets
 from gpt_pretrain.data import ledger as ledger_lib
 from gpt_pretrain.data import run as run_lib
 from gpt_pretrain.mirrors import Mirror, Objects
-from gpt_pretrain.train import changes, provenance, seals, time_file
+from gpt_pretrain.train import changes, events, provenance, seals, time_file
 from gpt_pretrain.train.actions import evaluation
 from gpt_pretrain.train.record import CONFIG_FILE_NAME
 from gpt_pretrain.train.writers import wandb_rows
@@ -19,6 +19,7 @@ FILES = (
     CONFIG_FILE_NAME,
     provenance.FILE_NAME,
     changes.FILE_NAME,
+    events.FILE_NAME,
     time_file.FILE_NAME,
     evaluation.FILE_NAME,
     wandb_rows.FILE_NAME,

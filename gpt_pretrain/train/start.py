@@ -16,7 +16,7 @@ from gpt_pretrain.data.plan import Plan, PlanError
 from gpt_pretrain.data.run import open_run
 from gpt_pretrain.model.spec import ModelSpec
 from gpt_pretrain.parallel.devices import Device, platform_of
-from gpt_pretrain.train import checkpoints
+from gpt_pretrain.train import checkpoints, events
 from gpt_pretrain.train.config import TrainConfig
 from gpt_pretrain.train.metadata import CheckpointMetadata
 from gpt_pretrain.train.opened_data import OpenedData
@@ -78,7 +78,12 @@ def resume_or_begin(config: TrainConfig, data: OpenedData, plan: Plan | None = N
         start = Start.anew(data, config.num_tokens)
         return start if plan is None else dataclasses.replace(start, plan=plan)
     plan = plan or _continued(metadata, config, data)
-    check_last_steps(metadata.ledger, plan, {**data.datasets, **data.inserted}, num_steps=config.verify_steps)
+    try:
+        check_last_steps(metadata.ledger, plan, {**data.datasets, **data.inserted}, num_steps=config.verify_steps)
+    except ValueError as error:
+        if jax.process_index() == 0:
+            events.note(config.directory, metadata.step, events.Kind.DAMAGED, str(error))
+        raise
     return Start(metadata.step, plan, metadata.ledger, metadata.run_id, is_resumed=True, config=metadata.config)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from data_prep.pages.numbers import size_text
 from data_prep.store import buckets
 from gpt_pretrain.mirrors import Mirror, Objects
+from gpt_pretrain.train import events
 from gpt_pretrain.train.checkpoints import saved_steps
 from gpt_pretrain.train.run_files import CHECKPOINT, UPLOADING, belongs, by_step, files_in, folder_of, seal_of
 from gpt_pretrain.train.seals import problem_of
@@ -73,6 +74,7 @@ def _choose(mirror: Mirror, checkpoints: Mapping[int, Objects], committed: set[i
         seal = mirror.url_of(seal_of(step))
         buckets.write(f"{seal}.damaged", buckets.read(seal))
         mirror.remove(seal_of(step))
+        events.note(mirror.directory, step, events.Kind.DAMAGED, f"checkpoint passed over: {problem}")
         log.warning(
             "Checkpoint %s cannot be trusted: %s. Its digests.json is now called digests.json.damaged; resuming from "
             "the one before.",

@@ -2,13 +2,14 @@
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 
 import jax
 
 from gpt_pretrain import runtime
 from gpt_pretrain.mirrors import Place
-from gpt_pretrain.train import report
+from gpt_pretrain.train import events, report
 from gpt_pretrain.train.actions import actions_of
 from gpt_pretrain.train.branch import Branch
 from gpt_pretrain.train.bucket_run import check_bucket, in_bucket
@@ -17,7 +18,8 @@ from gpt_pretrain.train.changes import announce, changes_of
 from gpt_pretrain.train.checkpoints import Checkpoints
 from gpt_pretrain.train.closing import closing
 from gpt_pretrain.train.config import TrainConfig
-from gpt_pretrain.train.exclusive import exclusive
+from gpt_pretrain.train.events import Kind
+from gpt_pretrain.train.exclusive import HeldDirectory, exclusive
 from gpt_pretrain.train.feed import feed, fetch_ahead
 from gpt_pretrain.train.loop import Loop
 from gpt_pretrain.train.opened_data import open_data
@@ -25,7 +27,7 @@ from gpt_pretrain.train.pretrained import weights_of
 from gpt_pretrain.train.provenance import Provenance
 from gpt_pretrain.train.record import tracked_settings, write_record
 from gpt_pretrain.train.references import references_of
-from gpt_pretrain.train.results import Diverged
+from gpt_pretrain.train.results import Diverged, RunFailed
 from gpt_pretrain.train.start import Start, resume_or_begin
 from gpt_pretrain.train.state import TrainState
 from gpt_pretrain.train.stopping import StopSignal
@@ -82,6 +84,8 @@ def train(config: TrainConfig, *, process_began: float | None = None, branch: Br
         if is_primary:
             report.say_what_runs(built, start)
             announce(changes_of(config, start), start.step, config.directory)
+            kind = Kind.RESUMED if start.is_resumed else Kind.STARTED
+            events.note(config.directory, start.step, kind, report.devices_in_words(built))
         provenance = write_record(built, start) if is_primary else None
         writer = stack.enter_context(closing(writer_of(built, start, provenance, times)))
         actions = actions_of(
@@ -97,7 +101,7 @@ def train(config: TrainConfig, *, process_began: float | None = None, branch: Br
         actions += branch.actions(built, start) if branch else ()
         loop = Loop(built, start, state, actions, times)
         del state  # the loop donates it
-        with _last_good_checkpoint_named(config, checkpoints):
+        with _end_noted(config, loop, held, stop), _last_good_checkpoint_named(config, checkpoints):
             loop.run(feed(built, start, fetching.at), stop)
         with times.spent(Category.CHECKPOINT):
             held.finish()
@@ -156,3 +160,22 @@ def _last_good_checkpoint_named(config: TrainConfig, checkpoints: Checkpoints) -
             "checkpoint: another --save_dir, --from_pretrained, another data.seed.",
             error.step,
         ) from None
+
+
+@contextlib.contextmanager
+def _end_noted(config: TrainConfig, loop: Loop, held: HeldDirectory, stop: StopSignal) -> Iterator[None]:
+    """Notes why the run ends in the block, if it does before it is complete: a signal, or an error."""
+
+    def note(step: int, kind: Kind, words: str) -> None:
+        with contextlib.suppress(RunFailed):  # the directory is not the run's any more
+            held.check()
+            if jax.process_index() == 0:
+                events.note(config.directory, step, kind, words)
+
+    try:
+        yield
+    except RunFailed as error:
+        note(error.step if isinstance(error, Diverged) else loop.step, Kind.FAILED, str(error))
+        raise
+    if stop.received is not None and not loop.is_complete:
+        note(loop.step, Kind.STOPPED, f"by {signal.Signals(stop.received).name}, saved")

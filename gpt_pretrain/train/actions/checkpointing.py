@@ -7,6 +7,7 @@ import time
 import jax
 
 from data_prep.pages.numbers import size_text
+from gpt_pretrain.train import events
 from gpt_pretrain.train.actions.action import Action, Now, Schedule
 from gpt_pretrain.train.build import Built
 from gpt_pretrain.train.checkpoints import Checkpoints
@@ -120,6 +121,7 @@ class SaveCheckpoints(Action):
                 "from there."
             ) from error
         self._checkpoints.start_anew()
+        events.note(self._built.config.directory, step, events.Kind.SAVE_FAILED, message)
         interval, last = self._built.config.save_interval, self._built.total_steps
         coming = min(step - step % interval + interval, last) if interval else last
         after = f"step {coming} is saved next" if coming > step else "it is tried once more at the end"
