@@ -22,6 +22,7 @@ _MOST_SECS = 1e11  # since 1970; what is none of these says nothing
 _AT_ONCE = 1 << 15  # records
 _FEW = 32  # records of one length: their bytes are many, and gone through one by one
 _TEXT = "/text_summary"  # what tensorboardX adds to the name of a text
+_INDENT = "    "
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +111,7 @@ def read_curves(logdir: str | os.PathLike) -> Curves:
                     kept.add(value.tag, step, now, value.simple_value)
                 elif which == "tensor" and value.tag.endswith(_TEXT):
                     text = b"".join(value.tensor.string_val).decode("utf-8", "replace")
-                    kept.texts.setdefault(value.tag.removesuffix(_TEXT), []).append(Text(step, now, text))
+                    kept.texts.setdefault(value.tag.removesuffix(_TEXT), []).append(Text(step, now, _as_written(text)))
             if sessions and now > sessions[-1][2]:
                 sessions[-1][2:] = now, max(sessions[-1][3], step)
     started = tuple(Session(int(first), began, ended, int(last)) for first, began, ended, last in sessions)
@@ -250,3 +251,11 @@ def _crc(record: bytes) -> int:
     for byte in record:
         crc = _TABLE_AS_LIST[(crc ^ byte) & 0xFF] ^ (crc >> 8)
     return crc ^ 0xFFFFFFFF
+
+
+def _as_written(text: str) -> str:
+    """A text without the indentation by which our writer has TensorBoard show it as it is."""
+    lines = text.split("\n")
+    if any(line.strip() and not line.startswith(_INDENT) for line in lines):
+        return text
+    return "\n".join(line.removeprefix(_INDENT) for line in lines)

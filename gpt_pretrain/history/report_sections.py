@@ -1,7 +1,6 @@
 """Parts of the page of runs, as HTML: plots, events, time, results, samples, settings."""
 
 import shlex
-import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -189,7 +188,7 @@ def _prompt(name: str, tag: str, texts: Sequence[Text]) -> str:
     chosen = [texts[i] for i in _spread(len(texts), _MOST_SAMPLES)][::-1]
     items = "".join(
         f"<details{' open' * (index == 0)}><summary>step {each.step:,}</summary>"
-        f'<blockquote dir="auto" tabindex="0">{html_text(textwrap.dedent(each.text).strip())}</blockquote></details>\n'
+        f'<blockquote dir="auto" tabindex="0">{html_text(each.text.strip())}</blockquote></details>\n'
         for index, each in enumerate(chosen)
     )
     some = f", {len(chosen)} of {len(texts)} steps" if len(texts) > len(chosen) else ""

@@ -25,7 +25,7 @@ FILES = (
     wandb_rows.FILE_NAME,
     wandb_rows.ID_FILE_NAME,
 )
-FOLDERS = ("tensorboard/", "wandb/offline-run-")  # of an online run, W&B's server has all
+FOLDERS = ("tensorboard/", "evaluations/", "wandb/offline-run-")  # of an online run, W&B's server has all
 CHECKPOINT = re.compile(r"checkpoints/([1-9]\d{0,17})/.+")
 UPLOADING = ".uploading"  # copies of what is being uploaded; they stay here
 
