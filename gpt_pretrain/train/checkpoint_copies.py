@@ -38,6 +38,24 @@ def checkpoint_at(place: str) -> Place:
         return _newest(mirror)
 
 
+def checkpoints_at(place: str) -> list[str]:
+    """What the finished checkpoints of a run are called, the oldest first: for `checkpoint_at`.
+
+    Raises ValueError: there is none.
+    """
+    place = place.rstrip("/") if buckets.is_bucket(place) else place
+    if buckets.is_bucket(place):
+        with copy_of(place) as mirror:
+            found = sorted(_checkpoints_in(mirror), key=lambda folder: int(folder.rpartition("/")[2]))
+        names = [buckets.join(place, folder) for folder in found]
+    else:
+        steps = reversed(checkpoints.saved_steps(place))
+        names = [os.path.join(place, checkpoints.DIRECTORY, str(step)) for step in steps]
+    if not names:
+        raise ValueError(f"{place}: holds no checkpoints; expected the save_dir of a run of gpt_pretrain.main")
+    return names
+
+
 def _newest(mirror: Mirror) -> Place:
     problem = ""
     for _ in range(_ATTEMPTS):

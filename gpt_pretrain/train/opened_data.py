@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 
 from data_prep.store.datasets import TokenDataset
@@ -9,7 +10,9 @@ from data_prep.store.token_sources import TokenSource
 from data_prep.store.tokenizers import Tokenizer, recorded_tokenizer, user_tokenizer
 from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.data.stages import Stage
+from gpt_pretrain.tasks.suite import Suite
 from gpt_pretrain.train.config import TrainConfig
+from gpt_pretrain.train.validation import open_validation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,12 +24,16 @@ class OpenedData:
       wanted: the stage that the configuration asks for.
       prompt: ids of the text that the run's sample continues, if it makes one.
       tokenizer_name: as the user typed it, if at all.
+      validation: other streams to validate on, by name.
+      suite: tasks to ask, if any.
     """
 
     datasets: dict[str, TokenDataset]
     wanted: Stage
     prompt: np.ndarray | None = None
     tokenizer_name: str | None = None
+    validation: dict[str, TokenSource] = dataclasses.field(default_factory=dict)
+    suite: Suite | None = None
 
     @property
     def first(self) -> TokenDataset:
@@ -60,7 +67,8 @@ def open_data(config: TrainConfig) -> OpenedData:
     """Opens the datasets. ValueError for what is not there, is damaged, or does not fit the rest of the run."""
     datasets = config.data.open()
     stage = config.data.stage(datasets, config.batch_sizes)
-    data = OpenedData(datasets, stage, tokenizer_name=config.data.tokenizer)
+    validation = open_validation(config.validation, next(iter(datasets.values())), config.data, config.eval_tokens)
+    data = OpenedData(datasets, stage, tokenizer_name=config.data.tokenizer, validation=validation)
     if config.data.tokenizer:
         _ = data.tokenizer  # another one than made the data is an error, whether or not it will be asked
     vocab_size = data.first.vocab_size
@@ -75,6 +83,14 @@ def open_data(config: TrainConfig) -> OpenedData:
             f"train.num_tokens={config.num_tokens} is less than one step: batch_size {size} x seq_len {seq_len} = "
             f"{size * seq_len} tokens"
         )
+    if config.eval_tasks:
+        suite = Suite(config.eval_tasks, data.tokenizer, limit=config.eval_tasks_limit)
+        if suite.harness is not None and jax.process_count() > 1:
+            raise ValueError(
+                "train.eval_tasks: tasks of lm-evaluation-harness are asked by a run of one process. With several, use "
+                "files of HellaSwag, and `python -m gpt_pretrain.evaluate` on the checkpoints"
+            )
+        data = dataclasses.replace(data, suite=suite)
     if config.sample_prompt is None:
         return data
     prompt = data.tokenizer.encode(config.sample_prompt)
