@@ -35,12 +35,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--every", action="store_true", help="all checkpoints of the run, the oldest first")
     parser.add_argument("--include_path", metavar="DIR", help="more tasks of the harness: a folder with .yaml files")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N examples of each task (default: all)")
-    parser.add_argument(
-        "--num_fewshot", type=int, metavar="N", help="solved examples in a context (default: the task's)"
-    )
-    parser.add_argument(
-        "--output", metavar="FILE", help="the results as the harness's JSON; with --every a file a step"
-    )
+    parser.add_argument("--num_fewshot", type=int, metavar="N", help="solved examples first (default: the task's)")
+    parser.add_argument("--output", metavar="FILE", help="also as the harness's JSON; with --every a file a step")
     parser.add_argument(
         "--end_of_text",
         action=argparse.BooleanOptionalAction,

@@ -85,9 +85,8 @@ class HarnessModel(TemplateLM):
         texts = [""] * len(requests)
         for numbers in groups.values():
             asked = requests[numbers[0]].args[1]
-            for number, text in zip(
-                numbers, self._generate([requests[i].args[0] for i in numbers], asked), strict=True
-            ):
+            found = self._generate([requests[number].args[0] for number in numbers], asked)
+            for number, text in zip(numbers, found, strict=True):
                 texts[number] = text
                 self.cache_hook.add_partial("generate_until", requests[number].args, text)
         return texts

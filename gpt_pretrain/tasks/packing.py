@@ -164,8 +164,8 @@ def _of_row(row: Row, document_end: int | None) -> Arrays:
         sources.append(np.array([num_context - 1, *range(begin, begin + len(continuation) - 1)], np.int32))
         targets.append(np.array(continuation, np.int32))
         begin += len(continuation) - 1
-    per_token = (np.concatenate(each) for each in zip(*parts, strict=True))
-    return Arrays(*per_token, np.concatenate(sources), np.concatenate(targets))
+    tokens, places, segments, branches = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return Arrays(tokens, places, segments, branches, np.concatenate(sources), np.concatenate(targets))
 
 
 def _places(tokens_T: np.ndarray, document_end: int | None) -> tuple[np.ndarray, np.ndarray]:

@@ -96,7 +96,7 @@ class Scorer:
         ):
             between(num_done)
             arrays = arrays_of(batch, shape, self.spec.document_end)
-            under_way.append((batch, self._score(params, Arrays(*map(self._to_devices, arrays)))))
+            under_way.append((batch, self._score(params, jax.tree.map(self._to_devices, arrays))))
             if len(under_way) >= MAX_IN_FLIGHT:
                 take_oldest()
         while under_way:

@@ -43,7 +43,8 @@ class TaskModel:
         self.end_of_text_first = spec.document_mask if end_of_text_first is None else end_of_text_first
         self.params: dict = {}
         self.between: Between = lambda num_done: None
-        self._scorer, self._generator = (make(spec, mesh, dtype=dtype) for make in (Scorer, Generator))
+        self._scorer = Scorer(spec, mesh, dtype=dtype)
+        self._generator = Generator(spec, mesh, dtype=dtype)
 
     @property
     def end_of_text(self) -> int:

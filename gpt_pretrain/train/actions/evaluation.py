@@ -79,7 +79,11 @@ class Evaluate(Action):
     def run(self, now: Now) -> None:
         self._evaluated_step = -1
         if values := self.means(now.state.params):
-            self._writer.write_scalars(now.step, {f"validation/{name}": value for name, value in values.items()})
+            lines: dict[str, dict[str, float]] = {}  # of the console: of all streams together, and of each
+            for name, value in values.items():
+                lines.setdefault(name.rpartition("/")[0], {})[f"validation/{name}"] = value
+            for scalars in lines.values():
+                self._writer.write_scalars(now.step, scalars)
             self._evaluated_step = now.step
             if jax.process_index() == 0:
                 self._note(now.step, values)

@@ -55,7 +55,8 @@ class AskTasks(Action):
             self._model.params = {}  # the next step donates them
         self._is_asked = self._is_asked or now.step == self._num_steps
         for task, values in results.metrics.items():  # a line of the console each
-            scalars = {f"evaluation/{task}/{name}": value for name, value in values.items() if name[:4] != "num_"}
+            metrics = {name: value for name, value in values.items() if not name.startswith("num_")}
+            scalars = {f"evaluation/{task}/{name}": metrics[name] for name in metrics if "_stderr" not in name}
             self._writer.write_scalars(now.step, scalars)
         if jax.process_index() == 0:
             path = results_path(self._save_dir, now.step, self._suite)
