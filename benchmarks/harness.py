@@ -135,7 +135,7 @@ def main() -> None:
                 name: [] for name in models
             }  # of processors: what a busy machine leaves
             answers = {}
-            for turn in range(args.turns + 1):  # the first compiles
+            for _turn in range(args.turns + 1):  # the first compiles
                 for name, model in models.items():
                     began, cpu_began = time.monotonic(), time.process_time()
                     found = simple_evaluate(model, tasks=[task], task_manager=manager, log_samples=True)
@@ -154,8 +154,8 @@ def main() -> None:
                 ours_secs, again = (statistics.median(secs[each][1:]) for each in ("ours", name))
                 ours_cpu, cpu = (statistics.median(cpu_secs[each][1:]) for each in ("ours", name))
                 print(
-                    f"{task:8}  {name:18}  first {secs[name][0]:6.1f} s, again {again:6.1f} s ({again / ours_secs:5.2f} "
-                    f"of ours), {cpu:6.1f} s of processors ({cpu / ours_cpu:5.2f} of ours); log-likelihoods differ by "
+                    f"{task:8}  {name:18}  first {secs[name][0]:6.1f} s, again {again:6.1f} s ({again / ours_secs:.2f} "
+                    f"of ours), {cpu:6.1f} s CPU ({cpu / ours_cpu:5.2f} of ours); log-likelihoods differ by "
                     f"{difference:.1e}; {answers[name][0]}",
                     flush=True,
                 )
