@@ -1,7 +1,5 @@
 """lm-evaluation-harness with our model against its own `hf` model, on one export and the same tasks, in turns.
 
-    .venv-exchange/bin/python -m benchmarks.harness
-
 Needs what `make test-exchange` installs. Weights are random: what is compared is log-likelihoods and time.
 """
 
@@ -70,14 +68,19 @@ fewshot_split: validation
         (folder / f"{name}.yaml").write_text(head + body.lstrip(), encoding="utf-8")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.harness", description=__doc__)
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python benchmarks/harness.py", description=__doc__)
     parser.add_argument("--num_examples", type=int, default=100)
     parser.add_argument("--n_layer", type=int, default=6)
     parser.add_argument("--n_embd", type=int, default=384)
     parser.add_argument("--batch_sizes", default="1,8,32", help="of the hf model")
     parser.add_argument("--turns", type=int, default=3)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_args()
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         os.environ[name] = "1"
 

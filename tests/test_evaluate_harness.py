@@ -22,7 +22,9 @@ def no_network(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
             patch.setenv(name, "1")
-        patch.setenv("DISABLE_MULTIPROC", "1")  # the harness forks for standard errors, which JAX's threads do not survive
+        patch.setenv(
+            "DISABLE_MULTIPROC", "1"
+        )  # the harness forks for standard errors, which JAX's threads do not survive
         import datasets
 
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))

@@ -300,5 +300,5 @@ def test_evaluate_refuses_in_a_line(tasks, more, problem, tmp_path, capsys):
 
 def test_tasks_of_the_harness_without_it_are_refused_with_what_to_do(monkeypatch):
     monkeypatch.setattr(suite_lib.HarnessTasks.__init__.__globals__["importlib"].util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"tasks arc_easy: need lm-evaluation-harness, which is not installed: pip"):
+    with pytest.raises(ValueError, match=r"tasks arc_easy: need lm-evaluation-harness, which is not installed: `pip"):
         Suite(["arc_easy"], ByteTokenizer())

@@ -45,7 +45,7 @@ class HarnessTasks:
         if importlib.util.find_spec("lm_eval") is None:
             raise ValueError(
                 f"tasks {', '.join(names)}: need lm-evaluation-harness, which is not installed: "
-                "pip install -e '.[eval]' -c constraints.txt. HellaSwag needs none of it: name its file, "
+                "`pip install -e '.[eval]' -c constraints.txt`. HellaSwag needs none of it: name its file, "
                 "hellaswag_val.bin or .jsonl."
             )
         from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
