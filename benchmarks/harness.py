@@ -76,6 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--n_embd", type=int, default=384)
     parser.add_argument("--batch_sizes", default="1,8,32", help="of the hf model")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--tasks", default=",".join(TASKS))
     return parser
 
 
@@ -132,7 +133,7 @@ def main() -> None:
         for size in map(int, args.batch_sizes.split(",")):
             models[f"hf, batches of {size}"] = HFLM(pretrained=str(folder / "model"), device="cpu", batch_size=size)
         manager = TaskManager(include_path=str(folder), include_defaults=False)
-        for task in TASKS:
+        for task in args.tasks.split(","):
             secs: dict[str, list[float]] = {name: [] for name in models}  # of the clock
             cpu_secs: dict[str, list[float]] = {
                 name: [] for name in models

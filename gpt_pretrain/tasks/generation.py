@@ -28,6 +28,10 @@ class Generator:
         platform = mesh.devices.flat[0].platform
         self._tokens_at_once = tokens_at_once or TOKENS_AT_ONCE.get(platform, TOKENS_AT_ONCE_ELSEWHERE)
         self._rows = NamedSharding(mesh, P(BATCH_AXES))
+        # Each device makes its own part.
+        self._empty_cache = jax.jit(
+            functools.partial(empty_cache, self.spec), static_argnums=(0, 1), out_shardings=self._rows
+        )
         self._step = jax.jit(
             functools.partial(_step, self.spec),
             static_argnames=("temperature", "top_k", "top_p"),
@@ -96,9 +100,7 @@ class Generator:
         tokens_BT = np.zeros((num_rows, padded(int(lengths_B.max()), length)), np.int32)
         for row, prompt in enumerate(prompts):
             tokens_BT[row, : len(prompt)] = prompt
-        cache = jax.jit(
-            functools.partial(empty_cache, self.spec, num_rows, length), out_shardings=self._rows
-        )()  # each device makes its own part
+        cache = self._empty_cache(num_rows, length)
         rng = jax.random.key(seed % 2**32)
         new: list[list[int]] = [[] for _ in prompts]
         is_done = [False] * len(prompts)

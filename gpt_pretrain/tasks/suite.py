@@ -96,15 +96,15 @@ class Suite:
         found = self.harness.evaluate(model)
         return Results(metrics | metrics_of(found), found)
 
-    @property
-    def label(self) -> str:
+    def label(self, model: TaskModel) -> str:
         """Of the file of results: the same for the same questions, asked in the same way."""
-        return digest_json([sorted(map(called_of, self.names)), self.limit, self.num_fewshot])[:8]
+        how = [self.limit, self.num_fewshot, model.end_of_text_first]
+        return digest_json([sorted(map(called_of, self.names)), *how])[:8]
 
 
-def results_path(save_dir: str | Path, step: int, suite: Suite) -> Path:
+def results_path(save_dir: str | Path, step: int, suite: Suite, model: TaskModel) -> Path:
     """Where the results of a step are kept in a run."""
-    return Path(save_dir, FOLDER, f"{step}-{suite.label}.json")
+    return Path(save_dir, FOLDER, f"{step}-{suite.label(model)}.json")
 
 
 def write_results(path: Path, step: int, suite: Suite, model: TaskModel, results: Results) -> None:

@@ -71,12 +71,13 @@ class EvaluatedRun:
         tokenizer_name: str | None = None,
         output: Path | None = None,
     ):
-        self.checkpoints = checkpoints_at(place) if every else [checkpoint_at(place).name]
         self.written: list[Path] = []
         self._every, self._output = every, output
         if output is not None and not output.absolute().parent.is_dir():
             raise ValueError(f"--output {output}: expected a file in a folder that is there")
-        metadata = read_metadata(Path(checkpoint_at(self.checkpoints[-1]).directory))
+        newest = checkpoint_at(place)
+        self.checkpoints = checkpoints_at(place) if every else [newest.name]
+        metadata = read_metadata(Path(newest.directory))
         self.tokenizer = recorded_tokenizer(
             metadata.tokenizer or "gpt2", metadata.tokenizer_digest, users=tokenizer_name
         )
@@ -97,13 +98,12 @@ class EvaluatedRun:
 
     def evaluate(self, name: str, say: Callable[[str], None]) -> Evaluated:
         """Of the checkpoint of that name. ValueError where it cannot be trusted, or a task cannot be asked of it."""
-        directory = Path(checkpoint_at(name).directory)
-        params, metadata = pretrained.load(str(directory), mesh=self._mesh)
+        params, metadata = pretrained.load(name, mesh=self._mesh)
         model = self._model_of(metadata.model)
         model.params, model.between = params, _sayer(say)
         results = self.suite.evaluate(model)
-        if self._is_in_run(name, directory):
-            path = results_path(directory.parent.parent, metadata.step, self.suite)
+        if not is_bucket(name) and Path(name).parent.name == checkpoints.DIRECTORY:
+            path = results_path(Path(name).parent.parent, metadata.step, self.suite, model)
             try:
                 write_results(path, metadata.step, self.suite, model, results)
                 self.written.append(path)
@@ -112,10 +112,6 @@ class EvaluatedRun:
         if self._output is not None:
             self._write_output(metadata.step, results)
         return Evaluated(metadata.step, results)
-
-    @staticmethod
-    def _is_in_run(name: str, directory: Path) -> bool:
-        return not is_bucket(name) and directory.parent.name == checkpoints.DIRECTORY
 
     @property
     def why_not_written(self) -> str:

@@ -36,7 +36,7 @@ class AskTasks(Action):
         # Processes may see a signal at different times: only one alone may leave half way.
         self._leave = stop if jax.process_count() == 1 else None
         self._model.between = self._check
-        is_there = results_path(self._save_dir, self._num_steps, suite).exists()
+        is_there = results_path(self._save_dir, self._num_steps, suite, self._model).exists()
         if jax.process_count() > 1:
             is_there = bool(multihost_utils.broadcast_one_to_all(np.bool_(is_there)))
         self._is_asked = is_there
@@ -59,7 +59,7 @@ class AskTasks(Action):
             scalars = {f"evaluation/{task}/{name}": metrics[name] for name in metrics if "_stderr" not in name}
             self._writer.write_scalars(now.step, scalars)
         if jax.process_index() == 0:
-            path = results_path(self._save_dir, now.step, self._suite)
+            path = results_path(self._save_dir, now.step, self._suite, self._model)
             try:
                 write_results(path, now.step, self._suite, self._model, results)
             except OSError as error:
