@@ -8,8 +8,9 @@ from support.prepared import byte_options, words, write_parquet
 from support.prepared import run as prepare
 from support.runs import build_anew, run_config
 from support.texts import random_texts
+from support.training_runs import finish, flags, start, start_two
 from test_actions import ScalarWriter
-from test_tasks import write_lines
+from test_tasks import LINES, write_lines
 
 from data_prep.store.documents import DocumentTables
 from data_prep.store.tokenizers import user_tokenizer
@@ -169,3 +170,22 @@ def test_the_settings_of_tasks_are_checked(tiny_dataset):
         run_config(tiny_dataset, eval_tasks="arc_easy")
     with pytest.raises(ValueError, match=r"train.eval_tasks_limit: found 0"):
         run_config(tiny_dataset, eval_tasks_limit=0)
+
+
+@pytest.mark.slow
+def test_two_processes_ask_and_validate_as_one(tiny_dataset, tmp_path):
+    path = write_lines(tmp_path / "hs.jsonl", LINES * 20)
+    settings = {
+        "train.eval_tasks": (str(path),),
+        "train.validation": {"front": (tiny_dataset, "train")},
+        "train.per_device_batch_size": 2,
+    }
+    together = start_two(flags(tiny_dataset, tmp_path / "two", num_steps=5, **settings), tmp_path)
+    for process in together:
+        finish(process)
+    finish(start(flags(tiny_dataset, tmp_path / "one", num_steps=5, **settings), num_devices=4))
+    (two,), (one,) = ([*(tmp_path / name / "evaluations").iterdir()] for name in ("two", "one"))
+    assert json.loads(two.read_text()) == json.loads(one.read_text())
+    two, one = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("two", "one"))
+    assert two.keys() == one.keys() and "front/bits_per_byte" in one
+    assert all(two[name] == pytest.approx(one[name], rel=1e-4) for name in one)
