@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from support.prepared import byte_options, words, write_parquet
+from support.prepared import byte_options, flip, words, write_parquet
 from support.prepared import run as prepare
 from support.runs import build_anew, run_config
 from support.texts import random_texts
@@ -119,6 +119,15 @@ def test_other_datasets_are_checked_before_work_starts(tiny_dataset, tmp_path):
             open_data(run_config(tiny_dataset, validation={"x": str(tmp_path / name)}))
     with pytest.raises(ValueError, match=r"train.validation 'x': .*: data.seq_len=4000 needs 4001 tokens"):
         open_data(run_config(tiny_dataset, validation={"x": tiny_dataset}, data={"seq_len": 4000}, num_tokens=32000))
+
+
+def test_a_damaged_shard_of_another_dataset_is_found_before_it_is_used(tiny_dataset, words_copy, monkeypatch):
+    monkeypatch.setattr("data_prep.store.datasets._ALWAYS_VERIFY_BYTES", 0)  # as if it were large
+    config = run_config(tiny_dataset, validation={"words": str(words_copy)})
+    assert list(open_data(config).validation) == ["words"]
+    flip(words_copy / "fineweb_val_000000.bin")
+    with pytest.raises(ValueError, match=r"fineweb_val_000000.bin: .*digest"):
+        open_data(config)
 
 
 def test_tasks_are_asked_while_a_run_goes_on(tiny_dataset, tmp_path, monkeypatch):
