@@ -18,9 +18,10 @@ test: $(VENV)/.installed-test
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow
 
-# Against transformers and torch, which no other test may need: an environment of their own.
+# Against transformers, torch and lm-evaluation-harness, which no other test may need: an environment of their own.
 test-exchange: $(EXCHANGE)/.installed
-	$(EXCHANGE)/bin/python -m pytest -m exchange tests/test_exchange_transformers.py tests/test_torch_data.py
+	$(EXCHANGE)/bin/python -m pytest -m exchange tests/test_exchange_transformers.py tests/test_torch_data.py \
+		tests/test_evaluate_harness.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -44,9 +45,9 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	@touch $@
 
 $(EXCHANGE)/.installed: pyproject.toml setup.py constraints.txt
-	@echo "Installing torch and transformers into $(EXCHANGE) (once; 2 GB) ..."
+	@echo "Installing torch, transformers and lm_eval into $(EXCHANGE) (once; 2 GB) ..."
 	$(PYTHON) -m venv $(EXCHANGE)
-	$(EXCHANGE)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,exchange]'
+	$(EXCHANGE)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,exchange,eval]'
 	@touch $@
 
 clean:

@@ -83,7 +83,8 @@ def _run(args: argparse.Namespace, topology) -> int:
     from gpt_pretrain.train.stand_in import random_data
     from gpt_pretrain.train.start import Start
 
-    config = dataclasses.replace(settings.train_config(), sample_prompt=None, sample_interval=0)
+    without = {"sample_prompt": None, "sample_interval": 0, "validation": None, "eval_tasks": ()}
+    config = dataclasses.replace(settings.train_config(), **without)
     has_data = loading.is_there(config.data)
     data = open_data(config) if has_data else random_data(config)
     devices = topology.devices() if topology else None

@@ -25,6 +25,8 @@ GOOD = {
     "train.wandb_project": ["seven"],
     "train.optimizer": [],
     "train.writers": [[]],
+    "train.validation": [{}],
+    "train.eval_tasks": [[]],
     "data.dir": ["seven"],
     "data.cache_dir": ["seven"],
     "data.seed": [-3],

@@ -128,6 +128,13 @@ class BytePairTokenizer:
     def decode(self, ids: np.ndarray) -> str:
         return self._encoding.decode(list(map(int, ids)))
 
+    def byte_lengths(self) -> np.ndarray:
+        """Bytes that each id stands for: int64 (vocab_size,), 0 for end-of-text."""
+        lengths_V = np.zeros(self.vocab_size, np.int64)
+        for token, rank in parse_ranks(self._content).items():
+            lengths_V[rank] = len(token)
+        return lengths_V
+
     def to_tokenizer_json(self) -> dict[str, Any]:
         """The fields of a tokenizer.json with the same ids; `<|endoftext|>` in a text is the special token there.
 

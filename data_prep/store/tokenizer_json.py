@@ -62,6 +62,29 @@ class HuggingFaceTokenizer:
     def decode(self, ids: np.ndarray) -> str:
         return self._decoder.decode(list(map(int, ids)), skip_special_tokens=False)
 
+    def byte_lengths(self) -> np.ndarray | None:
+        """Bytes that each id stands for: int64 (vocab_size,), 0 for special tokens, which no text has.
+
+        None where the file is not byte-level, or changes the text before it cuts it.
+        """
+        fields = json.loads(self._content)
+        decoder, vocab = fields.get("decoder") or {}, fields.get("model", {}).get("vocab")
+        alters = fields.get("normalizer") is not None or '"add_prefix_space": true' in json.dumps(fields)
+        if decoder.get("type") != "ByteLevel" or alters or not isinstance(vocab, dict):
+            return None
+        alphabet = set(_characters_of_bytes())
+        lengths_V = np.zeros(self.vocab_size, np.int64)
+        is_special = {token["id"]: bool(token.get("special")) for token in self._added_tokens}
+        for token, number in vocab.items():
+            if number not in is_special:
+                if not alphabet.issuperset(token):
+                    return None
+                lengths_V[number] = len(token)
+        for token in self._added_tokens:
+            lengths_V[token["id"]] = 0 if token.get("special") else len(token["content"].encode())
+        lengths_V[self.end_of_text] = 0
+        return lengths_V
+
     def to_tokenizer_json(self) -> dict[str, Any]:
         """The fields of a tokenizer.json with the ids of `encode`: no template adds any. Special tokens are found."""
         return json.loads(self._content) | {"added_tokens": self._added_tokens}

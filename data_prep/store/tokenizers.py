@@ -30,7 +30,8 @@ class Tokenizer(Protocol):
     """What the pipeline asks of a tokenizer.
 
     One that gigatoken can run as well has a method `open_gigatoken`; see `encoders.py`. One that transformers can run
-    has `to_tokenizer_json`, which gives the fields of a tokenizer.json.
+    has `to_tokenizer_json`, which gives the fields of a tokenizer.json. One whose ids are pieces of a text's UTF-8 has
+    `byte_lengths`: int64 (vocab_size,), 0 for end-of-text.
     """
 
     name: str
@@ -61,6 +62,10 @@ class ByteTokenizer:
     def decode(self, ids: np.ndarray) -> str:
         pieces = (b"<|endoftext|>" if i == self.end_of_text else bytes([i]) for i in map(int, ids))
         return b"".join(pieces).decode("utf-8", "replace")
+
+    def byte_lengths(self) -> np.ndarray:
+        """Bytes that each id stands for: int64 (vocab_size,)."""
+        return (np.arange(self.vocab_size) != self.end_of_text).astype(np.int64)
 
     def to_tokenizer_json(self) -> dict[str, Any]:
         """The fields of a tokenizer.json with the same ids."""

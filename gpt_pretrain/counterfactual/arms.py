@@ -23,7 +23,7 @@ from gpt_pretrain.model.sampling import sample
 from gpt_pretrain.train.actions.action import Action, Now
 from gpt_pretrain.train.branch import Branch
 from gpt_pretrain.train.build import Built
-from gpt_pretrain.train.checkpoint_copies import checkpoint_at, steps_at
+from gpt_pretrain.train.checkpoint_copies import checkpoint_at, checkpoints_at
 from gpt_pretrain.train.config import TrainConfig
 from gpt_pretrain.train.start import Start
 from gpt_pretrain.train.time_ledger import Category
@@ -83,7 +83,7 @@ class Arms:
 def checkpoints_of(run: str, begin: int, until: int) -> dict[int, str]:
     """Directories of this machine of a run's checkpoints in steps (begin, until] that can be trusted, by step."""
     found = {}
-    for step in steps_at(run):
+    for step in checkpoints_at(run):
         if begin < step <= until:
             try:
                 found[step] = checkpoint_at(checkpoint_name(run, step)).directory

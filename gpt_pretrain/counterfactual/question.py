@@ -12,7 +12,7 @@ from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.history.occurrences import DocumentOccurrence, occurrences_of
 from gpt_pretrain.history.opened_run import OpenedRun
 from gpt_pretrain.history.spans import Span, find_spans
-from gpt_pretrain.train.checkpoint_copies import checkpoint_at, steps_at
+from gpt_pretrain.train.checkpoint_copies import checkpoint_at, checkpoints_at
 
 FILE_NAME = "question.json"
 VERSION = 1
@@ -127,7 +127,7 @@ def is_target(place: DocumentOccurrence) -> bool:
 
 def newest_before(run: OpenedRun, step: int) -> int:
     """Of the kept checkpoints that can be trusted the newest that was made before a step; 0 if there is none."""
-    for each in reversed(steps_at(run.save_dir)):
+    for each in reversed(checkpoints_at(run.save_dir)):
         if each < step:
             try:
                 checkpoint_at(checkpoint_name(run.save_dir, each))

@@ -5,7 +5,7 @@ from pathlib import Path
 from gpt_pretrain.counterfactual.question import checkpoint_name
 from gpt_pretrain.history.opened_run import OpenedRun
 from gpt_pretrain.train import checkpoints
-from gpt_pretrain.train.checkpoint_copies import checkpoint_at, steps_at
+from gpt_pretrain.train.checkpoint_copies import checkpoint_at, checkpoints_at
 from gpt_pretrain.train.record import CONFIG_FILE_NAME
 
 
@@ -14,7 +14,7 @@ def recorded_config(run: OpenedRun) -> str:
     path = Path(run.place.directory, CONFIG_FILE_NAME)
     if path.is_file():
         return path.read_text(encoding="utf-8")
-    for step in reversed(steps_at(run.save_dir)):  # of a run in a bucket: every checkpoint has it
+    for step in reversed(checkpoints_at(run.save_dir)):  # of a run in a bucket: every checkpoint has it
         metadata = checkpoints.read_metadata(Path(checkpoint_at(checkpoint_name(run.save_dir, step)).directory))
         return metadata.config
     raise ValueError(f"{run.save_dir}: has no {CONFIG_FILE_NAME} and no checkpoint; nobody recorded its configuration")

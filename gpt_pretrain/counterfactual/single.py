@@ -23,7 +23,7 @@ from gpt_pretrain.counterfactual.arms import (
 from gpt_pretrain.counterfactual.page import render
 from gpt_pretrain.counterfactual.question import Asked, edited_plan, question_of
 from gpt_pretrain.history.opened_run import OpenedRun
-from gpt_pretrain.train.checkpoint_copies import steps_at
+from gpt_pretrain.train.checkpoint_copies import checkpoints_at
 from gpt_pretrain.train.config import TrainConfig
 
 Configure = Callable[..., TrainConfig]
@@ -39,7 +39,7 @@ def answer(run: OpenedRun, asked: Asked, configure: Configure, args: argparse.Na
     inserted = edited_config.data.open_inserted(datasets)
     plan = edited_plan(run, edited_config.data.edits(datasets, inserted), question.begin)
     arms = arms_of(run, question, inserted, args.save_dir, plan, args.num_probes)
-    has_end = asked.until in steps_at(run.save_dir)
+    has_end = asked.until in checkpoints_at(run.save_dir)
     is_first = jax.process_index() == 0
     if is_first:
         begin = f"the checkpoint of step {question.begin}" if question.begin else "the beginning"
@@ -103,7 +103,7 @@ def _last(result: dict) -> dict[str, tuple[float, float]]:
 def _bindings(run: OpenedRun, until: int, begin: int) -> list[str]:
     """Of both arms: what is kept and where curves go. Nothing here changes a step."""
     interval = max(1, (until - begin) // _FEWEST_KEPT)
-    kept = [step for step in steps_at(run.save_dir) if begin < step <= until]
+    kept = [step for step in checkpoints_at(run.save_dir) if begin < step <= until]
     # Where the run has checkpoints, the arms have them, too.
     if len(kept) > 1 and all(step % min(kept) == 0 for step in kept[:-1]):
         interval = min(kept)

@@ -17,7 +17,7 @@ from gpt_pretrain.history.spans import Span, find_spans
 from gpt_pretrain.history.token_losses import nll_of
 from gpt_pretrain.model.sampling import continue_greedily
 from gpt_pretrain.train import pretrained
-from gpt_pretrain.train.checkpoint_copies import steps_at
+from gpt_pretrain.train.checkpoint_copies import checkpoints_at
 
 log = logging.getLogger(__name__)
 _FEWEST_HELD_OUT = 10
@@ -121,7 +121,7 @@ def measure(
     is_target = np.arange(tokens_NT.shape[1] - 1) < num_targets[:, None]
     asked = np.flatnonzero(num_targets >= prefix_tokens + asked_tokens)
     end_of_text = run.tokenizer(passages[0].span.stream).end_of_text
-    steps = steps_at(run.save_dir)
+    steps = checkpoints_at(run.save_dir)
     losses, extracted, good = [], [], []
     for number, step in enumerate(steps):
         try:

@@ -93,13 +93,13 @@ class GPT(nnx.Module):
           start: position of the first token; not 0 when generating with a cache.
           documents: attention stays within each, positions count from its first token; without, the tokens
             are one sequence.
-          attend: stands in for causal attention over `tokens_BT` (a key-value cache does).
+          attend: stands in for causal attention over `tokens_BT` (a key-value cache does), and knows the documents
+            itself: of `documents` only the positions are used.
           hook: called at every hook site.
           rng: key for dropout; None means no dropout.
         """
         num_time, num_positions = tokens_BT.shape[1], self.position_embedding.num_embeddings
         assert num_time <= num_positions, f"{num_time} tokens, {num_positions} positions"
-        assert documents is None or attend is None, "`attend` would have to know the documents itself"
         segment_ids_BT = None if documents is None else documents.segment_ids_BT
         rate = self.spec.dropout
         rng_embed = rng_layers = None

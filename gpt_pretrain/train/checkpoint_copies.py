@@ -38,12 +38,16 @@ def checkpoint_at(place: str) -> Place:
         return _newest(mirror)
 
 
-def steps_at(save_dir: str) -> list[int]:
-    """Steps of a run's finished checkpoints, good or not, the oldest first."""
-    if not buckets.is_bucket(save_dir):
-        return checkpoints.saved_steps(save_dir)[::-1]
-    with copy_of(save_dir.rstrip("/")) as mirror:
-        return sorted(int(folder.rpartition("/")[2]) for folder in _checkpoints_in(mirror))
+def checkpoints_at(place: str) -> dict[int, str]:
+    """What the finished checkpoints of a run are called, good or not, by their steps, the oldest first: for
+    `checkpoint_at`."""
+    if buckets.is_bucket(place):
+        place = place.rstrip("/")
+        with copy_of(place) as mirror:
+            found = {int(folder.rpartition("/")[2]): folder for folder in _checkpoints_in(mirror)}
+        return {step: buckets.join(place, found[step]) for step in sorted(found)}
+    steps = reversed(checkpoints.saved_steps(place))
+    return {step: os.path.join(place, checkpoints.DIRECTORY, str(step)) for step in steps}
 
 
 def _newest(mirror: Mirror) -> Place:

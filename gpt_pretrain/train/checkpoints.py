@@ -31,7 +31,7 @@ from gpt_pretrain.train.seals import Seal, problem_of, read_metadata
 
 log = logging.getLogger(__name__)
 
-_DIRECTORY = "checkpoints"
+DIRECTORY = "checkpoints"  # in a save_dir
 _DAMAGED = "damaged_checkpoints"
 
 
@@ -51,8 +51,8 @@ class Checkpoints:
           check_directory: raises where the `save_dir` is not the run's any more; called before a save is finished.
           called: the `save_dir`, as the user knows it.
         """
-        self.directory = Path(save_dir).absolute() / _DIRECTORY
-        self._called = f"{called or Path(save_dir).absolute()}/{_DIRECTORY}"
+        self.directory = Path(save_dir).absolute() / DIRECTORY
+        self._called = f"{called or Path(save_dir).absolute()}/{DIRECTORY}"
         self.directory.mkdir(parents=True, exist_ok=True)
         self._num_kept, self._check_directory = num_kept, check_directory
         self._being_saved: CheckpointMetadata | None = None
@@ -159,12 +159,12 @@ def _steps(directory: Path) -> list[int]:
 
 def saved_steps(save_dir: str | os.PathLike) -> list[int]:
     """Steps whose checkpoints are finished, good or not; the newest first."""
-    return _steps(Path(save_dir, _DIRECTORY))
+    return _steps(Path(save_dir, DIRECTORY))
 
 
 def checkpoint_path(save_dir: str | os.PathLike, step: int) -> Path:
     """Where the checkpoint of a step is, or will be."""
-    return Path(save_dir, _DIRECTORY, str(step))
+    return Path(save_dir, DIRECTORY, str(step))
 
 
 def choose(save_dir: str | os.PathLike, *, run_id: str | None = None) -> CheckpointMetadata | None:
@@ -175,7 +175,7 @@ def choose(save_dir: str | os.PathLike, *, run_id: str | None = None) -> Checkpo
     Args:
       run_id: of the run in `save_dir`, where it is known: a checkpoint of another one is not trusted.
     """
-    directory = Path(save_dir).absolute() / _DIRECTORY
+    directory = Path(save_dir).absolute() / DIRECTORY
     step, num_bad = -1, 0
     if jax.process_index() == 0:
         steps = _steps(directory)
@@ -209,14 +209,14 @@ def locate(directory: str | os.PathLike) -> Path:
         if problem := problem_of(path):
             raise ValueError(f"{path}: {problem}. The checkpoint cannot be trusted; use another one.")
         return path
-    root = path / _DIRECTORY if (path / _DIRECTORY).is_dir() else path
+    root = path / DIRECTORY if (path / DIRECTORY).is_dir() else path
     for step in _steps(root):
         if not (problem := problem_of(root / str(step))):
             return root / str(step)
         log.warning("%s: %s; skipping this checkpoint", root / str(step), problem)
     raise ValueError(
         f"{directory}: no good checkpoint found; expected the save_dir of a run of gpt_pretrain.main, or one "
-        f"checkpoint in its '{_DIRECTORY}' directory"
+        f"checkpoint in its '{DIRECTORY}' directory"
     )
 
 

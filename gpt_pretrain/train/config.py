@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from jax.sharding import Mesh
@@ -15,6 +15,8 @@ from gpt_pretrain.mirrors import folder_in_cache
 from gpt_pretrain.model.spec import Dtype, GPTConfig
 from gpt_pretrain.optim.optimizer import Optimizer
 from gpt_pretrain.parallel.devices import Device
+from gpt_pretrain.tasks.suite import check_names as check_tasks
+from gpt_pretrain.train.validation import check_validation
 from gpt_pretrain.train.weight_files import hub
 from gpt_pretrain.train.writers import check_names
 
@@ -50,6 +52,13 @@ class TrainConfig:
         step is always logged, evaluated and saved). Statistics cost about a step more each time, so 0.5 % of the
         time at an interval of 250, and once the compilation of a function of their own.
       eval_tokens: of the validation split, at most, from its front.
+      validation: other datasets to validate on, by the name of their curves: {"books": "data/books"}, or
+        {"books": ("data/books", "train")} for another split than "val". Each is prepared with the run's tokenizer, and
+        gives `eval_tokens` more.
+      eval_tasks: asked of the model as it is trained: files of HellaSwag (llm.c's hellaswag_val.bin, or .jsonl), and
+        tasks of lm-evaluation-harness, by name or .yaml.
+      eval_tasks_interval: in steps; 0 means at the last step only.
+      eval_tasks_limit: examples of each task, the first ones; None for all.
       num_checkpoints_kept: the newest ones, at least 2: one may be damaged.
       verify_steps: on resume, read the batches of this many last steps again and compare them with the ledger.
       fork: resume with other data, another data.seed or train.seed: a new branch of the run. Changes of batch
@@ -86,6 +95,10 @@ class TrainConfig:
     log_interval: int = 10
     eval_interval: int = 250
     eval_tokens: int = 10_485_760
+    validation: Mapping[str, Any] | None = None
+    eval_tasks: Sequence[str] = ()
+    eval_tasks_interval: int = 1000
+    eval_tasks_limit: int | None = None
     save_interval: int = 1000
     statistics_interval: int = 250
     num_checkpoints_kept: int = 2
@@ -111,7 +124,7 @@ class TrainConfig:
             if not callable(getattr(self, name)):
                 raise ValueError(f"train.{name}: found {getattr(self, name)!r}, expected a function (@{name})")
         for name, (least, most) in _LIMITS.items():
-            if (value := getattr(self, name)) is not None or name != "per_device_batch_size":
+            if (value := getattr(self, name)) is not None or name not in _MAY_BE_NONE:
                 value = checks.whole_number(f"train.{name}", value, least=least, most=most)
                 object.__setattr__(self, name, value)
         checks.seed("train.seed", self.seed)
@@ -134,6 +147,9 @@ class TrainConfig:
             source = (hub.check_url if is_hub else checks.place)("train.from_pretrained", source)
             object.__setattr__(self, "from_pretrained", source)
         check_names(self.writers)
+        object.__setattr__(self, "eval_tasks", check_tasks("train.eval_tasks", self.eval_tasks))
+        if self.validation is not None:
+            object.__setattr__(self, "validation", check_validation(self.validation, self.data.directories))
         checks.text("train.wandb_project", self.wandb_project)
         prompts = self.sample_prompt
         if prompts is not None and not isinstance(prompts, str):
@@ -180,12 +196,15 @@ class TrainConfig:
 
 
 _INTERVAL = (0, checks.MOST_TOKENS)
+_MAY_BE_NONE = ("per_device_batch_size", "eval_tasks_limit")
 _LIMITS = {
     "log_interval": _INTERVAL,
     "eval_interval": _INTERVAL,
     "save_interval": _INTERVAL,
     "statistics_interval": _INTERVAL,
     "profile_step": _INTERVAL,
+    "eval_tasks_interval": _INTERVAL,
+    "eval_tasks_limit": (1, checks.MOST_ROWS),
     "per_device_batch_size": (1, checks.MOST_ROWS),
     "num_tokens": (1, checks.MOST_TOKENS),
     "eval_tokens": (1, checks.MOST_TOKENS),

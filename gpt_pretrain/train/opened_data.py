@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 
 from data_prep.store.datasets import TokenDataset
@@ -10,7 +11,9 @@ from data_prep.store.tokenizers import Tokenizer, recorded_tokenizer, user_token
 from gpt_pretrain.data.edits import Edits, inserted_name
 from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.data.stages import Stage
+from gpt_pretrain.tasks.suite import Suite
 from gpt_pretrain.train.config import TrainConfig
+from gpt_pretrain.train.validation import open_validation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +27,8 @@ class OpenedData:
       inserted: the datasets that documents are inserted from, by the name that the plan has for them.
       prompts: ids of the texts that the run's samples continue.
       tokenizer_name: as the user typed it, if at all.
+      validation: other streams to validate on, by name.
+      suite: tasks to ask, if any.
     """
 
     datasets: dict[str, TokenDataset]
@@ -32,6 +37,8 @@ class OpenedData:
     inserted: dict[str, TokenDataset] = dataclasses.field(default_factory=dict)
     prompts: tuple[np.ndarray, ...] = ()
     tokenizer_name: str | None = None
+    validation: dict[str, TokenSource] = dataclasses.field(default_factory=dict)
+    suite: Suite | None = None
 
     @property
     def first(self) -> TokenDataset:
@@ -76,6 +83,7 @@ def open_data(config: TrainConfig) -> OpenedData:
         config.data.edits(datasets, inserted),
         {inserted_name(directory): each for directory, each in inserted.items()},
         tokenizer_name=config.data.tokenizer,
+        validation=open_validation(config.validation, next(iter(datasets.values())), config.data, config.eval_tokens),
     )
     if config.data.tokenizer:
         _ = data.tokenizer  # another one than made the data is an error, whether or not it will be asked
@@ -91,6 +99,14 @@ def open_data(config: TrainConfig) -> OpenedData:
             f"train.num_tokens={config.num_tokens} is less than one step: batch_size {size} x seq_len {seq_len} = "
             f"{size * seq_len} tokens"
         )
+    if config.eval_tasks:
+        suite = Suite(config.eval_tasks, data.tokenizer, limit=config.eval_tasks_limit)
+        if suite.harness is not None and jax.process_count() > 1:
+            raise ValueError(
+                "train.eval_tasks: tasks of lm-evaluation-harness are asked by a run of one process. With several, use "
+                "files of HellaSwag, and `python -m gpt_pretrain.evaluate` on the checkpoints"
+            )
+        data = dataclasses.replace(data, suite=suite)
     if not config.sample_prompts:
         return data
     tokenizer = data.tokenizer

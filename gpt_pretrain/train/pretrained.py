@@ -8,11 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from data_prep.store.buckets import is_bucket
 from gpt_pretrain.mirrors import Place
 from gpt_pretrain.model.gpt import init_params
 from gpt_pretrain.model.spec import ModelSpec
+from gpt_pretrain.parallel.partition import replicated
 from gpt_pretrain.train import checkpoints
 from gpt_pretrain.train.checkpoint_copies import checkpoint_at
 from gpt_pretrain.train.metadata import CheckpointMetadata
@@ -23,18 +25,19 @@ from gpt_pretrain.train.weight_files.names import TOKENS
 log = logging.getLogger(__name__)
 
 
-def load(directory: str, platform: str | None = None) -> tuple[dict, CheckpointMetadata]:
-    """The parameters of a run's newest good checkpoint, or of one checkpoint, on the default device, and its metadata.
+def load(directory: str, platform: str | None = None, *, mesh: Mesh | None = None) -> tuple[dict, CheckpointMetadata]:
+    """The parameters of a run's newest good checkpoint, or of one checkpoint, and its metadata.
 
-    The model in the metadata is made plain: without what only training needs.
+    They are on the default device, or whole on each of `mesh`. The model in the metadata is made plain: without what
+    only training needs.
     """
     checkpoint = Path(checkpoint_at(directory).directory)
     metadata = checkpoints.read_metadata(checkpoint)
     is_cpu = (platform or jax.default_backend()) == "cpu"
     spec = metadata.model.plain(dtype="float32" if is_cpu else None)
     shapes = jax.eval_shape(partial(init_params, spec), jax.random.key(0))
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
+    where = replicated(mesh) if mesh else jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes)
     return checkpoints.restore_params(checkpoint, abstract), metadata.with_model(spec)
 
 

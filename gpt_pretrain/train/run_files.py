@@ -8,6 +8,7 @@ from data_prep.store import buckets
 from gpt_pretrain.data import ledger as ledger_lib
 from gpt_pretrain.data import run as run_lib
 from gpt_pretrain.mirrors import Mirror, Objects
+from gpt_pretrain.tasks import suite
 from gpt_pretrain.train import changes, events, provenance, seals, time_file
 from gpt_pretrain.train.actions import evaluation
 from gpt_pretrain.train.record import CONFIG_FILE_NAME
@@ -25,7 +26,7 @@ FILES = (
     wandb_rows.FILE_NAME,
     wandb_rows.ID_FILE_NAME,
 )
-FOLDERS = ("tensorboard/", "evaluations/", "wandb/offline-run-")  # of an online run, W&B's server has all
+FOLDERS = ("tensorboard/", f"{suite.FOLDER}/", "wandb/offline-run-")  # of an online run, W&B's server has all
 CHECKPOINT = re.compile(r"checkpoints/([1-9]\d{0,17})/.+")
 UPLOADING = ".uploading"  # copies of what is being uploaded; they stay here
 

@@ -13,6 +13,7 @@ from gpt_pretrain.train.actions.network import CompareNetwork
 from gpt_pretrain.train.actions.profile import Profile
 from gpt_pretrain.train.actions.samples import WriteSamples
 from gpt_pretrain.train.actions.statistics import WriteStatistics
+from gpt_pretrain.train.actions.tasks import AskTasks
 from gpt_pretrain.train.actions.verification import VerifyShards
 from gpt_pretrain.train.build import Built
 from gpt_pretrain.train.checkpoints import Checkpoints
@@ -52,8 +53,11 @@ def actions_of(
         actions.append(WriteSamples(built, writer))
     # Saved before it is evaluated: an evaluation that fails costs no checkpoint.
     actions.append(SaveCheckpoints(built, start, checkpoints, writer, held, times))
-    if validation := data.sources("val"):
-        actions.append(Evaluate(built, validation, writer, stop))
-    else:
+    validation = data.sources("val")
+    if not validation:
         log.warning("%s has no validation split: no validation loss will be computed.", data.first.directory)
+    if validation or data.validation:
+        actions.append(Evaluate(built, validation, writer, stop, named=data.validation))
+    if data.suite is not None:
+        actions.append(AskTasks(built, data.suite, writer, stop))
     return actions
