@@ -1,5 +1,4 @@
 import dataclasses
-import functools
 import logging
 
 import jax
@@ -13,7 +12,8 @@ from support.runs import build_anew, make_metadata, run_config
 from gpt_pretrain.model import attention
 from gpt_pretrain.model.document_mask import documents_of
 from gpt_pretrain.model.gpt import GPT, init_params, model_of
-from gpt_pretrain.model.perturbations import Perturbation, scaling
+from gpt_pretrain.model.intervening import doses_at
+from gpt_pretrain.model.interventions import Intervention
 from gpt_pretrain.model.sampling import sample
 from gpt_pretrain.model.spec import GPTConfig
 from gpt_pretrain.optim.adamw import adamw
@@ -29,7 +29,7 @@ SEQ_LEN, END = 16, END_OF_TEXT
 # Begins inside a document; two end-of-texts in a row; one at the last position.
 LENGTHS = (4, 5, 1, 5, 1)
 WINDOW = np.array([7, 8, 9, 10, END, 11, 12, 13, 14, END, END, 15, 16, 17, 18, END])
-HALVED = Perturbation(functools.partial(scaling, factor=0.5), sites=["attn_out"])
+HALVED = Intervention("zero", strength=0.5, sites=["attn_out"])
 BOUNDS = list(zip(np.cumsum((0, *LENGTHS[:-1])).tolist(), np.cumsum(LENGTHS).tolist(), strict=True))
 
 
@@ -125,7 +125,7 @@ def test_dropout_of_rate_zero_attends_as_without():
 
 
 def test_the_gradient_is_that_of_the_documents_one_by_one_with_hooks_and_remat_too(spec, params):
-    spec = dataclasses.replace(spec, perturbations=(HALVED,))
+    spec, doses = dataclasses.replace(spec, interventions=(HALVED,)), doses_at(1, [HALVED])
     window = np.append(WINDOW, 19).astype(np.uint16)
     plain = step_lib.make_gradients(StepOptions(spec))
 
@@ -134,7 +134,7 @@ def test_the_gradient_is_that_of_the_documents_one_by_one_with_hooks_and_remat_t
         sums = []
         for length in set(LENGTHS):  # mean of the documents of this length, times their share of the tokens
             rows = np.stack([window[start : stop + 1] for start, stop in BOUNDS if stop - start == length])
-            found = plain(p, rows[None], None)
+            found = plain(p, rows[None], None, *doses)
             share = len(rows) * length / SEQ_LEN
             sums.append(jax.tree.map(lambda leaf, share=share: share * leaf, found))
         return jax.tree.map(lambda *leaves: sum(leaves), *sums)
@@ -142,7 +142,7 @@ def test_the_gradient_is_that_of_the_documents_one_by_one_with_hooks_and_remat_t
     expected = one_by_one(params)
     for remat in ("none", "full"):
         gradients = step_lib.make_gradients(StepOptions(dataclasses.replace(masked(spec), remat=remat)))
-        found = jax.jit(lambda p, gradients=gradients: gradients(p, window[None, None], None))(params)
+        found = jax.jit(lambda p, gradients=gradients: gradients(p, window[None, None], None, *doses))(params)
         assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
@@ -222,7 +222,7 @@ def model_that_knows_no_documents(self, tokens_BT, *, documents, hook, rng=None)
         rng_embed, rng_attend, rng_layers = jax.random.split(rng, 3)
     positions_T = 0 + jnp.arange(tokens_BT.shape[1])
     x_BTD = self.token_embedding(tokens_BT) + self.position_embedding(positions_T)
-    x_BTD = attention.dropout(x_BTD.astype(self.spec.dtype), rate, rng_embed)
+    x_BTD = hook("embeddings", None, attention.dropout(x_BTD.astype(self.spec.dtype), rate, rng_embed))
 
     def attend(layer, q_BTHK, k_BTHK, v_BTHK):
         if rng is None or not rate:
@@ -240,7 +240,7 @@ def model_that_knows_no_documents(self, tokens_BT, *, documents, hook, rng=None)
 
     for index, layer in enumerate(self.layers):
         x_BTD = layer(x_BTD, index, attend=attend, hook=hook, rng=rng_layers)
-    return self.ln_f(x_BTD)
+    return hook("final_norm", None, self.ln_f(x_BTD))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])

@@ -279,12 +279,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_positions_and_la
     assert final_state(tmp_path / "run")[0] == 5
 
 
-def test_perturbations_from_the_users_own_module_are_imported_by_the_gin_file(tiny_dataset, tmp_path, monkeypatch):
-    (tmp_path / "my_module.py").write_text("def shift(x_BTD, layer, rng):\n    return x_BTD + 100.0 * (layer + 1)\n")
+def test_interventions_of_the_users_own_module_are_imported_by_the_gin_file(tiny_dataset, tmp_path, monkeypatch):
+    (tmp_path / "my_module.py").write_text("def shift(x_BTD, ctx):\n    return x_BTD + 100.0 * (ctx.layer + 1)\n")
     (tmp_path / "x.gin").write_text(
-        "model.perturbations = [@perturb(), @noise/perturb()]\n"
-        "perturb.function = 'my_module:shift'\nperturb.layers = [1]\nperturb.sites = ['mlp_out']\n"
-        "noise/perturb.function = @gaussian_noise\nnoise/perturb.sites = ['attn_out']\ngaussian_noise.stddev = 0.5\n"
+        "model.interventions = [@intervention(), @noise/intervention()]\n"
+        "intervention.kind = 'my_module:shift'\nintervention.layers = [1]\nintervention.sites = ['mlp_out']\n"
+        "noise/intervention.kind = 'noise'\nnoise/intervention.sites = ['attn_out']\nnoise/intervention.strength = 0.5\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     losses = []

@@ -31,11 +31,7 @@ ALLOWED = {
     ("data_prep/engines/beam.py", "pickle"): "jobs and results between our own processes, each with a keyed digest",
     ("data_prep/store/bucket_clients.py", "import_module"): "gcsfs or s3fs, by the scheme of a URL",
     ("data_prep/store/tokenizers.py", "import_module"): "a class that the user typed: --tokenizer, data.tokenizer",
-    ("gpt_pretrain/model/perturbations.py", "import_module"): "a function that the user's .gin file names",
-    (
-        "gpt_pretrain/model/perturbations.py",
-        "load",
-    ): "numpy.load of a vector that the user's .gin file names, no pickle",
+    ("gpt_pretrain/model/interventions.py", "import_module"): "a function that the user's .gin file or flag names",
 }
 FORBIDDEN = {
     "import_module",

@@ -13,7 +13,7 @@ from gpt_pretrain.model.attention import Attend, causal_attention, causal_attent
 from gpt_pretrain.model.document_mask import Documents
 from gpt_pretrain.model.layers import Layer
 from gpt_pretrain.model.linear import PRODUCT, Linear, Multiply, multiply
-from gpt_pretrain.model.perturbations import Hook, no_hook
+from gpt_pretrain.model.sites import Hook, no_hook
 from gpt_pretrain.model.spec import ModelSpec
 from gpt_pretrain.parallel.axes import EMBD, HEADS, MLP, POSITIONS, VOCAB
 
@@ -110,11 +110,11 @@ class GPT(nnx.Module):
 
         positions = start + jnp.arange(num_time) if documents is None else documents.positions_BT
         x_BTD = self.token_embedding(tokens_BT) + self.position_embedding(positions)
-        x_BTD = dropout(x_BTD.astype(self.spec.dtype), rate, rng_embed)
+        x_BTD = hook("embeddings", None, dropout(x_BTD.astype(self.spec.dtype), rate, rng_embed))
         for index, layer in enumerate(self.layers):
             run = functools.partial(layer, layer=index, attend=attend, hook=hook, rng=rng_layers)
             x_BTD = REMAT[self.spec.remat](run)(x_BTD)
-        return self.ln_f(x_BTD)
+        return hook("final_norm", None, self.ln_f(x_BTD))
 
     def logits(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Float32 logits of hidden states, padded columns included."""

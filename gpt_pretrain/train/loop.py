@@ -48,7 +48,7 @@ class Loop:
         for batch, tokens_MBT in self._times.waiting(fed):
             self._times.begin_step(self.step + 1)
             self._run_actions(self.step + 1, tokens_MBT, before=True)
-            self._state, metrics = self._built.train_step(self._state, tokens_MBT)
+            self._state, metrics = self._built.train_step(self._state, tokens_MBT, *self._built.doses(self.step + 1))
             self.step += 1
             self._ledger.add(batch.digest)
             self._finished(self._reader.push(self.step, batch.position, metrics))

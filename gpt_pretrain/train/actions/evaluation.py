@@ -35,6 +35,7 @@ class Evaluate(Action):
         config = built.config
         self.due = Schedule(config.eval_interval, also=(built.total_steps,))
         self._eval_step, self._placement = built.eval_step, built.placement
+        self._doses_at, self._doses = built.doses, built.doses(1)
         self._sources, self._seq_len = sources, config.data.seq_len
         self._writer, self._save_dir = writer, config.directory
         self._num_steps = built.total_steps
@@ -56,6 +57,7 @@ class Evaluate(Action):
 
     def run(self, now: Now) -> None:
         self._evaluated_step = -1
+        self._doses = self._doses_at(max(1, now.step))  # as strong as in the last update
         if values := self.means(now.state.params):
             self._writer.write_scalars(now.step, {f"validation/{name}": value for name, value in values.items()})
             self._evaluated_step = now.step
@@ -106,7 +108,7 @@ class Evaluate(Action):
             starts = np.minimum(windows, num_windows - 1) * self._seq_len
             arrays = (source.read(starts, self._seq_len + 1)[None], weights[None])
             batch, weights = (self._placement.to_devices(each, self._rows_at_once) for each in arrays)
-            waiting.append(self._eval_step(params, batch, weights, np.int32(index)))
+            waiting.append(self._eval_step(params, batch, weights, np.int32(index), *self._doses))
             if len(waiting) > MAX_IN_FLIGHT:
                 total += np.asarray(jax.device_get(waiting.popleft()), np.float64)
         return total + sum(np.asarray(jax.device_get(each), np.float64) for each in waiting)
