@@ -1,8 +1,8 @@
 """Interventions done: the hook that changes activations or gradients as `interventions.py` says.
 
 Their strengths, and the vectors that they add, are inputs of the compiled function: one program serves every dose.
-Random numbers follow from (seed, step, intervention, site, layer, row of the global batch), so they do not depend on how
-a batch is cut into microbatches and over devices.
+Random numbers follow from (seed, step, intervention, site, layer, row of the global batch), so they do not depend on
+how a batch is cut into microbatches and over devices.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class Doses(NamedTuple):
 
 
 def doses_at(step: int, interventions: Sequence[Intervention]) -> tuple[Doses, ...]:
-    """Of the update `step`, counted from 1: what a compiled step takes beside its batch. Nothing without interventions."""
+    """Of the update `step`, counted from 1: what a compiled step takes beside its batch, if anything."""
     if not interventions:
         return ()
     strengths_I = np.array([each.strength_at(step) for each in interventions], np.float32)

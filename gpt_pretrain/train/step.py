@@ -150,8 +150,9 @@ def accumulate_gradients(loss_fn: Callable, params, batch_MBT, rng, *doses: Dose
 def make_gradients(options: StepOptions) -> Callable:
     """`(params, batch, rng, *doses) -> (gradients, mean loss in nats, accuracy)`.
 
-    The loss is the mean over ALL tokens of the batch. Sums are divided once, by the number of target tokens of the whole batch, so that the result does not depend on how
-    it is cut into microbatches and over devices. Gradients are float32, split like the parameters.
+    The loss is the mean over ALL tokens of the batch. Sums are divided once, by the number of target tokens of the
+    whole batch, so that the result does not depend on how it is cut into microbatches and over devices. Gradients are
+    float32, split like the parameters.
     """
 
     def on_one(params, batch_MBT, rng, *doses):
