@@ -1,8 +1,8 @@
 """How much the validation loss rises when one site of one layer is ablated or disturbed: all of them, one by one.
 
 One program is compiled for the whole sweep. The model in it has an intervention at every place, each with a strength of
-its own that is an input: all are 0 but one. The means for mean ablation, too, are an input: the first pass, in which every
-strength is 0, gives the loss to compare with and, beside it, the mean of every channel over all tokens.
+its own that is an input: all are 0 but one. The means for mean ablation, too, are an input: the first pass, in which
+every strength is 0, gives the loss to compare with and, beside it, the mean of every channel over all tokens.
 """
 
 import dataclasses

@@ -51,8 +51,8 @@ def render_ablations(found: Ablated, command: str) -> str:
     ]
     footer = (
         f"Made by <code>{html_text(command)}</code>. Rise of the validation loss, in nats, when one site of one layer "
-        "is changed and all else is as it was. The checkpoint's own interventions and dropout are left out. Colours are "
-        f"those of the rise as a part of the highest, +{most:.4f}; a fall has none."
+        "is changed and all else is as it was. The checkpoint's own interventions and dropout are left out. Colours "
+        f"are those of the rise as a part of the highest, +{most:.4f}; a fall has none."
     )
     return shell(
         title="Ablations, layer by layer",
