@@ -262,9 +262,13 @@ def test_evaluation_counts_only_the_rows_of_weight_one(spec):
 
 def test_statistics_describe_every_site_of_every_layer(spec):
     mesh = make_test_mesh(1, 1)
-    state = fresh_state(spec, adamw(9, warmup_steps=0).transform, mesh, seed=0)
+    optimizer = adamw(9, warmup_steps=0)
+    state = fresh_state(spec, optimizer.transform, mesh, seed=0)
+    first, second = state.params["layers"][0], state.params["layers"][1]
+    first["attention"]["qkv"]["kernel"] *= jnp.arange(96) >= 32  # attends to all that is past alike
+    second["mlp"]["up"]["bias"] += jnp.where(jnp.arange(128) < 32, -100, 100)
     batch = jax.random.randint(jax.random.key(0), (2, 4, SEQ_LEN + 1), 0, VOCAB_SIZE).astype(jnp.uint16)
-    statistics = step_lib.make_statistics(StepOptions(spec, num_chunks=2, mesh=mesh))
+    statistics = step_lib.make_statistics(StepOptions(spec, num_chunks=2, mesh=mesh), optimizer)
     found = step_lib.compile_statistics(statistics, shardings_of(state), mesh)(state, batch)
 
     @jax.jit
@@ -277,10 +281,17 @@ def test_statistics_describe_every_site_of_every_layer(spec):
     for layer, outputs in enumerate(activations(state.params)):
         x = np.asarray(outputs, np.float64)
         expected = {"mean": x.mean(), "std": x.std(), "rms": np.sqrt((x**2).mean()), "max_abs": np.abs(x).max()}
+        expected["kurtosis"] = ((x - x.mean()) ** 4).mean() / x.var() ** 2
         for name, value in expected.items():
             np.testing.assert_allclose(found[f"activations/{layer}/attn_out/{name}"], value, rtol=1e-3, atol=1e-7)
-    sites = {name.split("/")[2] for name in found if name.startswith("activations")}
-    assert sites >= set(LAYER_SITES)
+    for layer in (0, 1):
+        sites = {name.split("/")[2] for name in found if name.startswith(f"activations/{layer}/")}
+        assert sites == {*LAYER_SITES, "attention"}
+    assert all(f"activations/{site}/rms" in found for site in OTHER_SITES)
+    uniform = np.log(np.arange(1, SEQ_LEN + 1)).mean()
+    np.testing.assert_allclose(found["activations/0/attention/entropy"], uniform, rtol=1e-5)
+    assert 0.5 * uniform < found["activations/1/attention/entropy"] < uniform
+    assert found["activations/1/mlp_hidden/dead"] == 0.25 and found["activations/0/mlp_hidden/dead"] < 0.1
 
     def total(prefix):
         return np.sqrt(sum(float(v) ** 2 for k, v in found.items() if k.startswith(prefix)))
@@ -289,6 +300,42 @@ def test_statistics_describe_every_site_of_every_layer(spec):
     np.testing.assert_allclose(total("gradients/"), optax.global_norm(grads), rtol=1e-4)
     np.testing.assert_allclose(total("parameters/"), optax.global_norm(state.params), rtol=1e-4)
     assert f"gradients/layers/{spec.n_layer - 1}" in found
+    updates, _ = optimizer.transform.update(grads, state.opt_state, state.params)
+    for part in ("layers/1", "ln_f"):
+        tree = updates["layers"][1] if part == "layers/1" else updates["ln_f"]
+        ratio = optax.global_norm(tree) / found[f"parameters/{part}"]
+        np.testing.assert_allclose(found[f"update_to_weight/{part}"], ratio, rtol=1e-3)
+    pieces = [accumulated(spec, state.params, batch[index : index + 1])[0] for index in (0, 1)]
+    expect_noise(found, pieces, grads, rows_of_piece=4)
+
+
+def expect_noise(found, pieces, grads, rows_of_piece):
+    """The estimates solve: E |g of b rows|^2 = |true g|^2 + trace / b, for pieces and for the whole."""
+    rows = rows_of_piece * len(pieces)
+    of_pieces = np.mean([float(optax.tree.norm(piece, squared=True)) for piece in pieces])
+    trace, square = float(found["gradient_noise/trace"]), float(found["gradient_noise/square"])
+    assert square + trace / rows_of_piece == pytest.approx(of_pieces, rel=1e-3)
+    assert square + trace / rows == pytest.approx(float(optax.tree.norm(grads, squared=True)), rel=1e-3)
+    assert float(found["gradient_noise/scale"]) == pytest.approx(trace / square, rel=1e-3)
+
+
+@pytest.mark.parametrize("mesh, gather", [((2, 1), "per_use"), ((1, 2), "per_step"), ((1, 2), "per_use")])
+def test_statistics_of_several_devices_are_those_of_one(spec, mesh, gather):
+    spec = dataclasses.replace(spec, n_layer=1)
+    mesh, optimizer = make_test_mesh(*mesh), adamw(9, warmup_steps=0)
+    state = fresh_state(spec, optimizer.transform, mesh, seed=0)
+    rows = jax.random.randint(jax.random.key(0), (1, 4, SEQ_LEN + 1), 0, VOCAB_SIZE).astype(jnp.uint16)
+    statistics = step_lib.make_statistics(StepOptions(spec, mesh=mesh, gather=gather), optimizer)
+    found = step_lib.compile_statistics(statistics, shardings_of(state), mesh)(state, rows)
+    one = jax.jit(step_lib.make_statistics(StepOptions(spec), optimizer))(jax.device_get(state), rows)
+    for name, value in one.items():
+        np.testing.assert_allclose(found[name], value, rtol=2e-3, atol=1e-6, err_msg=name)
+    if gather == "per_use" and mesh.shape["fsdp"] > 1:
+        assert found.keys() == one.keys(), "no device has the whole gradient of its rows"
+        return
+    params = jax.device_get(state.params)
+    pieces = [accumulated(spec, params, rows[:, first : first + 2])[0] for first in (0, 2)]
+    expect_noise(found, pieces, accumulated(spec, params, rows)[0], rows_of_piece=2)
 
 
 def test_fsdp_moves_weights_and_never_the_activations_of_the_batch():

@@ -116,7 +116,7 @@ def ablate(
     batches = _batches(windows_NT, num_at_once)
     sums_of = _sums_of(spec, interventions, seq_len, num_at_once)
     zeros = tuple(np.zeros(_width(spec, each), np.float32) if each.kind == "mean" else None for each in interventions)
-    nothing = Doses(np.int32(metadata.step), np.zeros(len(interventions), np.float32), zeros)
+    nothing = Doses(np.array(metadata.step, np.int32), np.zeros(len(interventions), np.float32), zeros)
     started = time.perf_counter()
     compiled = jax.jit(sums_of).lower(params, *batches[0], nothing).compile()
     compiled_at = time.perf_counter()

@@ -84,6 +84,7 @@ class GPT(nnx.Module):
         documents: Documents | None = None,
         attend: Attend | None = None,
         hook: Hook = no_hook,
+        around: Callable[[Attend, Any], Attend] | None = None,
         rng: jax.Array | None = None,
     ) -> Float[Array, "B T D"]:
         """Token ids -> final hidden states in the compute dtype (the head is the loss's business).
@@ -95,6 +96,7 @@ class GPT(nnx.Module):
             are one sequence.
           attend: stands in for causal attention over `tokens_BT` (a key-value cache does).
           hook: called at every hook site.
+          around: (attend, segment ids or None) -> what stands in for it: somebody who watches.
           rng: key for dropout; None means no dropout.
         """
         num_time, num_positions = tokens_BT.shape[1], self.position_embedding.num_embeddings
@@ -107,6 +109,7 @@ class GPT(nnx.Module):
             rng_embed, rng_attend, rng_layers = jax.random.split(rng, 3)
             attend = attend or causal_attention_with_dropout(rate, rng_attend, segment_ids_BT)
         attend = attend or causal_attention(self.spec.attention, segment_ids_BT)
+        attend = around(attend, segment_ids_BT) if around else attend
 
         positions = start + jnp.arange(num_time) if documents is None else documents.positions_BT
         x_BTD = self.token_embedding(tokens_BT) + self.position_embedding(positions)

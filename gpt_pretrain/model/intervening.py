@@ -150,8 +150,8 @@ def make_hook(
                 start=rows.start,
             )
             where = _Where(each, site, layer, n_head, axes)
-            change: Callable = _with_gradient_changed if each.on_gradients else _changed
-            x_BTD = change(where, x_BTD, traced)
+            change = _with_gradient_changed if each.on_gradients else _changed
+            x_BTD = jnp.asarray(change(where, x_BTD, traced))  # pyright: ignore[reportArgumentType]
         return x_BTD
 
     return hook

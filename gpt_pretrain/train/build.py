@@ -131,7 +131,7 @@ def build(config: TrainConfig, data: OpenedData, start: Start, devices: Sequence
         abstract_state=abstract_state,
         train_step=step_lib.compile_train_step(step_lib.make_train_step(options, optimizer), *compiled_for),
         eval_step=step_lib.compile_eval_step(step_lib.make_eval_step(options), *compiled_for),
-        statistics=step_lib.compile_statistics(step_lib.make_statistics(options), *compiled_for),
+        statistics=step_lib.compile_statistics(step_lib.make_statistics(options, optimizer), *compiled_for),
     )
 
 

@@ -92,10 +92,10 @@ def make_loss_fn(options: StepOptions, multiply: Multiply = multiply) -> Callabl
     def loss_fn(params, window_BT, rng, dosed=None, record=None):
         model = to_model(params)
         inputs_BT, targets_BT = split_tokens(window_BT)
-        hook = _hook(options, inputs_BT, dosed)
+        hook, around = _hook(options, inputs_BT, dosed), None
         if record is not None:
-            hook = statistics.recording(hook, record)
-        x_BTD = model(inputs_BT, documents=_documents(spec, inputs_BT), hook=hook, rng=_for_dropout(rng))
+            hook, around = statistics.recording(hook, record), statistics.recording_entropy(record)
+        x_BTD = model(inputs_BT, documents=_documents(spec, inputs_BT), hook=hook, around=around, rng=_for_dropout(rng))
         return summed_nll(x_BTD, model.head_VD, targets_BT, spec.vocab_size, options.num_chunks, spec.logits_dtype)
 
     return loss_fn
@@ -121,12 +121,15 @@ def _documents(spec: ModelSpec, inputs_BT) -> Documents | None:
     return None if spec.document_end is None else documents_of(inputs_BT, spec.document_end)
 
 
-def accumulate_gradients(loss_fn: Callable, params, batch_MBT, rng, *doses: Doses):
+def accumulate_gradients(loss_fn: Callable, params, batch_MBT, rng, *doses: Doses, with_squares: bool = False):
     """Sums over all rows of a batch that one device holds, one microbatch after the other.
+
+    Args:
+      with_squares: also the squared norms of the microbatches' gradients.
 
     Returns:
       gradients like `params` in float32, whatever dtype the parameters are held in; summed nll; number of correct
-      predictions.
+      predictions; with squares, their sum.
     """
 
     def one(window_BT, index):
@@ -135,7 +138,7 @@ def accumulate_gradients(loss_fn: Callable, params, batch_MBT, rng, *doses: Dose
         dosed = (doses[0], index) if doses else None
         rng_of_one = None if rng is None else jax.random.fold_in(rng, index)
         (nll, correct), grads = grad_fn(in_float32, window_BT, rng_of_one, dosed)
-        return grads, nll, correct
+        return (grads, nll, correct, optax.tree.norm(grads, squared=True)) if with_squares else (grads, nll, correct)
 
     def body(carry, inputs):
         return jax.tree.map(jnp.add, carry, one(*inputs)), None
@@ -147,46 +150,59 @@ def accumulate_gradients(loss_fn: Callable, params, batch_MBT, rng, *doses: Dose
     return jax.lax.scan(body, zeros, (batch_MBT, jnp.arange(num_microbatches)))[0]
 
 
-def make_gradients(options: StepOptions) -> Callable:
+def make_gradients(options: StepOptions, *, with_squares: bool = False) -> Callable:
     """`(params, batch, rng, *doses) -> (gradients, mean loss in nats, accuracy)`.
 
     The loss is the mean over ALL tokens of the batch. Sums are divided once, by the number of target tokens of the
     whole batch, so that the result does not depend on how it is cut into microbatches and over devices. Gradients are
     float32, split like the parameters.
+
+    Args:
+      with_squares: also the mean over all pieces of the batch, each a device's rows of a microbatch, of the squared
+        norm of the gradient of the piece's mean loss. Only where `has_whole_pieces`.
     """
+    assert has_whole_pieces(options) or not with_squares
 
     def on_one(params, batch_MBT, rng, *doses):
         held = jax.tree.map(lambda leaf: leaf.astype(options.spec.dtype) if leaf.ndim >= 2 else leaf, params)
-        return accumulate_gradients(make_loss_fn(options), held, batch_MBT, rng, *doses)
+        return accumulate_gradients(make_loss_fn(options), held, batch_MBT, rng, *doses, with_squares=with_squares)
 
     def on_each(params, batch_MBT, rng, *doses):
         weights = options.weights
         if options.gather == "per_step":
-            whole = weights.whole(params)
-            sums = accumulate_gradients(make_loss_fn(options), whole, batch_MBT, _of_device(rng), *doses)
+            loss_fn, held = make_loss_fn(options), weights.whole(params)
         else:
-            loss_fn = make_loss_fn(options, weights.multiply)
+            of_whole, held = make_loss_fn(options, weights.multiply), params
 
-            def with_tables(params, *args):
-                return loss_fn(weights.with_whole_tables(params), *args)
+            def loss_fn(params, *args):
+                return of_whole(weights.with_whole_tables(params), *args)
 
-            sums = accumulate_gradients(with_tables, params, batch_MBT, _of_device(rng), *doses)
-        grads, nll, correct = sums
+        grads, *sums = accumulate_gradients(
+            loss_fn, held, batch_MBT, _of_device(rng), *doses, with_squares=with_squares
+        )
         grads = weights.reduced(grads, are_split=options.gather == "per_use")
-        return grads, jax.lax.psum(nll, BATCH_AXES), jax.lax.psum(correct, BATCH_AXES)
+        return grads, *(jax.lax.psum(each, BATCH_AXES) for each in sums)
 
     def gradients(params, batch_MBT, rng, *doses):
         num_microbatches, microbatch, window = batch_MBT.shape
         num_tokens = num_microbatches * microbatch * (window - 1)
         if options.axes:
             specs, whole = options.weights.specs, [P()] * (1 + len(doses))
-            sums_of = on_each_device(on_each, options.mesh, (specs, P(None, BATCH_AXES), *whole), (specs, P(), P()))
+            out = specs, *[P()] * (2 + with_squares)
+            sums_of = on_each_device(on_each, options.mesh, (specs, P(None, BATCH_AXES), *whole), out)
         else:
             sums_of = on_one
-        grads, nll, correct = sums_of(params, batch_MBT, rng, *doses)
-        return jax.tree.map(lambda grad: grad / num_tokens, grads), nll / num_tokens, correct / num_tokens
+        grads, nll, correct, *squares = sums_of(params, batch_MBT, rng, *doses)
+        num_pieces = num_microbatches * (options.mesh.size if options.axes and options.mesh else 1)
+        means = [square / num_pieces / (num_tokens / num_pieces) ** 2 for square in squares]
+        return jax.tree.map(lambda grad: grad / num_tokens, grads), nll / num_tokens, correct / num_tokens, *means
 
     return gradients
+
+
+def has_whole_pieces(options: StepOptions) -> bool:
+    """Whether a device has the whole gradient of its rows of a microbatch, before it is added to those of others."""
+    return not options.axes or options.gather == "per_step" or options.weights.num_parts == 1
 
 
 def _of_device(rng: jax.Array | None) -> jax.Array | None:
@@ -248,27 +264,29 @@ def make_eval_step(options: StepOptions) -> Callable:
     return on_each_device(on_each, mesh, (specs, rows, rows, *whole), P())
 
 
-def make_statistics(options: StepOptions) -> Callable:
+def make_statistics(options: StepOptions, optimizer: Optimizer) -> Callable:
     """`(state, batch, *doses) -> {name: scalar}`: a function of its own, so that ordinary steps pay nothing.
 
-    Activations are those of the first microbatch, at every site of every layer; gradient norms are of the
-    whole batch's gradient, before clipping; all with the random numbers that the step itself uses.
+    Activations and attention are those of the first microbatch, at every site of every layer; gradient norms are of the
+    whole batch's gradient, before clipping; updates are those that the step will make; all with the random numbers that
+    the step itself uses. The noise of gradients is there for batches of several pieces; see `has_whole_pieces`.
     """
     mesh, is_split = options.mesh, bool(options.axes)
-    gradients = make_gradients(options)
+    with_squares = has_whole_pieces(options)
+    gradients = make_gradients(options, with_squares=with_squares)
     # Values recorded inside remat can't leave it.
     plain = dataclasses.replace(options, spec=dataclasses.replace(options.spec, remat="none"))
     forward = make_loss_fn(plain, options.weights.multiply if is_split else multiply)
 
     def moments_of(params, window_BT, rng, *doses):
-        record: dict[str, statistics.Moments] = {}
+        record: statistics.Record = {}
         if is_split:
             params, rng = options.weights.with_whole_tables(params), _of_device(rng)
         dosed = (doses[0], 0) if doses else None
         forward(params, window_BT, None if rng is None else jax.random.fold_in(rng, 0), dosed, record)
         if not is_split:
             return record
-        return {site: statistics.of_all_devices(each, BATCH_AXES) for site, each in record.items()}
+        return statistics.of_all_devices(record, BATCH_AXES)
 
     specs = options.weights.specs if is_split else None
     whole = [P()] * (1 + options.num_doses)
@@ -277,9 +295,17 @@ def make_statistics(options: StepOptions) -> Callable:
     def statistics_of(state: TrainState, batch_MBT, *doses: Doses):
         rng = _rng(options, state)
         record = statistics.described(moments_of_all(state.params, batch_MBT[0], rng, *doses))
-        grads, _, _ = gradients(state.params, batch_MBT, rng, *doses)
+        grads, _, _, *squares = gradients(state.params, batch_MBT, rng, *doses)
+        updates, _ = optimizer.transform.update(grads, state.opt_state, state.params)
         record |= statistics.norms_per_part(grads, "gradients")
-        return record | statistics.norms_per_part(state.params, "parameters")
+        record |= statistics.norms_per_part(state.params, "parameters")
+        record |= statistics.update_to_weight(updates, state.params)
+        num_rows = batch_MBT.shape[0] * batch_MBT.shape[1]
+        rows_of_piece = batch_MBT.shape[1] // (mesh.size if mesh else 1)
+        if squares and rows_of_piece < num_rows:
+            of_batch = optax.tree.norm(grads, squared=True)
+            record |= statistics.NoiseScale.of(squares[0], of_batch, rows_of_piece, num_rows).described()
+        return record
 
     return statistics_of
 

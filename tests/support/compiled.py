@@ -37,7 +37,7 @@ def lower(
         step = step_lib.compile_train_step(step_lib.make_train_step(options, optimizer), *compiled_for)
         return step.lower(state, tokens(batch[0]), *doses)
     if function == "statistics":
-        statistics = step_lib.compile_statistics(step_lib.make_statistics(options), *compiled_for)
+        statistics = step_lib.compile_statistics(step_lib.make_statistics(options, optimizer), *compiled_for)
         return statistics.lower(state, tokens(batch[0]), *doses)
     assert function == "eval", function
     evaluate = step_lib.compile_eval_step(step_lib.make_eval_step(options), *compiled_for)
