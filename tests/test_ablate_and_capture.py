@@ -1,4 +1,4 @@
-"""Ablations of every site of every layer: the numbers are those of the model with that one intervention."""
+"""Ablations have the numbers of the model with that one intervention; captures are its activations."""
 
 import json
 import struct
@@ -13,14 +13,17 @@ from support.runs import make_metadata
 
 from data_prep.pages.png import png_of
 from data_prep.store.datasets import open_dataset
-from gpt_pretrain import ablate
+from gpt_pretrain import ablate, capture
 from gpt_pretrain.history.ablation import run_of
+from gpt_pretrain.history.opened_run import OpenedRun
+from gpt_pretrain.history.rows import read_rows
 from gpt_pretrain.model.gpt import init_params, model_of
 from gpt_pretrain.model.intervening import Rows, doses_at, make_hook
 from gpt_pretrain.model.interventions import Intervention
 from gpt_pretrain.model.losses import token_nll
 from gpt_pretrain.train.checkpoints import Checkpoints
 from gpt_pretrain.train.step import split_tokens
+from gpt_pretrain.train.weight_files import safetensors_file
 
 SEQ_LEN, NUM_WINDOWS = 32, 5
 
@@ -69,7 +72,7 @@ def test_the_losses_are_those_of_the_model_with_one_intervention(run_and_params,
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == 2 * 2 * spec.n_layer
     plain, _ = loss_with(spec, params, windows)
-    for line in lines[::3]:  # each kind, layer and site is among them
+    for line in (lines[2], lines[5]):  # each kind, layer and site is among them
         place = {"sites": [line["site"]], "layers": [line["layer"]]}
         if line["kind"] == "zero":
             expected, _ = loss_with(spec, params, windows, Intervention("zero", **place))
@@ -96,6 +99,37 @@ def test_the_table_is_printed_with_noise_and_mistakes_are_refused_in_a_line(run_
         (["--checkpoint=nowhere"], "nowhere: no such directory"),
     ):
         assert ablate.main(wrong) == 1
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+
+
+def test_activations_are_captured_with_where_they_come_from(run_and_params, tmp_path, capsys):
+    run, spec, params, _ = run_and_params
+    out = tmp_path / "out.safetensors"
+    arguments = [run, str(out), "--step=4", "--rows=1:4", "--sites", "mlp_hidden", "final_norm", "--layers", "-1"]
+    assert capture.main(arguments) == 0
+    assert "3 arrays of 3 rows of update 4" in capsys.readouterr().out
+    file, metadata = safetensors_file.read(out)
+    rows = read_rows(OpenedRun(run), 3, slice(1, 4))
+    tokens = np.stack([row.tokens for row in rows])
+    assert file.tensors.keys() == {"layers.1.mlp_hidden", "final_norm", "tokens"}
+    assert np.array_equal(file.read("tokens"), tokens)
+    seen = {}
+    hook = lambda site, layer, x: (seen.setdefault((site, layer), x), x)[1]  # noqa: E731
+    model_of(spec)(params)(split_tokens(tokens)[0], hook=hook)
+    np.testing.assert_allclose(file.read("layers.1.mlp_hidden"), seen["mlp_hidden", 1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(file.read("final_norm"), seen["final_norm", None], rtol=1e-4, atol=1e-4)
+    facts = {name: json.loads(metadata[name]) for name in ("step", "rows", "positions", "streams", "checkpoint")}
+    assert facts["step"] == 4 and facts["rows"] == [1, 2, 3]
+    assert facts["positions"] == [row.position for row in rows] and facts["checkpoint"]["step"] == 3
+    assert list(facts["streams"].values()) == [OpenedRun(run).plan.stages[0].streams[0].fingerprint]
+    for wrong, message in (
+        (["--sites", "mlp"], "--sites: found 'mlp'"),
+        (["--layers", "7"], "--layers: no layer [7]; the model has 2"),
+        (["--rows=9"], "--rows 9: the batch has the rows 0 to"),
+        (["--step=999"], "--step 999"),
+    ):
+        assert capture.main([*arguments, *wrong]) == 1
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
 
