@@ -99,13 +99,15 @@ def test_every_text_of_every_file_is_tried_as_code_and_as_a_path_and_never_obeye
         from gpt_pretrain import inspect
         from gpt_pretrain.data.ledger import Ledger
         from gpt_pretrain.data.plan import Plan
+        from gpt_pretrain.model.interventions import Intervention
         from gpt_pretrain.train.metadata import CheckpointMetadata
         from data_prep.store.tokenizers import recorded_tokenizer
         from conftest import make_spec
 
         dataset, run = map(Path, sys.argv[1:])
+        spec = make_spec(8, interventions=(Intervention("zero", sites=["mlp_out"]), Intervention("clip", limit=1.0)))
         plan = Plan.from_json(json.loads((run / "data.json").read_text())["plan"])
-        metadata = CheckpointMetadata(run_id="a run", step=1, seed=0, model=make_spec(8), seq_len=8, plan=plan, ledger=Ledger(),
+        metadata = CheckpointMetadata(run_id="a run", step=1, seed=0, model=spec, seq_len=8, plan=plan, ledger=Ledger(),
                                       tokenizer="byte", tokenizer_digest=None)
 
         def use_metadata(fields):
