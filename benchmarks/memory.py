@@ -101,7 +101,7 @@ def measure(flags: tuple[str, ...]) -> dict:
     device = built.mesh.devices.flat[0]
     batches = feed(built, start)
     _, batch = next(batches)
-    compiled = built.train_step.lower(built.abstract_state, batch).compile()
+    compiled = built.train_step.lower(built.abstract_state, batch, *built.doses(1)).compile()
     memory = needed(compiled, bytes_a_device(built.abstract_state), device.platform)
     jax.block_until_ready(built.fresh_state())  # compiles what makes it, too
     gc.collect()
@@ -109,7 +109,7 @@ def measure(flags: tuple[str, ...]) -> dict:
     state = jax.block_until_ready(built.fresh_state())
     _forget_peak()
     for _ in range(NUM_STEPS):
-        state, metrics = compiled(state, batch)
+        state, metrics = compiled(state, batch, *built.doses(1))
         jax.block_until_ready((state, metrics))
     stats = device.memory_stats()
     measured = stats["peak_bytes_in_use"] if stats else (_resident_bytes("VmHWM") - base) // built.mesh.size

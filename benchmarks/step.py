@@ -67,10 +67,10 @@ def main() -> int:
     for _, batch in feed(built, start):
         started = time.perf_counter()
         if compiled is None:
-            compiled = built.train_step.lower(state, batch).compile()
+            compiled = built.train_step.lower(state, batch, *built.doses(1)).compile()
             compile_secs = time.perf_counter() - started
             started = time.perf_counter()
-        state, step_metrics = compiled(state, batch)
+        state, step_metrics = compiled(state, batch, *built.doses(1))
         loss = float(step_metrics["loss"])
         secs.append(time.perf_counter() - started)
     secs_per_step = statistics.median(secs[NUM_WARMUP_STEPS:] or secs)

@@ -5,6 +5,7 @@ python -m gpt_pretrain.generate --checkpoint=runs/quickstart --prompt="Once upon
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,7 +14,9 @@ from data_prep.pages.terminal import print_anything
 from data_prep.pages.text import printable
 from data_prep.store.tokenizers import recorded_tokenizer
 from gpt_pretrain import checks
+from gpt_pretrain.model.interventions import Intervention
 from gpt_pretrain.model.sampling import sample
+from gpt_pretrain.train.interventions import chosen_interventions
 from gpt_pretrain.train.pretrained import load
 
 
@@ -39,6 +42,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
+        "--interventions",
+        default="none",
+        metavar="WHICH",
+        help="none (default); checkpoint: those of its training that are meant for evaluation; a .json file; "
+        """or JSON, such as '{"kind": "zero", "sites": ["mlp_out"], "layers": [1]}' or a list of such""",
+    )
+    parser.add_argument(
         "--tokenizer",
         help="the one that made the data, if it is your own (a file or module:Class), or nobody recorded it (gpt2)",
     )
@@ -55,7 +65,11 @@ def main(argv: list[str] | None = None) -> int:
                 f"found temperature {args.temperature}, top_p {args.top_p}, top_k {args.top_k}; expected "
                 "temperature >= 0, 0 < top_p <= 1, top_k >= 0"
             )
-        params, metadata = load(checks.place("--checkpoint", args.checkpoint))
+        params, metadata = load(checks.place("--checkpoint", args.checkpoint), with_interventions=True)
+        recorded = metadata.model.interventions
+        interventions = chosen_interventions(args.interventions, recorded, "--interventions")
+        if interventions or recorded:
+            print(_said(interventions, recorded), file=sys.stderr)
         tokenizer = recorded_tokenizer(metadata.tokenizer or "gpt2", metadata.tokenizer_digest, users=args.tokenizer)
         prompt = np.concatenate([[tokenizer.end_of_text], tokenizer.encode(args.prompt)])
         for index in range(args.num_samples):
@@ -70,6 +84,8 @@ def main(argv: list[str] | None = None) -> int:
                 top_k=args.top_k,
                 top_p=args.top_p,
                 stop=tokenizer.end_of_text,
+                interventions=interventions,
+                step=metadata.step,
             )
             print(printable(args.prompt + tokenizer.decode(new)), flush=True)
             if index + 1 < args.num_samples:
@@ -78,6 +94,17 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     return 0
+
+
+def _said(interventions: Sequence[Intervention], recorded: Sequence[Intervention]) -> str:
+    """Which interventions are done, and which were done in training."""
+    if interventions:
+        return "\n".join(f"intervention: {printable(each.described())}" for each in interventions)
+    return (
+        "note: the model was trained with interventions, and is sampled without: "
+        + printable("; ".join(each.described() for each in recorded))
+        + " (--interventions=checkpoint does those that are meant for evaluation)"
+    )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from gpt_pretrain.history.opened_run import NUMBERING, OpenedRun, add_data_dir
 from gpt_pretrain.history.page import BatchPage, render_batch
 from gpt_pretrain.history.replayed import check_batch
 from gpt_pretrain.history.row_text import row_as_text
-from gpt_pretrain.history.rows import read_rows
+from gpt_pretrain.history.rows import read_rows, slice_of_rows
 from gpt_pretrain.history.spans import find_spans
 
 
@@ -175,7 +175,7 @@ def _show_occurrences(run: OpenedRun, args: argparse.Namespace) -> None:
 def _show_batch(run: OpenedRun, args: argparse.Namespace) -> None:
     step_index = run.index_of(args.step)
     batch_size, num_seen = run.plan.batch_size(step_index), len(run.ledger)
-    chosen = _rows(args.rows, batch_size)
+    chosen = slice_of_rows(args.rows, batch_size)
     check_batch(run, step_index)
     rows = read_rows(run, step_index, chosen)
     losses = None
@@ -211,21 +211,6 @@ def _show_batch(run: OpenedRun, args: argparse.Namespace) -> None:
         for index, row in enumerate(rows):
             mean_loss = None if losses is None else losses.mean(index)
             print("\n" + printable(row_as_text(row, mean_loss=mean_loss, full=args.full)))
-
-
-def _rows(text: str | None, batch_size: int) -> slice:
-    """ "0:4" -> slice(0, 4); "7" -> slice(7, 8)"""
-    if text is None:
-        return slice(None)
-    first, colon, stop = text.partition(":")
-    try:
-        start = int(first) if first else 0
-        end = start + 1 if not colon else int(stop) if stop else batch_size
-    except ValueError:
-        raise ValueError(f"--rows {text}: expected two numbers, as 0:4, or one") from None
-    if not 0 <= start < end <= batch_size:
-        raise ValueError(f"--rows {text}: the batch has the rows 0 to {batch_size - 1}")
-    return slice(start, end)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
     mesh       devices                                         gpt_pretrain.parallel.mesh.make_mesh
     windows    some windows, in data.substitute or data.mask  gpt_pretrain.data.edits.Windows
     steps      some steps, in data.substitute                 gpt_pretrain.data.edits.Steps
-    perturb    something done at a hook site                   gpt_pretrain.model.perturbations.Perturbation
+    intervention  something done at a hook site                gpt_pretrain.model.interventions.Intervention
 
 Defaults are those of the Python signatures. To put something of your own in a place, register it with
 `@gin.register` in a module that the .gin file imports, and bind it: `train.optimizer = @my_module.lion`.
@@ -30,7 +30,7 @@ from gin import config_parser
 from gpt_pretrain import checks
 from gpt_pretrain.data.config import DataConfig
 from gpt_pretrain.data.edits import Steps, Windows
-from gpt_pretrain.model import perturbations
+from gpt_pretrain.model.interventions import Intervention
 from gpt_pretrain.model.spec import GPTConfig
 from gpt_pretrain.optim.adamw import adamw
 from gpt_pretrain.parallel.mesh import make_mesh
@@ -54,11 +54,7 @@ for _name, _configurable in (
     ("steps", Steps),
     ("optimizer", adamw),
     ("mesh", make_mesh),
-    ("perturb", perturbations.Perturbation),
-    ("gaussian_noise", perturbations.gaussian_noise),
-    ("scaling", perturbations.scaling),
-    ("zeroing", perturbations.zeroing),
-    ("added_vector", perturbations.added_vector),
+    ("intervention", Intervention),
 ):
     gin.external_configurable(_configurable, _name)
 
@@ -98,8 +94,8 @@ def run(command: str, *, process_began: float | None = None) -> int:
 def values_of(config_text: str) -> dict[str, Any]:
     """Gin's text of a configuration -> its values by name, with macros replaced by what they stand for.
 
-    >>> values_of("rate = 1e-3\\noptimizer.lr = %rate\\ntrain.optimizer = @optimizer\\nnoise/perturb.layers = [3]")
-    {'optimizer.lr': 0.001, 'train.optimizer': '@optimizer', 'noise/perturb.layers': [3]}
+    >>> values_of("rate = 1e-3\\noptimizer.lr = %rate\\ntrain.optimizer = @optimizer\\nnoise/intervention.layers = [3]")
+    {'optimizer.lr': 0.001, 'train.optimizer': '@optimizer', 'noise/intervention.layers': [3]}
 
     Raises ValueError for what gin cannot read.
     """

@@ -1,10 +1,10 @@
 import dataclasses
-import functools
 import logging
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from support.compiled import FUNCTIONS, communicated_shapes, lower, lowered_texts
 from support.models import END_OF_TEXT, VOCAB_SIZE, make_spec, make_test_mesh
@@ -13,10 +13,12 @@ from support.runs import build_anew, make_metadata, run_config
 from gpt_pretrain.model import attention
 from gpt_pretrain.model.document_mask import documents_of
 from gpt_pretrain.model.gpt import GPT, init_params, model_of
-from gpt_pretrain.model.perturbations import Perturbation, scaling
+from gpt_pretrain.model.intervening import doses_at
+from gpt_pretrain.model.interventions import Intervention
 from gpt_pretrain.model.sampling import sample
 from gpt_pretrain.model.spec import GPTConfig
 from gpt_pretrain.optim.adamw import adamw
+from gpt_pretrain.optim.optimizer import Optimizer
 from gpt_pretrain.parallel.partition import batch_sharding
 from gpt_pretrain.train import step as step_lib
 from gpt_pretrain.train.checkpoints import Checkpoints
@@ -29,7 +31,7 @@ SEQ_LEN, END = 16, END_OF_TEXT
 # Begins inside a document; two end-of-texts in a row; one at the last position.
 LENGTHS = (4, 5, 1, 5, 1)
 WINDOW = np.array([7, 8, 9, 10, END, 11, 12, 13, 14, END, END, 15, 16, 17, 18, END])
-HALVED = Perturbation(functools.partial(scaling, factor=0.5), sites=["attn_out"])
+HALVED = Intervention("zero", strength=0.5, sites=["attn_out"])
 BOUNDS = list(zip(np.cumsum((0, *LENGTHS[:-1])).tolist(), np.cumsum(LENGTHS).tolist(), strict=True))
 
 
@@ -125,7 +127,7 @@ def test_dropout_of_rate_zero_attends_as_without():
 
 
 def test_the_gradient_is_that_of_the_documents_one_by_one_with_hooks_and_remat_too(spec, params):
-    spec = dataclasses.replace(spec, perturbations=(HALVED,))
+    spec, doses = dataclasses.replace(spec, interventions=(HALVED,)), doses_at(1, [HALVED])
     window = np.append(WINDOW, 19).astype(np.uint16)
     plain = step_lib.make_gradients(StepOptions(spec))
 
@@ -134,7 +136,7 @@ def test_the_gradient_is_that_of_the_documents_one_by_one_with_hooks_and_remat_t
         sums = []
         for length in set(LENGTHS):  # mean of the documents of this length, times their share of the tokens
             rows = np.stack([window[start : stop + 1] for start, stop in BOUNDS if stop - start == length])
-            found = plain(p, rows[None], None)
+            found = plain(p, rows[None], None, *doses)
             share = len(rows) * length / SEQ_LEN
             sums.append(jax.tree.map(lambda leaf, share=share: share * leaf, found))
         return jax.tree.map(lambda *leaves: sum(leaves), *sums)
@@ -142,7 +144,7 @@ def test_the_gradient_is_that_of_the_documents_one_by_one_with_hooks_and_remat_t
     expected = one_by_one(params)
     for remat in ("none", "full"):
         gradients = step_lib.make_gradients(StepOptions(dataclasses.replace(masked(spec), remat=remat)))
-        found = jax.jit(lambda p, gradients=gradients: gradients(p, window[None, None], None))(params)
+        found = jax.jit(lambda p, gradients=gradients: gradients(p, window[None, None], None, *doses))(params)
         assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
@@ -200,8 +202,9 @@ def test_statistics_are_those_of_the_masked_step(spec, params, two_documents):
     params = params | {"layers": {0: params["layers"][0]}}
     packed, apart = (batch[:1] for batch in two_documents)
     state = TrainState(jnp.int32(0), params, ())
-    found = jax.jit(step_lib.make_statistics(StepOptions(masked(spec))))(state, packed)
-    expected = jax.jit(step_lib.make_statistics(StepOptions(spec)))(state, apart)
+    optimizer = Optimizer(optax.identity(), lambda step: step)
+    found = jax.jit(step_lib.make_statistics(StepOptions(masked(spec)), optimizer))(state, packed)
+    expected = jax.jit(step_lib.make_statistics(StepOptions(spec), optimizer))(state, apart)
     assert found.keys() == expected.keys() and len(found) > 12
     assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
@@ -215,14 +218,14 @@ def test_fsdp_with_the_mask_still_moves_no_activations():
     assert weights & shapes and not [shape for shape in shapes if len(shape) > 2], shapes - weights
 
 
-def model_that_knows_no_documents(self, tokens_BT, *, documents, hook, rng=None):
+def model_that_knows_no_documents(self, tokens_BT, *, documents, hook, around=None, rng=None):
     rate = self.spec.dropout
     rng_embed = rng_layers = None
     if rng is not None and rate:
         rng_embed, rng_attend, rng_layers = jax.random.split(rng, 3)
     positions_T = 0 + jnp.arange(tokens_BT.shape[1])
     x_BTD = self.token_embedding(tokens_BT) + self.position_embedding(positions_T)
-    x_BTD = attention.dropout(x_BTD.astype(self.spec.dtype), rate, rng_embed)
+    x_BTD = hook("embeddings", None, attention.dropout(x_BTD.astype(self.spec.dtype), rate, rng_embed))
 
     def attend(layer, q_BTHK, k_BTHK, v_BTHK):
         if rng is None or not rate:
@@ -238,9 +241,10 @@ def model_that_knows_no_documents(self, tokens_BT, *, documents, hook, rng=None)
         probs_BHTS = attention.dropout(probs_BHTS, rate, jax.random.fold_in(rng_attend, layer))
         return jnp.einsum("bhts,bshk->bthk", probs_BHTS.astype(v_BTHK.dtype), v_BTHK)
 
+    attend = around(attend, None) if around else attend
     for index, layer in enumerate(self.layers):
         x_BTD = layer(x_BTD, index, attend=attend, hook=hook, rng=rng_layers)
-    return self.ln_f(x_BTD)
+    return hook("final_norm", None, self.ln_f(x_BTD))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])

@@ -25,6 +25,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from gpt_pretrain import generate, main, settings
 from gpt_pretrain.flags import bindings_of
+from gpt_pretrain.model import interventions
+from gpt_pretrain.train import checkpoints
 
 
 def python(code, **kwargs):
@@ -279,12 +281,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_positions_and_la
     assert final_state(tmp_path / "run")[0] == 5
 
 
-def test_perturbations_from_the_users_own_module_are_imported_by_the_gin_file(tiny_dataset, tmp_path, monkeypatch):
-    (tmp_path / "my_module.py").write_text("def shift(x_BTD, layer, rng):\n    return x_BTD + 100.0 * (layer + 1)\n")
+def test_interventions_of_the_users_own_module_are_imported_by_the_gin_file(
+    tiny_dataset, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "my_module.py").write_text("def shift(x_BTD, ctx):\n    return x_BTD + 100.0 * (ctx.layer + 1)\n")
     (tmp_path / "x.gin").write_text(
-        "model.perturbations = [@perturb(), @noise/perturb()]\n"
-        "perturb.function = 'my_module:shift'\nperturb.layers = [1]\nperturb.sites = ['mlp_out']\n"
-        "noise/perturb.function = @gaussian_noise\nnoise/perturb.sites = ['attn_out']\ngaussian_noise.stddev = 0.5\n"
+        "model.interventions = [@intervention(), @noise/intervention()]\n"
+        "intervention.kind = 'my_module:shift'\nintervention.layers = [1]\nintervention.sites = ['mlp_out']\n"
+        "noise/intervention.kind = 'noise'\nnoise/intervention.sites = ['attn_out']\nnoise/intervention.strength = 0.5\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     losses = []
@@ -293,8 +297,20 @@ def test_perturbations_from_the_users_own_module_are_imported_by_the_gin_file(ti
         bindings = {"optimizer.warmup_steps": 1, "train.save_interval": 0}
         output = train_here([*gin_file, *flags(tiny_dataset, save_dir, num_steps=3, **bindings)])
         losses.append(re.findall(r"loss +([\d.]+)", output))
-    assert "my_module" in output or "shift" in output
+    assert "Intervention: my_module:shift at mlp_out, layers=(1,)" in output
     assert losses[0] != losses[1]
+    shift, noise = checkpoints.read_metadata(checkpoints.locate(tmp_path / "run1")).model.interventions
+    assert shift.kind == "my_module:shift" and shift.function is interventions.named_in_a_file
+    assert noise == interventions.Intervention("noise", sites=["attn_out"], layers=[1], strength=0.5)
+    given = [f"--checkpoint={tmp_path / 'run1'}", "--num_tokens=3"]
+    assert generate.main(given) == 0
+    assert (
+        "note: the model was trained with interventions, and is sampled without: my_module" in capsys.readouterr().err
+    )
+    assert generate.main([*given, "--interventions=checkpoint"]) == 1
+    assert "'my_module:shift' is a function that is named in a file" in capsys.readouterr().err
+    assert generate.main([*given, '--interventions={"kind": "my_module:shift", "sites": ["mlp_out"]}']) == 0
+    assert capsys.readouterr().err == "intervention: my_module:shift at mlp_out\n"
 
 
 def test_generate_samples_from_a_finished_run_the_same_text_for_the_same_seed(finished_run, capsys):

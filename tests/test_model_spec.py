@@ -9,7 +9,7 @@ from support.models import make_spec
 
 from gpt_pretrain.model import spec as spec_lib
 from gpt_pretrain.model.gpt import init_params
-from gpt_pretrain.model.perturbations import Perturbation, zeroing
+from gpt_pretrain.model.interventions import Intervention
 from gpt_pretrain.model.spec import Architecture, GPTConfig, ModelSpec
 
 # Another value for each field that is not part of the identity.
@@ -21,7 +21,7 @@ OTHERWISE = {
     "dropout": 0.5,
     "remat": "full",
     "logits_dtype": "bfloat16",
-    "perturbations": (Perturbation(zeroing),),
+    "interventions": (Intervention("zero"),),
 }
 
 
@@ -76,10 +76,15 @@ def test_a_field_added_to_the_architecture_counts_without_being_listed_anywhere(
     assert spec(1).identity != spec(2).identity == spec(2).identity
 
 
-def test_a_spec_survives_json_but_for_its_perturbations_which_are_code():
-    spec = make_spec(dropout=0.1, document_mask=True, perturbations=(Perturbation(zeroing),))
-    again = ModelSpec.from_json(json.loads(json.dumps(spec.to_json())))
-    assert again == dataclasses.replace(spec, perturbations=())
+def test_a_spec_survives_json_with_its_interventions():
+    given = (Intervention("zero", layers=[-1]), Intervention("noise", strength=0.5, rows=[1, 2]))
+    spec = make_spec(dropout=0.1, document_mask=True, interventions=given)
+    assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    assert "interventions" not in make_spec().to_json()
+    fields = spec.to_json()
+    for wrong in (3, [3], [{"version": 1, "kind": "zero", "layers": [2]}], [{"version": 1}]):
+        with pytest.raises(ValueError, match="intervention"):
+            ModelSpec.from_json(fields | {"interventions": wrong})
 
 
 def test_another_version_and_fields_that_are_missing_or_not_known_are_errors():
@@ -101,8 +106,12 @@ def test_settling_refuses_a_vocabulary_that_is_too_small():
 
 
 def test_a_plain_spec_is_the_same_model_without_what_only_training_needs():
-    spec = make_spec(dropout=0.1, remat="dots", perturbations=(Perturbation(zeroing),))
+    spec = make_spec(dropout=0.1, remat="dots", interventions=(Intervention("zero"),))
     plain = spec.plain(dtype="bfloat16")
     assert (
-        plain.identity == spec.identity and plain.dtype == "bfloat16" and not plain.needs_rng and plain.remat == "none"
+        plain.identity == spec.identity
+        and plain.dtype == "bfloat16"
+        and not plain.dropout
+        and not plain.interventions
+        and plain.remat == "none"
     )

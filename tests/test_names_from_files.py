@@ -31,11 +31,7 @@ ALLOWED = {
     ("data_prep/engines/beam.py", "pickle"): "jobs and results between our own processes, each with a keyed digest",
     ("data_prep/store/bucket_clients.py", "import_module"): "gcsfs or s3fs, by the scheme of a URL",
     ("data_prep/store/tokenizers.py", "import_module"): "a class that the user typed: --tokenizer, data.tokenizer",
-    ("gpt_pretrain/model/perturbations.py", "import_module"): "a function that the user's .gin file names",
-    (
-        "gpt_pretrain/model/perturbations.py",
-        "load",
-    ): "numpy.load of a vector that the user's .gin file names, no pickle",
+    ("gpt_pretrain/model/interventions.py", "import_module"): "a function that the user's .gin file or flag names",
 }
 FORBIDDEN = {
     "import_module",
@@ -103,13 +99,15 @@ def test_every_text_of_every_file_is_tried_as_code_and_as_a_path_and_never_obeye
         from gpt_pretrain import inspect
         from gpt_pretrain.data.ledger import Ledger
         from gpt_pretrain.data.plan import Plan
+        from gpt_pretrain.model.interventions import Intervention
         from gpt_pretrain.train.metadata import CheckpointMetadata
         from data_prep.store.tokenizers import recorded_tokenizer
         from conftest import make_spec
 
         dataset, run = map(Path, sys.argv[1:])
+        spec = make_spec(8, interventions=(Intervention("zero", sites=["mlp_out"]), Intervention("clip", limit=1.0)))
         plan = Plan.from_json(json.loads((run / "data.json").read_text())["plan"])
-        metadata = CheckpointMetadata(run_id="a run", step=1, seed=0, model=make_spec(8), seq_len=8, plan=plan, ledger=Ledger(),
+        metadata = CheckpointMetadata(run_id="a run", step=1, seed=0, model=spec, seq_len=8, plan=plan, ledger=Ledger(),
                                       tokenizer="byte", tokenizer_digest=None)
 
         def use_metadata(fields):

@@ -94,13 +94,13 @@ def test_a_module_that_is_imported_late_may_register_with_gin(tmp_path, monkeypa
         "@gin.register\n"
         "def lion(total_steps): ...\n"
         "@gin.configurable\n"
-        "def shift(x_BTD, layer, rng, by=1.0): return x_BTD + by\n"
+        "def shift(x_BTD, ctx, by=1.0): return x_BTD + by\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    bindings = ["model.perturbations = [@perturb()]", "perturb.function = 'late_module:shift'"]
+    bindings = ["model.interventions = [@intervention()]", "intervention.kind = 'late_module:shift'"]
     settings.parse([], bindings)
     config = settings.train_config()
-    assert config.model.perturbations[0].function.__name__ == "shift"
+    assert config.model.interventions[0].function.__name__ == "shift"
     del sys.modules["late_module"]
 
 
@@ -123,7 +123,7 @@ def test_a_configuration_is_read_back_with_macros_scopes_and_long_values():
         "lion.width = %small/width\n"
         "lion.turn = %loop\n"
         "lion.gone = %nowhere\n"
-        "noise/perturb.sites = ['attn_out']\n"
+        "noise/intervention.sites = ['attn_out']\n"
         "data.mixture = {'a': ('x = 1', 2.0, %base)}\n"
     )
     assert settings.values_of(text) == {
@@ -136,7 +136,7 @@ def test_a_configuration_is_read_back_with_macros_scopes_and_long_values():
         "lion.width": 64,
         "lion.turn": "%loop",
         "lion.gone": "%nowhere",
-        "noise/perturb.sites": ["attn_out"],
+        "noise/intervention.sites": ["attn_out"],
         "data.mixture": {"a": ("x = 1", 2.0, 0.001)},
     }
     with pytest.raises(ValueError, match="a recorded configuration cannot be read"):

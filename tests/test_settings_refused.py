@@ -38,7 +38,7 @@ GOOD = {
     "data.max_epochs": [0.5],
     "data.tokenizer": ["seven"],
     "model.dropout": [0.5],
-    "model.perturbations": ["", []],
+    "model.interventions": ["", []],
     "optimizer.lr": [0.5],
     "optimizer.weight_decay": [0.5],
     "optimizer.beta1": [0.5],

@@ -1,6 +1,7 @@
 """The training step: gradients, meshes, what is off, randomness, evaluation, statistics."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,12 @@ from support.models import VOCAB_SIZE, make_spec, make_test_mesh
 from support.streams import ArraySource, make_batches
 
 from gpt_pretrain.data.loader import load
-from gpt_pretrain.model import layers
+from gpt_pretrain.model import gpt, layers
 from gpt_pretrain.model.gpt import init_params, model_of
-from gpt_pretrain.model.perturbations import Perturbation, gaussian_noise, zeroing
+from gpt_pretrain.model.intervening import doses_at
+from gpt_pretrain.model.interventions import Intervention
+from gpt_pretrain.model.linear import gelu_of_sum
+from gpt_pretrain.model.sites import LAYER_SITES, OTHER_SITES
 from gpt_pretrain.optim.adamw import adamw
 from gpt_pretrain.parallel.partition import batch_sharding
 from gpt_pretrain.parallel.placement import Placement
@@ -34,8 +38,9 @@ def spec():
 def make_step(spec, mesh, lr=1e-2):
     optimizer = adamw(100, lr=lr, warmup_steps=2)
     state = fresh_state(spec, optimizer.transform, mesh, seed=0)
-    step = step_lib.make_train_step(StepOptions(spec, num_chunks=2, mesh=mesh), optimizer)
-    return state, step_lib.compile_train_step(step, shardings_of(state), mesh)
+    options = StepOptions(spec, num_chunks=2, mesh=mesh)
+    step = step_lib.make_train_step(options, optimizer)
+    return state, step_lib.compile_train_step(step, shardings_of(state), mesh, options.num_doses)
 
 
 def run(spec, mesh, num_microbatches, microbatch, num_steps=5):
@@ -46,8 +51,8 @@ def run(spec, mesh, num_microbatches, microbatch, num_steps=5):
     batches = make_batches(source, batch_size=batch_size, num_steps=num_steps, rows_of=placement.rows)
     state, step = make_step(spec, mesh)
     losses = []
-    for _, batch in prefetch_to_devices(load(batches), placement):
-        state, metrics = step(state, batch)
+    for number, (_, batch) in enumerate(prefetch_to_devices(load(batches), placement), 1):
+        state, metrics = step(state, batch, *doses_at(number, spec.interventions))
         losses.append([float(metrics[name]) for name in ("loss", "grad_norm", "param_norm", "update_norm")])
     return np.array(losses), state
 
@@ -116,16 +121,34 @@ def lowered_step(spec):
 
 
 def layer_without_hooks(self, x_BTD, layer, *, attend, hook, rng):
-    x_BTD = x_BTD + self.attention(self.ln_1(x_BTD), layer, attend)
-    return x_BTD + self.mlp(self.ln_2(x_BTD))
+    x_BTD = x_BTD + self.attention(self.ln_1(x_BTD), layer, attend, None)
+    return x_BTD + self.mlp(self.ln_2(x_BTD), layer, None)
+
+
+def attention_without_hooks(self, x_BTD, layer, attend, hook):
+    heads = [y.reshape(*y.shape[:2], self.n_head, -1) for y in self.qkv.parts(x_BTD, 3)]
+    return self.out(attend(layer, *heads).reshape(x_BTD.shape))
+
+
+def mlp_without_hooks(self, x_BTD, layer, hook):
+    (h_BTF,) = self.up.products(x_BTD, 1)
+    return self.down(gelu_of_sum(h_BTF, self.up.bias[...]))
 
 
 def test_hooks_that_are_off_leave_no_trace_in_the_lowered_step(spec, monkeypatch):
     with_sites = lowered_step(spec)
-    perturbed = lowered_step(dataclasses.replace(spec, perturbations=(Perturbation(zeroing, sites=["mlp_out"]),)))
+    changed = lowered_step(dataclasses.replace(spec, interventions=(Intervention("zero", sites=["mlp_out"]),)))
     monkeypatch.setattr(layers.Layer, "__call__", layer_without_hooks)
+    monkeypatch.setattr(layers.MLP, "__call__", mlp_without_hooks)
+    monkeypatch.setattr(layers.Attention, "__call__", attention_without_hooks)
+    monkeypatch.setattr(gpt.GPT, "__call__", functools.partialmethod(gpt.GPT.__call__, hook=hook_of_others))
     assert lowered_step(spec) == with_sites
-    assert perturbed != with_sites
+    assert changed != with_sites
+
+
+def hook_of_others(site, layer, x_BTD):
+    assert site in OTHER_SITES, "the layers have no hooks here"
+    return x_BTD
 
 
 def test_dropout_that_is_off_needs_no_random_numbers(spec):
@@ -135,7 +158,7 @@ def test_dropout_that_is_off_needs_no_random_numbers(spec):
 
 
 def test_randomness_is_a_function_of_the_step_and_differs_between_steps_and_microbatches(spec):
-    spec = dataclasses.replace(spec, n_layer=1, perturbations=(Perturbation(gaussian_noise),), dropout=0.2)
+    spec = dataclasses.replace(spec, n_layer=1, interventions=(Intervention("noise"),), dropout=0.2)
     mesh = make_test_mesh(1, 1)
     batch = jnp.zeros((2, 4, SEQ_LEN + 1), jnp.uint16)
 
@@ -143,9 +166,84 @@ def test_randomness_is_a_function_of_the_step_and_differs_between_steps_and_micr
 
     def loss_at(step_number):
         copy = jax.tree.map(jnp.copy, state._replace(step=jnp.int32(step_number)))  # the step donates its argument
-        return float(step(copy, batch)[1]["loss"])
+        return float(step(copy, batch, *doses_at(step_number + 1, spec.interventions))[1]["loss"])
 
     assert loss_at(3) == loss_at(3) != loss_at(4)
+
+
+ALL_KINDS = (
+    Intervention("noise", sites=["attn_out"], strength=0.3),
+    Intervention("relative_noise", sites=["stream_mid"], strength=0.3, rows=0.5),
+    Intervention("dropout", sites=["mlp_hidden"], strength=0.3, on_gradients=True),
+    Intervention("zero", sites=["attn_heads"], heads=[1], strength=0.7, rows=[1, 2, 5]),
+    Intervention("round", sites=["final_norm"], bits=4),
+    Intervention("add", sites=["embeddings"], vector=[0.1] * 32, token_ids=[3, 4, 5]),
+)
+
+
+def with_strength(strength):
+    return tuple(dataclasses.replace(each, strength=strength) for each in ALL_KINDS)
+
+
+@pytest.fixture(scope="module")
+def changed_spec(spec):
+    return dataclasses.replace(spec, n_layer=1, interventions=ALL_KINDS)
+
+
+@pytest.fixture(scope="module")
+def changed_on_one_device(changed_spec, one_device):
+    losses, _ = run(changed_spec, make_test_mesh(1, 1), 1, 8)
+    assert not np.allclose(losses, one_device, rtol=1e-3)
+    return losses
+
+
+@pytest.mark.parametrize(
+    "mesh, layout, remat", [((2, 2), (2, 4), "none"), ((1, 1), (4, 2), "full"), ((4, 1), (1, 8), "dots")]
+)
+def test_interventions_do_the_same_however_a_batch_is_cut(changed_spec, changed_on_one_device, mesh, layout, remat):
+    found, _ = run(dataclasses.replace(changed_spec, remat=remat), make_test_mesh(*mesh), *layout)
+    np.testing.assert_allclose(found, changed_on_one_device, rtol=1e-4)
+
+
+def test_one_compiled_step_serves_every_dose_and_strength_zero_is_the_run_without(spec, changed_spec):
+    mesh = make_test_mesh(1, 1)
+    batch = jax.random.randint(jax.random.key(0), (2, 4, SEQ_LEN + 1), 0, VOCAB_SIZE).astype(jnp.uint16)
+    _, step = make_step(changed_spec, mesh)
+    _, plain = make_step(dataclasses.replace(changed_spec, interventions=()), mesh)
+
+    def after_three(step, *doses):
+        state, _ = make_step(changed_spec, mesh)
+        for number in (1, 2, 3):
+            state, _ = step(state, batch, *(doses[0](number) if doses else ()))
+        return jax.device_get(state.params)
+
+    control, again, dosed = (
+        after_three(step, lambda number, s=s: doses_at(number, with_strength(s))) for s in (0.0, 0.0, 0.5)
+    )
+    assert step._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
+    without = after_three(plain)
+    jax.tree.map(np.testing.assert_array_equal, control, again)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), control, without)
+    assert not np.allclose(control["ln_f"]["scale"], dosed["ln_f"]["scale"], atol=1e-4)
+
+
+def test_evaluation_does_only_the_interventions_that_are_meant_for_it(spec):
+    mesh = make_test_mesh(2, 1)
+    rows = jax.random.randint(jax.random.key(1), (1, 4, SEQ_LEN + 1), 0, VOCAB_SIZE).astype(jnp.uint16)
+    losses = {}
+    for in_evaluation in (None, False, True):
+        given = () if in_evaluation is None else (Intervention("noise", strength=3.0, in_evaluation=in_evaluation),)
+        options = StepOptions(dataclasses.replace(spec, interventions=given), num_chunks=2, mesh=mesh)
+        state = fresh_state(spec, adamw(9, warmup_steps=0).transform, mesh, seed=0)
+        evaluate = step_lib.compile_eval_step(
+            step_lib.make_eval_step(options), shardings_of(state), mesh, options.num_doses
+        )
+        weights = np.ones((1, 4), np.float32)
+        losses[in_evaluation] = [
+            float(evaluate(state.params, rows, weights, np.int32(index), *doses_at(1, given))[0]) for index in (0, 1)
+        ]
+    assert losses[None] == losses[False] != losses[True]
+    assert losses[True][0] != losses[True][1], "other rows of the validation stream, other noise"
 
 
 def test_evaluation_counts_only_the_rows_of_weight_one(spec):
@@ -164,27 +262,36 @@ def test_evaluation_counts_only_the_rows_of_weight_one(spec):
 
 def test_statistics_describe_every_site_of_every_layer(spec):
     mesh = make_test_mesh(1, 1)
-    state = fresh_state(spec, adamw(9, warmup_steps=0).transform, mesh, seed=0)
+    optimizer = adamw(9, warmup_steps=0)
+    state = fresh_state(spec, optimizer.transform, mesh, seed=0)
+    first, second = state.params["layers"][0], state.params["layers"][1]
+    first["attention"]["qkv"]["kernel"] *= jnp.arange(96) >= 32  # attends to all that is past alike
+    second["mlp"]["up"]["bias"] += jnp.where(jnp.arange(128) < 32, -100, 100)
     batch = jax.random.randint(jax.random.key(0), (2, 4, SEQ_LEN + 1), 0, VOCAB_SIZE).astype(jnp.uint16)
-    statistics = step_lib.make_statistics(StepOptions(spec, num_chunks=2, mesh=mesh))
+    statistics = step_lib.make_statistics(StepOptions(spec, num_chunks=2, mesh=mesh), optimizer)
     found = step_lib.compile_statistics(statistics, shardings_of(state), mesh)(state, batch)
 
-    seen = {}
-    watched = Perturbation(lambda x, layer, rng: (seen.setdefault(layer, x), x)[1], sites=["attn_out"])
-    watching = step_lib.make_loss_fn(StepOptions(dataclasses.replace(spec, perturbations=(watched,))))
-
     @jax.jit
-    def attention_outputs(params):
-        watching(params, batch[0], None)
-        return [seen[layer] for layer in (0, 1)]
+    def activations(params):
+        seen = {}
+        hook = lambda site, layer, x: (seen.setdefault((site, layer), x), x)[1]  # noqa: E731
+        model_of(spec)(params)(step_lib.split_tokens(batch[0])[0], hook=hook)
+        return seen["attn_out", 0], seen["attn_out", 1]
 
-    for layer, outputs in enumerate(attention_outputs(state.params)):
+    for layer, outputs in enumerate(activations(state.params)):
         x = np.asarray(outputs, np.float64)
         expected = {"mean": x.mean(), "std": x.std(), "rms": np.sqrt((x**2).mean()), "max_abs": np.abs(x).max()}
+        expected["kurtosis"] = ((x - x.mean()) ** 4).mean() / x.var() ** 2
         for name, value in expected.items():
             np.testing.assert_allclose(found[f"activations/{layer}/attn_out/{name}"], value, rtol=1e-3, atol=1e-7)
-    sites = {name.split("/")[2] for name in found if name.startswith("activations")}
-    assert sites == {"block_in", "attn_out", "mlp_out"}
+    for layer in (0, 1):
+        sites = {name.split("/")[2] for name in found if name.startswith(f"activations/{layer}/")}
+        assert sites == {*LAYER_SITES, "attention"}
+    assert all(f"activations/{site}/rms" in found for site in OTHER_SITES)
+    uniform = np.log(np.arange(1, SEQ_LEN + 1)).mean()
+    np.testing.assert_allclose(found["activations/0/attention/entropy"], uniform, rtol=1e-5)
+    assert 0.5 * uniform < found["activations/1/attention/entropy"] < uniform
+    assert found["activations/1/mlp_hidden/dead"] == 0.25 and found["activations/0/mlp_hidden/dead"] < 0.1
 
     def total(prefix):
         return np.sqrt(sum(float(v) ** 2 for k, v in found.items() if k.startswith(prefix)))
@@ -193,6 +300,42 @@ def test_statistics_describe_every_site_of_every_layer(spec):
     np.testing.assert_allclose(total("gradients/"), optax.global_norm(grads), rtol=1e-4)
     np.testing.assert_allclose(total("parameters/"), optax.global_norm(state.params), rtol=1e-4)
     assert f"gradients/layers/{spec.n_layer - 1}" in found
+    updates, _ = optimizer.transform.update(grads, state.opt_state, state.params)
+    for part in ("layers/1", "ln_f"):
+        tree = updates["layers"][1] if part == "layers/1" else updates["ln_f"]
+        ratio = optax.global_norm(tree) / found[f"parameters/{part}"]
+        np.testing.assert_allclose(found[f"update_to_weight/{part}"], ratio, rtol=1e-3)
+    pieces = [accumulated(spec, state.params, batch[index : index + 1])[0] for index in (0, 1)]
+    expect_noise(found, pieces, grads, rows_of_piece=4)
+
+
+def expect_noise(found, pieces, grads, rows_of_piece):
+    """The estimates solve: E |g of b rows|^2 = |true g|^2 + trace / b, for pieces and for the whole."""
+    rows = rows_of_piece * len(pieces)
+    of_pieces = np.mean([float(optax.tree.norm(piece, squared=True)) for piece in pieces])
+    trace, square = float(found["gradient_noise/trace"]), float(found["gradient_noise/square"])
+    assert square + trace / rows_of_piece == pytest.approx(of_pieces, rel=1e-3)
+    assert square + trace / rows == pytest.approx(float(optax.tree.norm(grads, squared=True)), rel=1e-3)
+    assert float(found["gradient_noise/scale"]) == pytest.approx(trace / square, rel=1e-3)
+
+
+@pytest.mark.parametrize("mesh, gather", [((2, 1), "per_use"), ((1, 2), "per_step"), ((1, 2), "per_use")])
+def test_statistics_of_several_devices_are_those_of_one(spec, mesh, gather):
+    spec = dataclasses.replace(spec, n_layer=1)
+    mesh, optimizer = make_test_mesh(*mesh), adamw(9, warmup_steps=0)
+    state = fresh_state(spec, optimizer.transform, mesh, seed=0)
+    rows = jax.random.randint(jax.random.key(0), (1, 4, SEQ_LEN + 1), 0, VOCAB_SIZE).astype(jnp.uint16)
+    statistics = step_lib.make_statistics(StepOptions(spec, mesh=mesh, gather=gather), optimizer)
+    found = step_lib.compile_statistics(statistics, shardings_of(state), mesh)(state, rows)
+    one = jax.jit(step_lib.make_statistics(StepOptions(spec), optimizer))(jax.device_get(state), rows)
+    for name, value in one.items():
+        np.testing.assert_allclose(found[name], value, rtol=2e-3, atol=1e-6, err_msg=name)
+    if gather == "per_use" and mesh.shape["fsdp"] > 1:
+        assert found.keys() == one.keys(), "no device has the whole gradient of its rows"
+        return
+    params = jax.device_get(state.params)
+    pieces = [accumulated(spec, params, rows[:, first : first + 2])[0] for first in (0, 2)]
+    expect_noise(found, pieces, accumulated(spec, params, rows)[0], rows_of_piece=2)
 
 
 def test_fsdp_moves_weights_and_never_the_activations_of_the_batch():

@@ -19,7 +19,7 @@ from gpt_pretrain.model.spec import ModelSpec
 from gpt_pretrain.train.actions.action import Action, Now
 from gpt_pretrain.train.build import Built
 from gpt_pretrain.train.checkpoints import restore_params
-from gpt_pretrain.train.step import Masked, make_gradients
+from gpt_pretrain.train.step import Masked, make_gradients, rng_of
 from gpt_pretrain.train.time_ledger import Category
 
 _ROWS = 8  # of probes, whose activations are compared
@@ -94,8 +94,8 @@ def _streams(spec: ModelSpec, end_of_text: int) -> Callable:
     def compute(params, windows_BT):
         found: dict[int, jax.Array] = {}
 
-        def hook(site: str, layer: int, x_BTD):
-            if site == "stream_out":
+        def hook(site: str, layer: int | None, x_BTD):
+            if site == "stream_out" and layer is not None:
                 found[layer] = x_BTD
             return x_BTD
 
@@ -126,12 +126,13 @@ class CompareGradients(Action):
         gradients = make_gradients(self._built.options)
 
         @jax.jit
-        def compare(params, ours, theirs):
-            a, b = (parts_of(gradients(params, batch, None)[0]) for batch in (ours, theirs))
+        def compare(params, ours, theirs, rng, *doses):
+            a, b = (parts_of(gradients(params, batch, rng, *doses)[0]) for batch in (ours, theirs))
             return {name: _cosine(a[name], b[name]) for name in a} | {"all": _cosine(a, b)}
 
         ours, theirs = (self._batch(plan) for plan in self._plans)
-        found = jax.device_get(compare(now.state.params, ours, theirs))
+        rng = rng_of(self._built.options, now.state)
+        found = jax.device_get(compare(now.state.params, ours, theirs, rng, *self._built.doses(self._step)))
         self._notes.add({"step": self._step, "cosine": {name: float(value) for name, value in found.items()}})
 
     def _batch(self, plan: Plan) -> Any:

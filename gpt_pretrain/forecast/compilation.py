@@ -77,7 +77,7 @@ def compile_step(config: TrainConfig, data: OpenedData, devices: Sequence[Device
     batch = jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(built.mesh))
     state_bytes = bytes_a_device(built.abstract_state)
     started = time.perf_counter()
-    lowered = built.train_step.lower(built.abstract_state, batch)
+    lowered = built.train_step.lower(built.abstract_state, batch, *built.doses(1))
     lowered_at = time.perf_counter()
     try:
         compiled = lowered.compile()

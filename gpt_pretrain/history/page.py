@@ -59,7 +59,7 @@ def render_batch(page: BatchPage) -> str:
     if page.losses:
         mask = ", attention within documents as in its training" if page.losses.document_mask else ""
         footer += (
-            f" Losses by <code>{html_text(page.losses.checkpoint)}</code>, without dropout and perturbations{mask}. "
+            f" Losses by <code>{html_text(page.losses.checkpoint)}</code>, without dropout and interventions{mask}. "
             "The first token of a row is only an input; the last one is only a target."
         )
     return shell(

@@ -11,12 +11,18 @@ from data_prep.pages.numbers import plural
 from data_prep.pages.plots import number_text
 from data_prep.pages.text import html_text, printable
 from gpt_pretrain.history.reported_run import ReportedRun
+from gpt_pretrain.model.sites import LAYER_SITES
 
 _MOST_STEPS = 50
-_SITES = ("block_in", "attn_out", "mlp_out")  # in the order in which a layer has them
 _STATISTICS = ("rms", "std", "mean", "max_abs")  # in the order in which they are offered
-_NORMS = {"gradients": "gradient", "parameters": "parameters"}  # columns that every statistic of a site has beside it
-_TAG = re.compile(r"statistics/(?:activations/(\d+)/(.+)/([^/]+)|(gradients|parameters)/(?:layers/(\d+)|(.+)))")
+_NORMS = {
+    "gradients": "gradient",
+    "parameters": "parameters",
+    "update_to_weight": "update to weight",
+}  # columns that every statistic of a site has beside it
+_TAG = re.compile(
+    r"statistics/(?:activations/(\d+)/(.+)/([^/]+)|(gradients|parameters|update_to_weight)/(?:layers/(\d+)|(.+)))"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +76,7 @@ def heat_of(run: ReportedRun) -> Heat | None:
 def _order_of(column: tuple[str, str]) -> tuple[bool, int, str, str]:
     """Sites as a layer has them, those that are not known here after them; norms last."""
     site, statistic = column
-    return not statistic, _SITES.index(site) if site in _SITES else len(_SITES), site, statistic
+    return not statistic, LAYER_SITES.index(site) if site in LAYER_SITES else len(LAYER_SITES), site, statistic
 
 
 def _number(row: str) -> str:

@@ -159,3 +159,18 @@ def _slices(
 def text_of(tokenizer: Tokenizer, ids: np.ndarray) -> str:
     """Text of a piece of a document, without the end-of-text token that it may begin with."""
     return tokenizer.decode(ids[1:] if len(ids) and ids[0] == tokenizer.end_of_text else ids)
+
+
+def slice_of_rows(text: str | None, batch_size: int) -> slice:
+    """What `--rows` says: "0:4" -> slice(0, 4); "7" -> slice(7, 8). ValueError for rows that a batch has not."""
+    if text is None:
+        return slice(None)
+    first, colon, stop = text.partition(":")
+    try:
+        start = int(first) if first else 0
+        end = start + 1 if not colon else int(stop) if stop else batch_size
+    except ValueError:
+        raise ValueError(f"--rows {text}: expected two numbers, as 0:4, or one") from None
+    if not 0 <= start < end <= batch_size:
+        raise ValueError(f"--rows {text}: the batch has the rows 0 to {batch_size - 1}")
+    return slice(start, end)

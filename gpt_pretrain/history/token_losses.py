@@ -55,7 +55,7 @@ def losses_of_rows(run: OpenedRun, step_index: int, rows: Sequence[Row], checkpo
 def losses_of(
     checkpoint: str, tokens_NT: np.ndarray, *, end_of_text: int, tokenizer_digest: str | None = None
 ) -> TokenLosses:
-    """Losses of windows (rows, seq_len + 1) without dropout and perturbations.
+    """Losses of windows (rows, seq_len + 1) without dropout and interventions.
 
     Args:
       checkpoint: a run's save_dir, or one checkpoint in it; its document mask, if it has one, is kept.

@@ -1,1 +1,1 @@
-"""The GPT and its parts: attention, MLP, norms, positions, perturbations at the hook sites, loss, sampling."""
+"""The GPT and its parts: attention, MLP, norms, positions, interventions at the hook sites, loss, sampling."""

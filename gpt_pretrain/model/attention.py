@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from gpt_pretrain.model.document_mask import is_same_document
+from gpt_pretrain.model.sites import Hook
 from gpt_pretrain.model.spec import AttentionKernel
 
 
@@ -171,10 +172,10 @@ class Attention(nnx.Module):
         self.qkv = make_linear("attention", "qkv", n_embd, 3 * n_embd)
         self.out = make_linear("attention", "out", n_embd, n_embd, std=residual_std)
 
-    def __call__(self, x_BTD: Float[Array, "B T D"], layer: int, attend: Attend) -> Float[Array, "B T D"]:
+    def __call__(self, x_BTD: Float[Array, "B T D"], layer: int, attend: Attend, hook: Hook) -> Float[Array, "B T D"]:
         def split_heads(y_BTD):
             return y_BTD.reshape(*y_BTD.shape[:2], self.n_head, -1)
 
         q_BTHK, k_BTHK, v_BTHK = map(split_heads, self.qkv.parts(x_BTD, 3))
         y_BTHK = attend(layer, q_BTHK, k_BTHK, v_BTHK)
-        return self.out(y_BTHK.reshape(x_BTD.shape))
+        return self.out(hook("attn_heads", layer, y_BTHK.reshape(x_BTD.shape)))

@@ -13,7 +13,7 @@ from gpt_pretrain.model.attention import Attend, causal_attention, causal_attent
 from gpt_pretrain.model.document_mask import Documents
 from gpt_pretrain.model.layers import Layer
 from gpt_pretrain.model.linear import PRODUCT, Linear, Multiply, multiply
-from gpt_pretrain.model.perturbations import Hook, no_hook
+from gpt_pretrain.model.sites import Hook, no_hook
 from gpt_pretrain.model.spec import ModelSpec
 from gpt_pretrain.parallel.axes import EMBD, HEADS, MLP, POSITIONS, VOCAB
 
@@ -84,6 +84,7 @@ class GPT(nnx.Module):
         documents: Documents | None = None,
         attend: Attend | None = None,
         hook: Hook = no_hook,
+        around: Callable[[Attend, Any], Attend] | None = None,
         rng: jax.Array | None = None,
     ) -> Float[Array, "B T D"]:
         """Token ids -> final hidden states in the compute dtype (the head is the loss's business).
@@ -96,6 +97,7 @@ class GPT(nnx.Module):
           attend: stands in for causal attention over `tokens_BT` (a key-value cache does), and knows the documents
             itself: of `documents` only the positions are used.
           hook: called at every hook site.
+          around: (attend, segment ids or None) -> what stands in for it: somebody who watches.
           rng: key for dropout; None means no dropout.
         """
         num_time, num_positions = tokens_BT.shape[1], self.position_embedding.num_embeddings
@@ -107,14 +109,15 @@ class GPT(nnx.Module):
             rng_embed, rng_attend, rng_layers = jax.random.split(rng, 3)
             attend = attend or causal_attention_with_dropout(rate, rng_attend, segment_ids_BT)
         attend = attend or causal_attention(self.spec.attention, segment_ids_BT)
+        attend = around(attend, segment_ids_BT) if around else attend
 
         positions = start + jnp.arange(num_time) if documents is None else documents.positions_BT
         x_BTD = self.token_embedding(tokens_BT) + self.position_embedding(positions)
-        x_BTD = dropout(x_BTD.astype(self.spec.dtype), rate, rng_embed)
+        x_BTD = hook("embeddings", None, dropout(x_BTD.astype(self.spec.dtype), rate, rng_embed))
         for index, layer in enumerate(self.layers):
             run = functools.partial(layer, layer=index, attend=attend, hook=hook, rng=rng_layers)
             x_BTD = REMAT[self.spec.remat](run)(x_BTD)
-        return self.ln_f(x_BTD)
+        return hook("final_norm", None, self.ln_f(x_BTD))
 
     def logits(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Float32 logits of hidden states, padded columns included."""

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from gpt_pretrain.model.attention import Attend, Attention, dropout
 from gpt_pretrain.model.linear import gelu_of_sum
-from gpt_pretrain.model.perturbations import Hook
+from gpt_pretrain.model.sites import Hook
 
 
 class MLP(nnx.Module):
@@ -18,13 +18,13 @@ class MLP(nnx.Module):
         self.up = make_linear("mlp", "up", n_embd, 4 * n_embd)
         self.down = make_linear("mlp", "down", 4 * n_embd, n_embd, std=residual_std)
 
-    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x_BTD: Float[Array, "B T D"], layer: int, hook: Hook) -> Float[Array, "B T D"]:
         (h_BTF,) = self.up.products(x_BTD, 1)
-        return self.down(gelu_of_sum(h_BTF, self.up.bias[...]))
+        return self.down(hook("mlp_hidden", layer, gelu_of_sum(h_BTF, self.up.bias[...])))
 
 
 class Layer(nnx.Module):
-    """Pre-LayerNorm residual layer. Its three `hook` calls are the hook sites, and the only ones."""
+    """Pre-LayerNorm residual layer, with the hook sites of `sites.py`."""
 
     def __init__(self, n_embd, n_head, rate, *, make_norm: Callable, make_linear: Callable, residual_std):
         self.rate = rate
@@ -38,7 +38,7 @@ class Layer(nnx.Module):
     ) -> Float[Array, "B T D"]:
         rngs = (None, None) if rng is None else jax.random.split(jax.random.fold_in(rng, layer))
         x_BTD = hook("block_in", layer, x_BTD)
-        attn_BTD = hook("attn_out", layer, self.attention(self.ln_1(x_BTD), layer, attend))
-        x_BTD = x_BTD + dropout(attn_BTD, self.rate, rngs[0])
-        mlp_BTD = hook("mlp_out", layer, self.mlp(self.ln_2(x_BTD)))
+        attn_BTD = hook("attn_out", layer, self.attention(self.ln_1(x_BTD), layer, attend, hook))
+        x_BTD = hook("stream_mid", layer, x_BTD + dropout(attn_BTD, self.rate, rngs[0]))
+        mlp_BTD = hook("mlp_out", layer, self.mlp(self.ln_2(x_BTD), layer, hook))
         return hook("stream_out", layer, x_BTD + dropout(mlp_BTD, self.rate, rngs[1]))

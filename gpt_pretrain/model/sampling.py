@@ -1,6 +1,7 @@
 """Sampling from a model, with a key-value cache."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 
 import jax
@@ -10,6 +11,8 @@ from jaxtyping import Array, Float, Int, Integer
 
 from gpt_pretrain.checks import key_seed
 from gpt_pretrain.model.gpt import GPT, cache_shape, model_of
+from gpt_pretrain.model.intervening import Rows, doses_at, make_hook
+from gpt_pretrain.model.interventions import Intervention
 from gpt_pretrain.model.spec import ModelSpec
 
 _TOKENS_AT_ONCE = 1 << 14  # of keys and values, where many prompts are continued
@@ -68,28 +71,35 @@ def choose_token(
 
 
 @lru_cache
-def make_sampler(spec: ModelSpec, seq_len: int, **how) -> tuple[Callable, Callable]:
-    """`prefill(params, tokens_BT, length, rng)` and `decode(params, token_B, start, cache, rng)`, both jitted
-    and returning (next token, cache). `how` goes to `choose_token`. Compiled once for equal arguments.
+def make_sampler(spec: ModelSpec, seq_len: int, *, seed: int = 0, **how) -> tuple[Callable, Callable]:
+    """`prefill(params, tokens_BT, length, rng, *doses)` and `decode(params, token_B, start, cache, rng, *doses)`, both
+    jitted and returning (next token, cache). `how` goes to `choose_token`. Compiled once for equal arguments.
+
+    Doses are of the interventions of `spec`, where it has some; `seed` is theirs.
     """
     to_model = model_of(spec)
+
+    def hook_of(tokens_BT, start, doses):
+        rows = Rows(tokens_BT, jnp.arange(tokens_BT.shape[0]), start, seed) if doses else None
+        return make_hook(spec.interventions, spec.n_layer, spec.n_head, doses[0] if doses else None, rows)
 
     def next_token(model: GPT, x_BTD, at, rng):
         last_B1D = jax.lax.dynamic_slice_in_dim(x_BTD, at, 1, axis=1)
         return choose_token(model.logits(last_B1D)[:, 0, : spec.vocab_size], rng, **how)
 
     @jax.jit
-    def prefill(params, tokens_BT, length, rng):
+    def prefill(params, tokens_BT, length, rng, *doses):
         model = to_model(params)
         cache = Cache(empty_cache(spec, tokens_BT.shape[0], seq_len), 0)
-        x_BTD = model(tokens_BT, attend=cache)
+        x_BTD = model(tokens_BT, attend=cache, hook=hook_of(tokens_BT, 0, doses))
         return next_token(model, x_BTD, length - 1, rng), cache.layers
 
     @partial(jax.jit, donate_argnums=3)
-    def decode(params, token_B, start, layers, rng):
+    def decode(params, token_B, start, layers, rng, *doses):
         model = to_model(params)
         cache = Cache(layers, start)
-        x_BTD = model(token_B[:, None], start=start, attend=cache)
+        token_B1 = token_B[:, None]
+        x_BTD = model(token_B1, start=start, attend=cache, hook=hook_of(token_B1, start, doses))
         return next_token(model, x_BTD, 0, rng), cache.layers
 
     return prefill, decode
@@ -107,12 +117,17 @@ def sample(
     top_k: int = 50,
     top_p: float = 1.0,
     stop: int | None = None,
+    interventions: Sequence[Intervention] = (),
+    step: int = 1,
 ) -> Int[np.ndarray, " new"]:
     """Continues `prompt` (ids, at least one) by up to `num_tokens` ids, or until `stop`; returns the new ids.
 
     Args:
       seq_len: tokens the model was trained to see at once; generation ends there. A longer position table
         (`spec.num_positions`) makes no difference: training has not reached its other rows.
+      interventions: done to every token, as strong as at `step`, counted from 1. Those of `spec` are not.
+
+    Raises ValueError for a prompt that is too long, and for interventions that cannot be done token by token.
 
     A model that was trained with the document mask sees nothing before the last end-of-text token in the prompt and
     counts positions from there, so the prompt is cut to its last document; generation ends with the document.
@@ -122,15 +137,23 @@ def sample(
         prompt = prompt[ends[-1] :]
     if not 0 < len(prompt) <= seq_len:
         raise ValueError(f"the prompt has {len(prompt)} tokens; the model has room for 1 to {seq_len}")
-    prefill, decode = make_sampler(spec.plain(), seq_len, temperature=temperature, top_k=top_k, top_p=top_p)
+    for each in interventions:
+        each.check(n_layer=spec.n_layer, n_head=spec.n_head, n_embd=spec.n_embd)
+        if each.needs_batch:
+            raise ValueError(
+                f"intervention {each.described()}: a sample is no batch to take a mean of; expected a vector"
+            )
+    plain = dataclasses.replace(spec.plain(), interventions=tuple(interventions))
+    doses, how = doses_at(step, interventions), {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    prefill, decode = make_sampler(plain, seq_len, **how, **({"seed": key_seed(seed)} if doses else {}))
     rng = jax.random.key(key_seed(seed))
     padded = np.zeros((1, seq_len), np.int32)  # one shape for every prompt: compiled once
     padded[0, : len(prompt)] = prompt
-    token, cache = prefill(params, padded, len(prompt), jax.random.fold_in(rng, 0))
+    token, cache = prefill(params, padded, len(prompt), jax.random.fold_in(rng, 0), *doses)
     new = [int(token[0])]
     while len(new) < num_tokens and new[-1] not in (stop, document_end) and len(prompt) + len(new) <= seq_len:
         start = len(prompt) + len(new) - 1
-        token, cache = decode(params, token, start, cache, jax.random.fold_in(rng, len(new)))
+        token, cache = decode(params, token, start, cache, jax.random.fold_in(rng, len(new)), *doses)
         new.append(int(token[0]))
     return np.array(new[:-1] if new[-1] in (stop, document_end) else new, np.int32)
 

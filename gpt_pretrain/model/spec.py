@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from gpt_pretrain import checks
-from gpt_pretrain.model.perturbations import Perturbation
+from gpt_pretrain.model.interventions import Intervention
 
 AttentionKernel = Literal["xla", "cudnn", "triton", "splash"]
 Remat = Literal["none", "dots", "full"]
@@ -34,7 +34,7 @@ class GPTConfig:
         "full" (each layer).
       logits_dtype: in which they leave the head's product. The softmax over them is in float32 always; bfloat16 spares
         memory traffic and keeps 8 bits of each logit.
-      perturbations: what happens at the hook sites; see `perturbations.py`.
+      interventions: what happens at the hook sites; see `interventions.py`.
     """
 
     n_layer: int = 12
@@ -47,7 +47,7 @@ class GPTConfig:
     attention: Literal["auto", "xla", "cudnn", "triton", "splash"] = "auto"
     remat: Remat = "none"
     logits_dtype: Dtype = "float32"
-    perturbations: Sequence[Perturbation] = ()
+    interventions: Sequence[Intervention] = ()
 
     def __post_init__(self):
         for name in ("n_layer", "n_head", "n_embd", "vocab_size", "block_size"):
@@ -67,11 +67,11 @@ class GPTConfig:
             ("logits_dtype", get_args(Dtype)),
         ):
             checks.choice(f"model.{name}", getattr(self, name), known)
-        given = self.perturbations
-        if not isinstance(given, Sequence) or not all(isinstance(each, Perturbation) for each in given):
-            raise ValueError(f"model.perturbations: found {given!r}, expected a list such as [@perturb()]")
-        for perturbation in given:
-            perturbation.check_layers(self.n_layer)
+        given = self.interventions
+        if not isinstance(given, Sequence) or not all(isinstance(each, Intervention) for each in given):
+            raise ValueError(f"model.interventions: found {given!r}, expected a list such as [@intervention()]")
+        for intervention in given:
+            intervention.check(n_layer=self.n_layer, n_head=self.n_head, n_embd=self.n_embd)
 
     def num_positions(self, seq_len: int) -> int:
         """Rows of the position table of a model that is trained on sequences of `seq_len` tokens.
@@ -127,7 +127,7 @@ class GPTConfig:
             dropout=self.dropout,
             remat=self.remat,
             logits_dtype=self.logits_dtype,
-            perturbations=tuple(self.perturbations),
+            interventions=tuple(self.interventions),
         )
 
     def _kernel(self, platform: str, dtype: str, seq_len: int, document_mask: bool) -> AttentionKernel:
@@ -211,12 +211,7 @@ class ModelSpec(Architecture):
     dropout: float = 0.0
     remat: Remat = "none"
     logits_dtype: Dtype = "float32"
-    perturbations: tuple[Perturbation, ...] = ()
-
-    @property
-    def needs_rng(self) -> bool:
-        """Whether a training step draws random numbers."""
-        return bool(self.dropout or self.perturbations)
+    interventions: tuple[Intervention, ...] = ()
 
     @property
     def document_end(self) -> int | None:
@@ -226,22 +221,28 @@ class ModelSpec(Architecture):
     def plain(self, dtype: str | None = None) -> "ModelSpec":
         """Without what only training needs, or what may not run here: the weights mean the same."""
         return dataclasses.replace(
-            self, dtype=dtype or self.dtype, remat="none", attention="xla", dropout=0.0, perturbations=()
+            self, dtype=dtype or self.dtype, remat="none", attention="xla", dropout=0.0, interventions=()
         )
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values only. Perturbations are code, and left out; the gin configuration names them."""
-        names = [field.name for field in dataclasses.fields(self) if field.name != "perturbations"]
-        return {"version": VERSION, **{name: getattr(self, name) for name in names}}
+        """JSON values only."""
+        names = [field.name for field in dataclasses.fields(self) if field.name != "interventions"]
+        interventions = {"interventions": [each.to_json() for each in self.interventions]} if self.interventions else {}
+        return {"version": VERSION, **{name: getattr(self, name) for name in names}, **interventions}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "ModelSpec":
         """The inverse of `to_json`. ValueError for another version, or fields that are missing or not known."""
         if fields.get("version") != VERSION:
             raise ValueError(f"model spec of version {fields.get('version')!r}, expected {VERSION}")
-        if "perturbations" in fields:
-            raise ValueError("model spec: has perturbations, which are code and never come from a file")
+        given = {name: value for name, value in fields.items() if name not in ("version", "interventions")}
+        interventions = fields.get("interventions", [])
+        if not isinstance(interventions, list):
+            raise ValueError(f"model spec: interventions are {interventions!r:.80}, expected a list")
         try:
-            return cls(**{name: value for name, value in fields.items() if name != "version"})
+            spec = cls(**given, interventions=tuple(map(Intervention.from_json, interventions)))
+            for each in spec.interventions:
+                each.check(n_layer=spec.n_layer, n_head=spec.n_head, n_embd=spec.n_embd)
+            return spec
         except TypeError as error:
             raise ValueError(f"model spec: {error}") from None

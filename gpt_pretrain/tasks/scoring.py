@@ -35,7 +35,7 @@ class Score(NamedTuple):
 
 
 class Scorer:
-    """Scores by the plain model: without dropout, perturbations and remat, with XLA's attention.
+    """Scores by the plain model: without dropout, interventions and remat, with XLA's attention.
 
     Rows are split over all devices, whatever splits the parameters. With several processes each calls it with the same
     requests, and has all scores.

@@ -19,7 +19,7 @@ class TaskModel:
     """Answers by the parameters that `params` holds at the moment.
 
     Args:
-      spec: the model. It is run plain: without dropout and perturbations.
+      spec: the model. It is run plain: without dropout and interventions.
       tokenizer: the one that made its data.
       dtype: of the computation; None for the spec's.
       end_of_text_first: every context begins with end-of-text, as documents did in training. None: only where the

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from gpt_pretrain import checks
 from gpt_pretrain.model.gpt import flops_per_token, num_params
+from gpt_pretrain.model.intervening import Doses, doses_at
 from gpt_pretrain.model.losses import num_loss_chunks
 from gpt_pretrain.model.spec import ModelSpec
 from gpt_pretrain.optim.optimizer import Optimizer
@@ -35,10 +36,11 @@ class Built:
       placement: where the rows of a batch lie.
       layouts: of the batch sizes from here on.
       abstract_state: shapes, dtypes and shardings of the state.
-      train_step: (state, batch) -> (state, metrics), jitted; compiled at its first call. See `step.py` for all three.
-      masked_train_step: (state, batch, keep) -> (state, metrics), of a batch that has masked targets.
-      eval_step: (params, batch, weights, index) -> sums.
-      statistics: (state, batch) -> {name: scalar}.
+      train_step: (state, batch, *doses) -> (state, metrics), jitted; compiled at its first call. See `step.py` for all
+        four, and `doses` for what they take at the end.
+      masked_train_step: (state, batch, keep, *doses) -> (state, metrics), of a batch that has masked targets.
+      eval_step: (params, batch, weights, index, *doses) -> sums.
+      statistics: (state, batch, *doses) -> {name: scalar}.
     """
 
     config: TrainConfig
@@ -59,6 +61,10 @@ class Built:
     def fresh_state(self) -> TrainState:
         """The state of a run that begins."""
         return state_lib.fresh_state(self.spec, self.optimizer.transform, self.mesh, self.config.key_seed)
+
+    def doses(self, step: int) -> tuple[Doses, ...]:
+        """Of the interventions, at a step counted from 1: what the compiled functions take at the end, if anything."""
+        return doses_at(step, self.spec.interventions)
 
     @property
     def num_params(self) -> int:
@@ -114,6 +120,7 @@ def build(config: TrainConfig, data: OpenedData, start: Start, devices: Sequence
         reduce_dtype=config.reduce_dtype,
     )
     train_step = step_lib.make_train_step(options, optimizer)
+    compiled_for = shardings, mesh, options.num_doses
     return Built(
         config=config,
         data=data,
@@ -125,10 +132,10 @@ def build(config: TrainConfig, data: OpenedData, start: Start, devices: Sequence
         placement=placement,
         layouts=layouts,
         abstract_state=abstract_state,
-        train_step=step_lib.compile_train_step(train_step, shardings, mesh),
-        masked_train_step=step_lib.compile_masked_train_step(train_step, shardings, mesh),
-        eval_step=step_lib.compile_eval_step(step_lib.make_eval_step(options), shardings, mesh),
-        statistics=step_lib.compile_statistics(step_lib.make_statistics(options), shardings, mesh),
+        train_step=step_lib.compile_train_step(train_step, *compiled_for),
+        masked_train_step=step_lib.compile_masked_train_step(train_step, *compiled_for),
+        eval_step=step_lib.compile_eval_step(step_lib.make_eval_step(options), *compiled_for),
+        statistics=step_lib.compile_statistics(step_lib.make_statistics(options, optimizer), *compiled_for),
     )
 
 

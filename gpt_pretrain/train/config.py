@@ -45,7 +45,7 @@ class TrainConfig:
         is "per_step" where whole weights and gradients take at most a quarter of a device's memory.
       reduce_dtype: in which gradients are added up over devices, "float32" or "bfloat16".
       num_tokens: to train on; the run has as many whole steps as fit.
-      seed: of the initial weights, dropout and perturbations (the order has `data.seed`).
+      seed: of the initial weights, dropout and interventions (the order has `data.seed`).
       from_pretrained: whose weights alone are taken at the start: a save_dir or checkpoint of another run, or what
         docs/exchange.md lists: a folder of transformers, hf://ID, a .safetensors file, llm.c's model file.
       log_interval, eval_interval, save_interval, statistics_interval: in steps; 0 means never (the last

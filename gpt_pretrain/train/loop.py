@@ -53,11 +53,12 @@ class Loop:
         for batch, tokens_MBT in self._times.waiting(fed):
             self._times.begin_step(self.step + 1)
             self._run_actions(self.step + 1, tokens_MBT, before=True)
+            doses = self._built.doses(self.step + 1)
             if batch.keep is None:
-                self._state, metrics = self._built.train_step(self._state, tokens_MBT)
+                self._state, metrics = self._built.train_step(self._state, tokens_MBT, *doses)
             else:  # of some rows of the batch, which need not be this process's
                 keep_MBT = self._built.placement.to_devices(batch.keep, batch.batch_size)
-                self._state, metrics = self._built.masked_train_step(self._state, tokens_MBT, keep_MBT)
+                self._state, metrics = self._built.masked_train_step(self._state, tokens_MBT, keep_MBT, *doses)
             self.step += 1
             self._ledger.add(batch.digest)
             self._finished(self._reader.push(self.step, batch.position, metrics))

@@ -19,7 +19,7 @@ class CheckpointMetadata:
     Attributes:
       run_id: of the run, which its `data.json` and all its checkpoints share.
       step: updates made.
-      seed: `train.seed`, of weights, dropout and perturbations.
+      seed: `train.seed`, of weights, dropout and interventions.
       model: with its identity, which a run that is resumed must share.
       seq_len: tokens of a sequence in the last update.
       plan: the data of all updates.

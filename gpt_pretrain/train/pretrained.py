@@ -1,5 +1,6 @@
 """The weights of a checkpoint, or of somebody else's file, without the run that made them."""
 
+import dataclasses
 import logging
 from functools import partial
 from pathlib import Path
@@ -25,11 +26,13 @@ from gpt_pretrain.train.weight_files.names import TOKENS
 log = logging.getLogger(__name__)
 
 
-def load(directory: str, platform: str | None = None, *, mesh: Mesh | None = None) -> tuple[dict, CheckpointMetadata]:
+def load(
+    directory: str, platform: str | None = None, *, mesh: Mesh | None = None, with_interventions: bool = False
+) -> tuple[dict, CheckpointMetadata]:
     """The parameters of a run's newest good checkpoint, or of one checkpoint, and its metadata.
 
     They are on the default device, or whole on each of `mesh`. The model in the metadata is made plain: without what
-    only training needs.
+    only training needs, but for its interventions if asked for.
     """
     checkpoint = Path(checkpoint_at(directory).directory)
     metadata = checkpoints.read_metadata(checkpoint)
@@ -38,6 +41,8 @@ def load(directory: str, platform: str | None = None, *, mesh: Mesh | None = Non
     shapes = jax.eval_shape(partial(init_params, spec), jax.random.key(0))
     where = replicated(mesh) if mesh else jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes)
+    if with_interventions:
+        spec = dataclasses.replace(spec, interventions=metadata.model.interventions)
     return checkpoints.restore_params(checkpoint, abstract), metadata.with_model(spec)
 
 

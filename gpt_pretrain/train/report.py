@@ -33,8 +33,8 @@ def say_what_runs(built: Built, start: Start) -> None:
         spec.attention,
         " within documents" * spec.document_mask,
     )
-    for perturbation in spec.perturbations:
-        log.info("Perturbation: %s", perturbation)
+    for intervention in spec.interventions:
+        log.info("Intervention: %s", intervention.described())
     log.info("Devices: %s", devices_in_words(built))
     if mesh.size > 1:
         log.info("Gradients: %s", how_reduced(built))

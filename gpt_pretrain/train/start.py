@@ -18,6 +18,7 @@ from gpt_pretrain.model.spec import ModelSpec
 from gpt_pretrain.parallel.devices import Device, platform_of
 from gpt_pretrain.train import checkpoints, events
 from gpt_pretrain.train.config import TrainConfig
+from gpt_pretrain.train.interventions import with_vectors
 from gpt_pretrain.train.metadata import CheckpointMetadata
 from gpt_pretrain.train.opened_data import OpenedData
 from gpt_pretrain.train.verify import check_last_steps
@@ -55,8 +56,9 @@ class Start:
 
 
 def model_spec(config: TrainConfig, data: OpenedData, device: Device) -> ModelSpec:
-    """The model of a run on devices like this one."""
-    return config.model.settle(
+    """The model of a run on devices like this one. ValueError for what cannot be, or a vector that is not there."""
+    shape, interventions = config.model, with_vectors(config.model.interventions)
+    return dataclasses.replace(shape, interventions=interventions).settle(
         platform_of(device),
         seq_len=config.data.seq_len,
         vocab_size=data.first.vocab_size,

@@ -18,9 +18,9 @@ from jax.sharding import PartitionSpec as P
 from gpt_pretrain.model import statistics
 from gpt_pretrain.model.document_mask import Documents, documents_of
 from gpt_pretrain.model.gpt import model_of
+from gpt_pretrain.model.intervening import Doses, Rows, make_hook, numbers_of_rows
 from gpt_pretrain.model.linear import Multiply, multiply
 from gpt_pretrain.model.losses import nll_per_row, summed_kept_nll, summed_nll
-from gpt_pretrain.model.perturbations import make_hook
 from gpt_pretrain.model.spec import ModelSpec
 from gpt_pretrain.optim.optimizer import Optimizer
 from gpt_pretrain.parallel.partition import BATCH_AXES, batch_sharding, replicated
@@ -42,7 +42,7 @@ class StepOptions:
     Attributes:
       spec: the model.
       num_chunks: pieces of the time axis in which the loss is computed.
-      seed: of dropout and perturbations.
+      seed: of dropout and interventions.
       mesh: of several devices, over which the work is split; None for one.
       gather: when split weights are made whole, "per_step" or "per_use"; see `weights.py`.
       reduce_dtype: in which gradients are added up over devices.
@@ -54,6 +54,16 @@ class StepOptions:
     mesh: Mesh | None = None
     gather: Gather = "per_use"
     reduce_dtype: str = "float32"
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Those over which the rows of a batch lie; none on one device."""
+        return BATCH_AXES if self.mesh is not None and self.mesh.size > 1 else ()
+
+    @property
+    def num_doses(self) -> int:
+        """Arguments that each function takes for the interventions: one, or none without them."""
+        return int(bool(self.spec.interventions))
 
     @property
     def weights(self) -> SplitWeights:
@@ -83,23 +93,23 @@ def split_tokens(window_BT):
 
 
 def make_loss_fn(options: StepOptions, multiply: Multiply = multiply) -> Callable:
-    """`(params, window_BT, rng, record=None) -> (summed nll, num_correct)` of rows that one device holds.
+    """`(params, window_BT, rng, dosed=None, record=None) -> (summed nll, num_correct)` of rows that one device holds.
 
-    `record`, a dict, receives the moments of the activations if given. `multiply` is what linear layers use. Of
-    `Masked` rows, both sums are of the targets that count.
+    `rng` is for dropout. `dosed` is the doses of the interventions, where there are some, and the index of the
+    microbatch. `record`, a dict, receives the moments of the activations if given. `multiply` is what linear layers
+    use. Of `Masked` rows, both sums are of the targets that count.
     """
     spec = options.spec
     to_model = model_of(spec, multiply)
 
-    def loss_fn(params, window_BT, rng, record=None):
+    def loss_fn(params, window_BT, rng, dosed=None, record=None):
         model = to_model(params)
         window_BT, keep_BT = window_BT if isinstance(window_BT, Masked) else (window_BT, None)
         inputs_BT, targets_BT = split_tokens(window_BT)
-        rng_hook, rng_dropout = (None, None) if rng is None else jax.random.split(rng)
-        hook = make_hook(spec.perturbations, spec.n_layer, rng_hook)
+        hook, around = _hook(options, inputs_BT, dosed), None
         if record is not None:
-            hook = statistics.recording(hook, record)
-        x_BTD = model(inputs_BT, documents=_documents(spec, inputs_BT), hook=hook, rng=rng_dropout)
+            hook, around = statistics.recording(hook, record), statistics.recording_entropy(record)
+        x_BTD = model(inputs_BT, documents=_documents(spec, inputs_BT), hook=hook, around=around, rng=_for_dropout(rng))
         how = spec.vocab_size, options.num_chunks, spec.logits_dtype
         if keep_BT is not None:
             return summed_kept_nll(x_BTD, model.head_VD, targets_BT, keep_BT, *how)
@@ -108,23 +118,44 @@ def make_loss_fn(options: StepOptions, multiply: Multiply = multiply) -> Callabl
     return loss_fn
 
 
+def _hook(options: StepOptions, inputs_BT, dosed: tuple[Doses, jax.Array | int] | None, *, in_evaluation: bool = False):
+    """What the interventions do to the rows of a device, of a microbatch with this index."""
+    spec, doses, rows = options.spec, None, None
+    if dosed is not None:
+        doses, index = dosed
+        numbers_B = numbers_of_rows(index, inputs_BT.shape[0], options.axes)
+        rows = Rows(inputs_BT, numbers_B, 0, options.seed)
+    return make_hook(
+        spec.interventions, spec.n_layer, spec.n_head, doses, rows, axes=options.axes, in_evaluation=in_evaluation
+    )
+
+
+def _for_dropout(rng: jax.Array | None) -> jax.Array | None:
+    return None if rng is None else jax.random.split(rng)[1]
+
+
 def _documents(spec: ModelSpec, inputs_BT) -> Documents | None:
     return None if spec.document_end is None else documents_of(inputs_BT, spec.document_end)
 
 
-def accumulate_gradients(loss_fn: Callable, params, batch_MBT, rng):
+def accumulate_gradients(loss_fn: Callable, params, batch_MBT, rng, *doses: Doses, with_squares: bool = False):
     """Sums over all rows of a batch that one device holds, one microbatch after the other.
+
+    Args:
+      with_squares: also the squared norms of the microbatches' gradients.
 
     Returns:
       gradients like `params` in float32, whatever dtype the parameters are held in; summed nll; number of correct
-      predictions.
+      predictions; with squares, their sum.
     """
 
     def one(window_BT, index):
         in_float32 = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)  # costs nothing: see `linear.py`
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (nll, correct), grads = grad_fn(in_float32, window_BT, None if rng is None else jax.random.fold_in(rng, index))
-        return grads, nll, correct
+        dosed = (doses[0], index) if doses else None
+        rng_of_one = None if rng is None else jax.random.fold_in(rng, index)
+        (nll, correct), grads = grad_fn(in_float32, window_BT, rng_of_one, dosed)
+        return (grads, nll, correct, optax.tree.norm(grads, squared=True)) if with_squares else (grads, nll, correct)
 
     def body(carry, inputs):
         return jax.tree.map(jnp.add, carry, one(*inputs)), None
@@ -137,51 +168,64 @@ def accumulate_gradients(loss_fn: Callable, params, batch_MBT, rng):
     return jax.lax.scan(body, zeros, (batch_MBT, jnp.arange(num_microbatches)))[0]
 
 
-def make_gradients(options: StepOptions) -> Callable:
-    """`(params, batch, rng) -> (gradients, mean loss in nats, accuracy)` of the mean loss over ALL tokens of a batch.
+def make_gradients(options: StepOptions, *, with_squares: bool = False) -> Callable:
+    """`(params, batch, rng, *doses) -> (gradients, mean loss in nats, accuracy)`.
 
-    Sums are divided once, by the number of target tokens of the whole batch, so that the result does not depend on how
-    it is cut into microbatches and over devices. Gradients are float32, split like the parameters. Of a `Masked` batch
-    gradients are divided by ALL its targets, so that each that counts weighs what it always weighs; loss and accuracy
-    are means over those that count.
+    The loss is the mean over ALL tokens of the batch. Sums are divided once, by the number of target tokens of the
+    whole batch, so that the result does not depend on how it is cut into microbatches and over devices. Gradients are
+    float32, split like the parameters. Of a `Masked` batch gradients are divided by ALL its targets, so that each that
+    counts weighs what it always weighs; loss and accuracy are means over those that count.
+
+    Args:
+      with_squares: also the mean over all pieces of the batch, each a device's rows of a microbatch, of the squared
+        norm of the gradient of the piece's mean loss. Only where `has_whole_pieces`.
     """
-    is_split = options.mesh is not None and options.mesh.size > 1
+    assert has_whole_pieces(options) or not with_squares
 
-    def on_one(params, batch_MBT, rng):
+    def on_one(params, batch_MBT, rng, *doses):
         held = jax.tree.map(lambda leaf: leaf.astype(options.spec.dtype) if leaf.ndim >= 2 else leaf, params)
-        return accumulate_gradients(make_loss_fn(options), held, batch_MBT, rng)
+        return accumulate_gradients(make_loss_fn(options), held, batch_MBT, rng, *doses, with_squares=with_squares)
 
-    def on_each(params, batch_MBT, rng):
+    def on_each(params, batch_MBT, rng, *doses):
         weights = options.weights
         if options.gather == "per_step":
-            sums = accumulate_gradients(make_loss_fn(options), weights.whole(params), batch_MBT, _of_device(rng))
+            loss_fn, held = make_loss_fn(options), weights.whole(params)
         else:
-            loss_fn = make_loss_fn(options, weights.multiply)
+            of_whole, held = make_loss_fn(options, weights.multiply), params
 
-            def with_tables(params, *args):
-                return loss_fn(weights.with_whole_tables(params), *args)
+            def loss_fn(params, *args):
+                return of_whole(weights.with_whole_tables(params), *args)
 
-            sums = accumulate_gradients(with_tables, params, batch_MBT, _of_device(rng))
-        grads, nll, correct = sums
+        grads, *sums = accumulate_gradients(
+            loss_fn, held, batch_MBT, _of_device(rng), *doses, with_squares=with_squares
+        )
         grads = weights.reduced(grads, are_split=options.gather == "per_use")
-        return grads, jax.lax.psum(nll, BATCH_AXES), jax.lax.psum(correct, BATCH_AXES)
+        return grads, *(jax.lax.psum(each, BATCH_AXES) for each in sums)
 
-    def gradients(params, batch_MBT, rng):
+    def gradients(params, batch_MBT, rng, *doses):
         tokens_MBT = batch_MBT.tokens if isinstance(batch_MBT, Masked) else batch_MBT
         num_microbatches, microbatch, window = tokens_MBT.shape
         num_tokens = num_microbatches * microbatch * (window - 1)
-        if is_split:
-            specs = options.weights.specs
-            sums_of = on_each_device(on_each, options.mesh, (specs, P(None, BATCH_AXES), P()), (specs, P(), P()))
+        if options.axes:
+            specs, whole = options.weights.specs, [P()] * (1 + len(doses))
+            out = specs, *[P()] * (2 + with_squares)
+            sums_of = on_each_device(on_each, options.mesh, (specs, P(None, BATCH_AXES), *whole), out)
         else:
             sums_of = on_one
-        grads, nll, correct = sums_of(params, batch_MBT, rng)
+        grads, nll, correct, *squares = sums_of(params, batch_MBT, rng, *doses)
+        num_pieces = num_microbatches * (options.mesh.size if options.axes and options.mesh else 1)
+        means = [square / num_pieces / (num_tokens / num_pieces) ** 2 for square in squares]
         grads = jax.tree.map(lambda grad: grad / num_tokens, grads)
         if isinstance(batch_MBT, Masked):
             num_tokens = jnp.maximum(batch_MBT.keep.sum(), 1)
-        return grads, nll / num_tokens, correct / num_tokens
+        return grads, nll / num_tokens, correct / num_tokens, *means
 
     return gradients
+
+
+def has_whole_pieces(options: StepOptions) -> bool:
+    """Whether a device has the whole gradient of its rows of a microbatch, before it is added to those of others."""
+    return not options.axes or options.gather == "per_step" or options.weights.num_parts == 1
 
 
 def _of_device(rng: jax.Array | None) -> jax.Array | None:
@@ -190,11 +234,14 @@ def _of_device(rng: jax.Array | None) -> jax.Array | None:
 
 
 def make_train_step(options: StepOptions, optimizer: Optimizer) -> Callable:
-    """`(state, batch) -> (state, metrics)`, not yet jitted; see `compile_train_step`."""
+    """`(state, batch, *doses) -> (state, metrics)`, not yet jitted; see `compile_train_step`.
+
+    There are doses, one argument, where the model has interventions.
+    """
     gradients = make_gradients(options)
 
-    def train_step(state: TrainState, batch_MBT):
-        grads, loss, accuracy = gradients(state.params, batch_MBT, _rng(options, state))
+    def train_step(state: TrainState, batch_MBT, *doses: Doses):
+        grads, loss, accuracy = gradients(state.params, batch_MBT, rng_of(options, state), *doses)
         updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
@@ -210,25 +257,23 @@ def make_train_step(options: StepOptions, optimizer: Optimizer) -> Callable:
     return train_step
 
 
-def _rng(options: StepOptions, state: TrainState) -> jax.Array | None:
+def rng_of(options: StepOptions, state: TrainState) -> jax.Array | None:
     """The random numbers of the next step, a function of the step; None where it needs none."""
-    return jax.random.fold_in(jax.random.key(options.seed), state.step) if options.spec.needs_rng else None
+    return jax.random.fold_in(jax.random.key(options.seed), state.step) if options.spec.dropout else None
 
 
 def make_eval_step(options: StepOptions) -> Callable:
-    """`(params, batch, weights_MB, index) -> (nll, num_correct)` summed over the rows of weight 1."""
+    """`(params, batch, weights_MB, index, *doses) -> (nll, num_correct)` summed over the rows of weight 1."""
     spec, mesh = options.spec, options.mesh
-    perturbations = [each for each in spec.perturbations if each.in_evaluation]
-    is_split = mesh is not None and mesh.size > 1
+    is_split = bool(options.axes)
     to_model = model_of(spec, options.weights.multiply if is_split else multiply)
 
-    def on_each(params, batch_MBT, weights_MB, index):
+    def on_each(params, batch_MBT, weights_MB, index, *doses):
         if is_split:
             params = options.weights.with_whole_tables(params)
         model = to_model(params)
-        rng = jax.random.fold_in(jax.random.key(options.seed), index) if perturbations else None
-        hook = make_hook(perturbations, spec.n_layer, _of_device(rng) if is_split else rng)
         inputs_BT, targets_BT = split_tokens(batch_MBT[0])
+        hook = _hook(options, inputs_BT, (doses[0], index) if doses else None, in_evaluation=True)
         x_BTD = model(inputs_BT, documents=_documents(spec, inputs_BT), hook=hook)
         nll_B, correct_B = nll_per_row(
             x_BTD, model.head_VD, targets_BT, spec.vocab_size, options.num_chunks, spec.logits_dtype
@@ -238,79 +283,101 @@ def make_eval_step(options: StepOptions) -> Callable:
 
     rows = P(None, BATCH_AXES)
     specs = options.weights.specs if is_split else None
-    return on_each_device(on_each, mesh, (specs, rows, rows, P()), P())
+    whole = [P()] * (1 + options.num_doses)
+    return on_each_device(on_each, mesh, (specs, rows, rows, *whole), P())
 
 
-def make_statistics(options: StepOptions) -> Callable:
-    """`(state, batch) -> {name: scalar}`: a function of its own, so that ordinary steps pay nothing.
+def make_statistics(options: StepOptions, optimizer: Optimizer) -> Callable:
+    """`(state, batch, *doses) -> {name: scalar}`: a function of its own, so that ordinary steps pay nothing.
 
-    Activations are those of the first microbatch, at every site of every layer; gradient norms are of the
-    whole batch's gradient, before clipping; all with the random numbers that the step itself uses.
+    Activations and attention are those of the first microbatch, at every site of every layer; gradient norms are of the
+    whole batch's gradient, before clipping; updates are those that the step will make; all with the random numbers that
+    the step itself uses. The noise of gradients is there for batches of several pieces; see `has_whole_pieces`.
     """
-    mesh = options.mesh
-    is_split = mesh is not None and mesh.size > 1
-    gradients = make_gradients(options)
+    mesh, is_split = options.mesh, bool(options.axes)
+    with_squares = has_whole_pieces(options)
+    gradients = make_gradients(options, with_squares=with_squares)
     # Values recorded inside remat can't leave it.
     plain = dataclasses.replace(options, spec=dataclasses.replace(options.spec, remat="none"))
     forward = make_loss_fn(plain, options.weights.multiply if is_split else multiply)
 
-    def moments_of(params, window_BT, rng):
-        record: dict[str, statistics.Moments] = {}
+    def moments_of(params, window_BT, rng, *doses):
+        record: statistics.Record = {}
         if is_split:
             params, rng = options.weights.with_whole_tables(params), _of_device(rng)
-        forward(params, window_BT, None if rng is None else jax.random.fold_in(rng, 0), record)
+        dosed = (doses[0], 0) if doses else None
+        forward(params, window_BT, None if rng is None else jax.random.fold_in(rng, 0), dosed, record)
         if not is_split:
             return record
-        return {site: statistics.of_all_devices(each, BATCH_AXES) for site, each in record.items()}
+        return statistics.of_all_devices(record, BATCH_AXES)
 
     specs = options.weights.specs if is_split else None
-    moments_of_all = on_each_device(moments_of, mesh, (specs, P(BATCH_AXES), P()), P())
+    whole = [P()] * (1 + options.num_doses)
+    moments_of_all = on_each_device(moments_of, mesh, (specs, P(BATCH_AXES), *whole), P())
 
-    def statistics_of(state: TrainState, batch_MBT):
-        rng = _rng(options, state)
-        record = statistics.described(moments_of_all(state.params, batch_MBT[0], rng))
-        grads, _, _ = gradients(state.params, batch_MBT, rng)
+    def statistics_of(state: TrainState, batch_MBT, *doses: Doses):
+        rng = rng_of(options, state)
+        record = statistics.described(moments_of_all(state.params, batch_MBT[0], rng, *doses))
+        grads, _, _, *squares = gradients(state.params, batch_MBT, rng, *doses)
+        updates, _ = optimizer.transform.update(grads, state.opt_state, state.params)
         record |= statistics.norms_per_part(grads, "gradients")
-        return record | statistics.norms_per_part(state.params, "parameters")
+        record |= statistics.norms_per_part(state.params, "parameters")
+        record |= statistics.update_to_weight(updates, state.params)
+        num_rows = batch_MBT.shape[0] * batch_MBT.shape[1]
+        rows_of_piece = batch_MBT.shape[1] // (mesh.size if mesh else 1)
+        if squares and rows_of_piece < num_rows:
+            of_batch = optax.tree.norm(grads, squared=True)
+            record |= statistics.NoiseScale.of(squares[0], of_batch, rows_of_piece, num_rows).described()
+        return record
 
     return statistics_of
 
 
-def compile_train_step(train_step: Callable, shardings: TrainState, mesh: Mesh) -> jax.stages.Wrapped:
+def compile_train_step(
+    train_step: Callable, shardings: TrainState, mesh: Mesh, num_doses: int = 0
+) -> jax.stages.Wrapped:
     """Jits with explicit shardings; the old state's memory is reused for the new one."""
     return jax.jit(
         train_step,
-        in_shardings=(shardings, batch_sharding(mesh)),
+        in_shardings=(shardings, batch_sharding(mesh), *[replicated(mesh)] * num_doses),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
 
 
-def compile_masked_train_step(train_step: Callable, shardings: TrainState, mesh: Mesh) -> jax.stages.Wrapped:
-    """`(state, tokens_MBT, keep_MBT) -> (state, metrics)`: the step of a batch that has masked targets."""
+def compile_masked_train_step(
+    train_step: Callable, shardings: TrainState, mesh: Mesh, num_doses: int = 0
+) -> jax.stages.Wrapped:
+    """`(state, tokens_MBT, keep_MBT, *doses) -> (state, metrics)`: the step of a batch that has masked targets."""
 
-    def masked_train_step(state: TrainState, tokens_MBT, keep_MBT):
-        return train_step(state, Masked(tokens_MBT, keep_MBT))
+    def masked_train_step(state: TrainState, tokens_MBT, keep_MBT, *doses: Doses):
+        return train_step(state, Masked(tokens_MBT, keep_MBT), *doses)
 
     rows = batch_sharding(mesh)
     return jax.jit(
         masked_train_step,
-        in_shardings=(shardings, rows, rows),
+        in_shardings=(shardings, rows, rows, *[replicated(mesh)] * num_doses),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
 
 
-def compile_eval_step(eval_step: Callable, shardings: TrainState, mesh: Mesh) -> jax.stages.Wrapped:
+def compile_eval_step(eval_step: Callable, shardings: TrainState, mesh: Mesh, num_doses: int = 0) -> jax.stages.Wrapped:
     """Jits `make_eval_step`'s function with explicit shardings."""
     rows = batch_sharding(mesh)
     return jax.jit(
         eval_step,
-        in_shardings=(shardings.params, rows, rows, replicated(mesh)),
+        in_shardings=(shardings.params, rows, rows, *[replicated(mesh)] * (1 + num_doses)),
         out_shardings=replicated(mesh),
     )
 
 
-def compile_statistics(statistics_of: Callable, shardings: TrainState, mesh: Mesh) -> jax.stages.Wrapped:
+def compile_statistics(
+    statistics_of: Callable, shardings: TrainState, mesh: Mesh, num_doses: int = 0
+) -> jax.stages.Wrapped:
     """Jits `make_statistics`'s function with explicit shardings."""
-    return jax.jit(statistics_of, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=replicated(mesh))
+    return jax.jit(
+        statistics_of,
+        in_shardings=(shardings, batch_sharding(mesh), *[replicated(mesh)] * num_doses),
+        out_shardings=replicated(mesh),
+    )

@@ -85,10 +85,12 @@ class SplitWeights:
 
     Attributes:
       specs: a tree like the parameters.
+      num_parts: into so many they are split.
     """
 
     def __init__(self, spec: ModelSpec, mesh: Mesh, wire: Wire):
         self.specs = param_specs(_shapes(spec), mesh, logical_axes)
+        self.num_parts = mesh.shape["fsdp"]
         self._wire = wire
         paths, _ = jax.tree_util.tree_flatten_with_path(self.specs, is_leaf=_is_spec)
         # Those of all layers are alike, so the end of a path says it.

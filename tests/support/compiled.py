@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from gpt_pretrain.model.intervening import doses_at
 from gpt_pretrain.model.spec import ModelSpec
 from gpt_pretrain.optim.adamw import adamw
 from gpt_pretrain.parallel.partition import batch_sharding, replicated
@@ -27,21 +28,22 @@ def lower(
     state = abstract_state(spec, optimizer.transform, mesh)
     shardings = shardings_of(state)
     rows = batch_sharding(mesh)
+    compiled_for, doses = (shardings, mesh, options.num_doses), doses_at(1, spec.interventions)
 
     def tokens(num_microbatches: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((num_microbatches, batch[1], spec.num_positions + 1), jnp.uint16, sharding=rows)
 
     if function == "train":
-        step = step_lib.compile_train_step(step_lib.make_train_step(options, optimizer), shardings, mesh)
-        return step.lower(state, tokens(batch[0]))
+        step = step_lib.compile_train_step(step_lib.make_train_step(options, optimizer), *compiled_for)
+        return step.lower(state, tokens(batch[0]), *doses)
     if function == "statistics":
-        statistics = step_lib.compile_statistics(step_lib.make_statistics(options), shardings, mesh)
-        return statistics.lower(state, tokens(batch[0]))
+        statistics = step_lib.compile_statistics(step_lib.make_statistics(options, optimizer), *compiled_for)
+        return statistics.lower(state, tokens(batch[0]), *doses)
     assert function == "eval", function
-    evaluate = step_lib.compile_eval_step(step_lib.make_eval_step(options), shardings, mesh)
+    evaluate = step_lib.compile_eval_step(step_lib.make_eval_step(options), *compiled_for)
     weights = jax.ShapeDtypeStruct((1, batch[1]), jnp.float32, sharding=rows)
     index = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
-    return evaluate.lower(state.params, tokens(1), weights, index)
+    return evaluate.lower(state.params, tokens(1), weights, index, *doses)
 
 
 def lowered_texts(spec: ModelSpec, mesh: Mesh, functions: Iterable[str] = FUNCTIONS) -> dict[str, str]:

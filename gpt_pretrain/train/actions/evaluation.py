@@ -53,6 +53,7 @@ class Evaluate(Action):
         config = built.config
         self.due = Schedule(config.eval_interval, also=(built.total_steps,))
         self._eval_step, self._placement = built.eval_step, built.placement
+        self._doses_at, self._doses = built.doses, built.doses(1)
         self._sources, self._named, self._seq_len = sources, named or {}, config.data.seq_len
         self._data = built.data
         self._writer, self._save_dir = writer, config.directory
@@ -78,6 +79,7 @@ class Evaluate(Action):
 
     def run(self, now: Now) -> None:
         self._evaluated_step = -1
+        self._doses = self._doses_at(max(1, now.step))  # as strong as in the last update
         if values := self.means(now.state.params):
             lines: dict[str, dict[str, float]] = {}  # of the console: of all streams together, and of each
             for name, value in values.items():
@@ -156,7 +158,7 @@ class Evaluate(Action):
             starts = np.minimum(windows, num_windows - 1) * self._seq_len
             arrays = (source.read(starts, self._seq_len + 1)[None], weights[None])
             batch, weights = (self._placement.to_devices(each, self._rows_at_once) for each in arrays)
-            waiting.append(self._eval_step(params, batch, weights, np.int32(index)))
+            waiting.append(self._eval_step(params, batch, weights, np.int32(index), *self._doses))
             if len(waiting) > MAX_IN_FLIGHT:
                 total += np.asarray(jax.device_get(waiting.popleft()), np.float64)
         return total + sum(np.asarray(jax.device_get(each), np.float64) for each in waiting)

@@ -16,8 +16,8 @@ class WriteStatistics(Action):
 
     def __init__(self, built: Built, writer: MetricWriter):
         self.due = Schedule(built.config.statistics_interval)
-        self._statistics, self._writer = built.statistics, writer
+        self._statistics, self._doses, self._writer = built.statistics, built.doses, writer
 
     def run(self, now: Now) -> None:
-        values = jax.device_get(self._statistics(now.state, now.tokens_MBT))
+        values = jax.device_get(self._statistics(now.state, now.tokens_MBT, *self._doses(now.step + 1)))
         self._writer.write_scalars(now.step + 1, {f"statistics/{name}": float(v) for name, v in values.items()})

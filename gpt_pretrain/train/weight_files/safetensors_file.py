@@ -11,9 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_prep.store.files import open_regular
 from gpt_pretrain.train.weight_files.names import plain_name
 from gpt_pretrain.train.weight_files.tensors import DTYPES, Tensor, TensorFile, placed
+from gpt_pretrain.train.weight_files.tensors import write as write_tensors
 
 MAX_HEADER_BYTES = 100_000_000  # the library's own limit
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -21,18 +24,24 @@ _PREFIX = "transformer."  # of the names that transformers writes
 
 
 def make_header(
-    shapes: Mapping[str, tuple[int, ...]], dtype: str, metadata: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]], dtype: str, metadata: Mapping[str, str], prefix: str = _PREFIX
 ) -> tuple[bytes, dict[str, Tensor]]:
-    """The beginning of a file, and where its tensors lie, by GPT-2's names."""
+    """The beginning of a file, and where its tensors lie, by GPT-2's names; in the file they begin with `prefix`."""
     names = {name: short for short, name in _DTYPES.items()}
     fields: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}  # transformers asks for the format
     for name, tensor in placed(shapes, dtype, 0).items():
         end = tensor.offset + tensor.num_bytes
         offsets = [tensor.offset, end]
-        fields[_PREFIX + name] = {"dtype": names[dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+        fields[prefix + name] = {"dtype": names[dtype], "shape": list(tensor.shape), "data_offsets": offsets}
     text = json.dumps(fields, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text, placed(shapes, dtype, 8 + len(text))
+
+
+def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """A file with arrays that are no weights, in float32, under the names that they have here."""
+    header, tensors = make_header({name: each.shape for name, each in arrays.items()}, "float32", metadata, prefix="")
+    write_tensors(path, header, tensors, arrays.items())
 
 
 def read(path: Path) -> tuple[TensorFile, dict[str, str]]:

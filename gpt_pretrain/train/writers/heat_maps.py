@@ -8,16 +8,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpt_pretrain.model.perturbations import SITES
+from gpt_pretrain.model.sites import SITES
 
 NAME = "statistics/heat_map"
 
 _ACTIVATION = re.compile(r"statistics/activations/(\d+)/(.+)/([^/]+)")  # layer, site, kind
-_NORM = re.compile(r"statistics/(gradients|parameters)/(?:layers/(\d+)|(.+))")  # layer, or another part
+_NORM = re.compile(
+    r"statistics/(gradients|parameters|update_to_weight)/(?:layers/(\d+)|(.+))"
+)  # layer, or another part
 _SIGNED = ("mean",)  # kinds around 0; all others are magnitudes
 
 _CELL, _ROW, _GAP, _TITLE = 58, 15, 14, 48  # pixels
 _FONT_SIZE = 11
+_MOST_WIDTH = 1400  # pixels; more panels than fit stand below one another
 _MAGNITUDES = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))  # viridis
 _SIGNS = ((33, 102, 172), (247, 247, 247), (178, 24, 43))
 _NOT_FINITE, _INK = (255, 0, 255), (30, 30, 30)
@@ -88,31 +91,47 @@ def draw(rows: Sequence[str], panels: Sequence[Panel]) -> np.ndarray:
     def width_of(texts: Iterable[str]) -> int:
         return math.ceil(max(font.getlength(text) for text in texts))
 
-    left = width_of(map(_row_label, rows)) + _GAP
-    widths = [max(_CELL * len(panel.columns), width_of(_titles(panel))) for panel in panels]
-    size = (left + sum(widths) + _GAP * len(panels), _TITLE + _ROW * len(rows) + _GAP)
-    image = Image.new("RGB", size, "white")
+    margin = width_of(map(_row_label, rows)) + _GAP
+    widths = [max(_CELL * len(panel.columns), width_of(_titles(panel))) + _GAP for panel in panels]
+    places = _places(widths, margin, _TITLE + _ROW * len(rows) + _GAP)
+    right = max(left + width for (left, _), width in zip(places, widths, strict=True))
+    image = Image.new("RGB", (right, places[-1][1] + _TITLE + _ROW * len(rows) + _GAP), "white")
     pen = ImageDraw.Draw(image)
     write = functools.partial(pen.text, font=font, fill=_INK)
-    for index, row in enumerate(rows):
-        write((left - 6, _TITLE + _ROW * index + _ROW // 2), _row_label(row), anchor="rm")
-    for panel, width in zip(panels, widths, strict=True):
+    for top in sorted({top for _, top in places}):
+        for index, row in enumerate(rows):
+            write((margin - 6, top + _TITLE + _ROW * index + _ROW // 2), _row_label(row), anchor="rm")
+    for panel, (left, top) in zip(panels, places, strict=True):
         for line, text in enumerate(_titles(panel)):
-            write((left, 2 + 15 * line), text)
+            write((left, top + 2 + 15 * line), text)
         for column, site in enumerate(panel.columns):
-            write((left + _CELL * column + _CELL // 2, _TITLE - 8), site, anchor="mm")
+            write((left + _CELL * column + _CELL // 2, top + _TITLE - 8), site, anchor="mm")
         colours, is_absent = _colours(panel), np.ma.getmaskarray(panel.values)
         for (row, column), value in np.ndenumerate(panel.values):
             if is_absent[row, column]:
                 continue
-            x, y = left + _CELL * column, _TITLE + _ROW * row
+            x, y = left + _CELL * column, top + _TITLE + _ROW * row
             colour = tuple(map(int, colours[row, column]))
             pen.rectangle((x, y, x + _CELL - 2, y + _ROW - 2), fill=colour)
             is_dark = np.dot(colour, (0.299, 0.587, 0.114)) < 140
             middle = (x + _CELL // 2 - 1, y + _ROW // 2)
             pen.text(middle, f"{value:.3g}", font=font, fill="white" if is_dark else _INK, anchor="mm")
-        left += width + _GAP
     return np.asarray(image)
+
+
+def _places(widths: Sequence[int], margin: int, height: int) -> list[tuple[int, int]]:
+    """(left, top) of panels beside one another, and below where the picture would become too wide.
+
+    >>> _places([500, 600, 700], 100, 40)
+    [(100, 0), (600, 0), (100, 40)]
+    """
+    places, left, top = [], margin, 0
+    for width in widths:
+        if left > margin and left + width > _MOST_WIDTH:
+            left, top = margin, top + height
+        places.append((left, top))
+        left += width
+    return places
 
 
 def _row_label(row: str) -> str:
