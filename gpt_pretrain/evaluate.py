@@ -46,6 +46,13 @@ def make_parser() -> argparse.ArgumentParser:
         "--dtype", choices=("float32", "bfloat16"), help="of the computation (default: of training; on CPUs float32)"
     )
     parser.add_argument(
+        "--interventions",
+        default="none",
+        metavar="WHICH",
+        help="none (default); checkpoint: those of its training that are meant for evaluation; a .json file; "
+        """or JSON, such as '{"kind": "zero", "sites": ["mlp_out"], "layers": [1]}' or a list of such""",
+    )
+    parser.add_argument(
         "--tokenizer",
         help="the one that made the data, if it is your own (a file or module:Class), or nobody recorded it (gpt2)",
     )
@@ -80,6 +87,7 @@ def main(argv: list[str] | None = None) -> int:
             end_of_text_first=args.end_of_text,
             dtype=args.dtype,
             tokenizer_name=args.tokenizer,
+            interventions=args.interventions,
             output=args.output and Path(checks.path("--output", args.output)),
         )
         began, num_passed_over = time.monotonic(), 0

@@ -5,7 +5,6 @@ python -m gpt_pretrain.generate --checkpoint=runs/quickstart --prompt="Once upon
 
 import argparse
 import sys
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,9 +13,8 @@ from data_prep.pages.terminal import print_anything
 from data_prep.pages.text import printable
 from data_prep.store.tokenizers import recorded_tokenizer
 from gpt_pretrain import checks
-from gpt_pretrain.model.interventions import Intervention
 from gpt_pretrain.model.sampling import sample
-from gpt_pretrain.train.interventions import chosen_interventions
+from gpt_pretrain.train.interventions import chosen_interventions, said
 from gpt_pretrain.train.pretrained import load
 
 
@@ -68,8 +66,8 @@ def main(argv: list[str] | None = None) -> int:
         params, metadata = load(checks.place("--checkpoint", args.checkpoint), with_interventions=True)
         recorded = metadata.model.interventions
         interventions = chosen_interventions(args.interventions, recorded, "--interventions")
-        if interventions or recorded:
-            print(_said(interventions, recorded), file=sys.stderr)
+        if line := said(interventions, recorded, "sampled"):
+            print(line, file=sys.stderr)
         tokenizer = recorded_tokenizer(metadata.tokenizer or "gpt2", metadata.tokenizer_digest, users=args.tokenizer)
         prompt = np.concatenate([[tokenizer.end_of_text], tokenizer.encode(args.prompt)])
         for index in range(args.num_samples):
@@ -94,17 +92,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     return 0
-
-
-def _said(interventions: Sequence[Intervention], recorded: Sequence[Intervention]) -> str:
-    """Which interventions are done, and which were done in training."""
-    if interventions:
-        return "\n".join(f"intervention: {printable(each.described())}" for each in interventions)
-    return (
-        "note: the model was trained with interventions, and is sampled without: "
-        + printable("; ".join(each.described() for each in recorded))
-        + " (--interventions=checkpoint does those that are meant for evaluation)"
-    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """What a model is asked beside its loss: log-likelihoods, continuations, HellaSwag's files; and the harness's absence."""
 
+import dataclasses
 import functools
 import json
 import struct
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.models import END_OF_TEXT, make_spec, make_test_mesh
@@ -14,6 +16,8 @@ from data_prep.store.tokenizers import ByteTokenizer, user_tokenizer
 from gpt_pretrain import evaluate
 from gpt_pretrain.model.document_mask import documents_of
 from gpt_pretrain.model.gpt import logical_axes, model_of
+from gpt_pretrain.model.intervening import Rows, doses_at, make_hook
+from gpt_pretrain.model.interventions import Intervention
 from gpt_pretrain.model.sampling import sample
 from gpt_pretrain.parallel.partition import param_shardings
 from gpt_pretrain.tasks import suite as suite_lib
@@ -43,24 +47,28 @@ def some_requests(seed=0, num_contexts=8) -> list[Request]:
 
 @functools.cache
 def logp_of(spec):
-    """(params, window (1, NUM_POSITIONS)) -> log-probabilities (NUM_POSITIONS, ids)"""
+    """(params, window (1, NUM_POSITIONS), doses of its interventions) -> log-probabilities (NUM_POSITIONS, ids)"""
 
     @jax.jit
-    def logp(params, inputs_BT):
+    def logp(params, inputs_BT, *doses):
         model = model_of(spec)(params)
-        x_BTD = model(inputs_BT, documents=documents_of(inputs_BT, END_OF_TEXT) if spec.document_mask else None)
+        documents = documents_of(inputs_BT, END_OF_TEXT) if spec.document_mask else None
+        positions_BT = documents.positions_BT if documents else None
+        rows = Rows(inputs_BT, jnp.arange(1), 0, 0, positions_BT) if doses else None
+        hook = make_hook(spec.interventions, spec.n_layer, spec.n_head, doses[0] if doses else None, rows)
+        x_BTD = model(inputs_BT, documents=documents, hook=hook)
         return jax.nn.log_softmax(model.logits(x_BTD)[0, :, : spec.vocab_size])
 
     return lambda *args: np.asarray(logp(*args))
 
 
-def direct(spec, params, request: Request) -> tuple[float, bool]:
+def direct(spec, params, request: Request, *doses) -> tuple[float, bool]:
     """One sequence alone, as the model was trained on it; what is right of it, the model does not see."""
     tokens = np.array([*request.context, *request.continuation])[-(NUM_POSITIONS + 1) :]
     window = np.zeros((1, NUM_POSITIONS), np.int32)
     window[0, : len(tokens) - 1] = tokens[:-1]
     targets_N = np.array(request.continuation)
-    logp_NV = logp_of(spec)(params, window)[len(tokens) - 1 - len(targets_N) : len(tokens) - 1]
+    logp_NV = logp_of(spec)(params, window, *doses)[len(tokens) - 1 - len(targets_N) : len(tokens) - 1]
     return float(logp_NV[np.arange(len(targets_N)), targets_N].sum()), bool((logp_NV.argmax(-1) == targets_N).all())
 
 
@@ -138,6 +146,87 @@ def test_many_prompts_are_continued_as_each_alone(mask):
     assert cut == generate(on_mesh, [list(range(40))[-22:]], num_tokens=10)
     with pytest.raises(ValueError, match="found 32 new tokens for a model of 32 positions"):
         generate(on_mesh, prompts, num_tokens=32)
+
+
+# Interventions
+
+RAMP = [channel / 16 - 1 for channel in range(32)]  # that LayerNorm does not take away
+EXACT = (
+    Intervention("add", vector=RAMP, sites=["stream_out"], positions=(3, 16)),
+    Intervention("add", vector=RAMP[::-1], sites=["mlp_out"], token_ids=[*range(0, 257, 2)]),
+    Intervention("zero", strength=4.0, sites=["attn_heads"], heads=[1], schedule=[(1, 0.0), (5, 0.25)], ramp=True),
+)
+DRAWN = (
+    Intervention("noise", strength=0.3, sites=["embeddings"]),
+    Intervention("dropout", strength=0.3, sites=["mlp_out"], rows=0.5),
+)
+
+
+def mixed(x_BTD, ctx):
+    """Of the user's, and no business of one token alone."""
+    return x_BTD + 0.1 * jnp.cumsum(x_BTD, axis=1)
+
+
+@pytest.mark.parametrize("mask, given", [(False, EXACT), (True, EXACT), (False, (Intervention(mixed),))])
+def test_log_likelihoods_under_interventions_are_those_of_each_sequence_alone(mask, given):
+    spec, requests, mesh = SPECS[mask], some_requests(1), make_test_mesh(1, 1)
+    params, changed = params_of(spec), dataclasses.replace(spec, interventions=given)
+    score = Scorer(spec, mesh, tokens_at_once=64, interventions=given)
+    plain = [direct(spec, params, request)[0] for request in requests]
+    for step in (1, 3):
+        expected = [direct(changed, params, request, *doses_at(step, given))[0] for request in requests]
+        assert (np.abs(np.subtract(expected, plain)) > 1e-2).mean() > 0.8
+        found = [each.loglikelihood for each in score(params, requests, step=step)]
+        np.testing.assert_allclose(found, expected, atol=5e-5)
+
+
+def test_random_interventions_are_the_same_for_a_text_whatever_else_is_asked():
+    spec, requests = SPECS[False], some_requests(2)
+    params = params_of(spec)
+
+    def scores(requests, sizes=(1, 1), seed=7, **how):
+        mesh = make_test_mesh(*sizes)
+        on_mesh = jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
+        score = Scorer(spec, mesh, interventions=DRAWN, seed=seed, **how)
+        return np.array([each.loglikelihood for each in score(on_mesh, requests)])
+
+    found = scores(requests, tokens_at_once=64)
+    plain = [each.loglikelihood for each in Scorer(spec, make_test_mesh(1, 1))(params, requests)]
+    assert (np.abs(found - plain) > 1e-2).all() and (np.abs(found - scores(requests, seed=8)) > 1e-2).all()
+    np.testing.assert_allclose(scores(requests, (2, 2)), found, atol=5e-5)
+    first = [number for number, each in enumerate(requests) if each.context == requests[0].context]
+    np.testing.assert_allclose(scores([requests[number] for number in first]), found[first], atol=5e-5)
+
+
+@pytest.mark.parametrize("mask", SPECS)
+def test_prompts_are_continued_under_interventions_as_each_alone(mask):
+    spec, rng = SPECS[mask], np.random.default_rng(1)
+    params, prompts = params_of(spec), [rng.integers(0, 256, size).tolist() for size in (1, 17, 4)]
+    prompts[1][4] = END_OF_TEXT
+    alone, plain = (
+        [
+            sample(params, spec, np.array(p), seq_len=NUM_POSITIONS, num_tokens=10, temperature=0.0,
+                   stop=END_OF_TEXT, interventions=given, step=3).tolist()
+            for p in prompts
+        ]
+        for given in (EXACT, ())
+    )  # fmt: skip
+    generate = Generator(spec, make_test_mesh(1, 1), tokens_at_once=64, interventions=EXACT)
+    assert generate(params, prompts, num_tokens=10, step=3) == alone != plain
+
+
+@pytest.mark.parametrize(
+    "wrong, problem",
+    [
+        (Intervention("mean"), "texts are no batch to take a mean of; expected a vector"),
+        (Intervention("zero", rows=[0, 1]), "texts are no rows of a batch, which have numbers; expected a fraction"),
+        (Intervention("zero", on_gradients=True), "no gradients are computed here"),
+        (Intervention("zero", layers=[1]), r"no layer \[1\]"),
+    ],
+)
+def test_interventions_that_only_training_can_do_are_refused(wrong, problem):
+    with pytest.raises(ValueError, match=problem):
+        TaskModel(SPECS[False], make_test_mesh(1, 1), ByteTokenizer(), interventions=[wrong])
 
 
 # HellaSwag
@@ -281,12 +370,50 @@ def test_evaluate_prints_and_keeps_what_a_checkpoint_answers(tmp_path, capsys):
     assert "checkpoints/3: run/metadata has digest" in captured.err and "Passed over." in captured.err
 
 
+def test_evaluate_asks_with_interventions_as_strong_as_at_the_checkpoints_step(tmp_path, capsys):
+    own = Intervention("add", vector=[3.0] + 31 * [0.0], sites=["mlp_out"], first_step=4)  # nothing yet at step 3
+    spec = dataclasses.replace(SPECS[False], interventions=(own, Intervention("noise", in_evaluation=False)))
+    params, path = params_of(spec), write_lines(tmp_path / "hs.jsonl")
+    run = save_checkpoint(tmp_path / "run", spec, params)
+    save_checkpoint(run, spec, params, step=4)
+    seen = []
+
+    def asked(*more):
+        """[(step, interventions in the file, its scores)], and what was said."""
+        before = {*(run / "evaluations").glob("*")}
+        with pytest.MonkeyPatch.context() as patch:
+            scores = TaskModel.scores
+            patch.setattr(TaskModel, "scores", lambda *a: seen.append(scores(*a)) or seen[-1])
+            assert evaluate.main([str(run), f"--tasks={path}", "--every", *more]) == 0
+        new = sorted({*(run / "evaluations").glob("*")} - before)
+        kept = [json.loads(each.read_text()) for each in new]
+        return [
+            (each["step"], [*map(Intervention.from_json, each["interventions"])]) for each in kept
+        ], capsys.readouterr().err
+
+    note = "note: the model was trained with interventions, and is asked without: add at mlp_out"
+    found, said = asked()
+    assert found == [(3, []), (4, [])] and said.startswith(note) and said.count("\n") == 1
+    found, said = asked("--interventions=checkpoint", f"--output={tmp_path / 'out.json'}")
+    assert found == [(3, [own]), (4, [own])]  # beside the files of the plain model
+    assert said == "intervention: add at mlp_out, first_step=4, vector of 32 numbers\n"
+    assert seen[0] == seen[1] == seen[2] != seen[3]
+    assert json.loads((tmp_path / "out-4.json").read_text())["interventions"][0]["first_step"] == 4
+    (tmp_path / "zero.json").write_text('{"kind": "zero", "sites": ["mlp_out"]}')
+    assert asked(f"--interventions={tmp_path / 'zero.json'}")[0] == [
+        (step, [Intervention("zero", sites=["mlp_out"])]) for step in (3, 4)
+    ]
+    assert asked('--interventions={"kind": "zero", "sites": ["mlp_out"]}')[0] == []  # the same question
+
+
 @pytest.mark.parametrize(
     "tasks, more, problem",
     [
         ("nowhere.jsonl", [], "nowhere.jsonl: cannot be read"),
         (",", [], "--tasks: found ',', expected names of tasks"),
         ("a/x.bin,b/x.jsonl", [], "two tasks are called 'x'"),
+        ("nowhere.jsonl", ['--interventions={"kind": "mean"}'], "texts are no batch to take a mean of"),
+        ("nowhere.jsonl", ["--interventions={"], "--interventions: no JSON"),
         ("nowhere.jsonl", ["--limit=0"], "--limit: found 0, expected a whole number, at least 1"),
     ],
 )

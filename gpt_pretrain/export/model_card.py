@@ -36,6 +36,10 @@ def model_card(checkpoint: Checkpoint, *, dtype: str, tokenizer: Tokenizer) -> s
         "document mask": "attention was kept within documents: use it for one at a time"
         if spec.document_mask
         else "off",
+        "interventions in training": markdown_line("; ".join(each.described() for each in spec.interventions))
+        + ". They are not in the weights: here the model runs without them"
+        if spec.interventions
+        else "none",
         "seed of the weights": str(metadata.seed),
         "digest of the plan": markdown_code(digest_json(metadata.plan.to_json())),
         "tokenizer": f"{markdown_code(tokenizer.name.rpartition('/')[2])}, digest {markdown_code(tokenizer.digest)}",

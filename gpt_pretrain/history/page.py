@@ -62,6 +62,8 @@ def render_batch(page: BatchPage) -> str:
             f" Losses by <code>{html_text(page.losses.checkpoint)}</code>, without dropout and interventions{mask}. "
             "The first token of a row is only an input; the last one is only a target."
         )
+        if page.losses.interventions:
+            footer += f" Its training had interventions: {html_text('; '.join(page.losses.interventions))}."
     return shell(
         title=f"Update {page.update:,} of {page.num_updates:,}",
         kind=f"Batch of {page.run}",

@@ -135,6 +135,8 @@ def _facts(run: ReportedRun) -> dict[str, Cell]:
                 f"{each.directory}: {each.num_train_tokens:,} tokens by {each.tokenizer}, "
                 f"fingerprint {each.fingerprint:.12}"
             )
+    if made and made.interventions:
+        facts["interventions"] = "; ".join(made.interventions)
     for index, stage in enumerate(run.data.plan.stages if run.data else ()):
         facts[f"plan, stage {index + 1}"] = _in_words(stage)
     if made:

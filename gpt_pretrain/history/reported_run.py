@@ -13,6 +13,7 @@ from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.data.run import RunData, open_run
 from gpt_pretrain.history.curves import Curves, read_curves
 from gpt_pretrain.mirrors import Place
+from gpt_pretrain.model.interventions import Intervention
 from gpt_pretrain.train import changes, events, provenance, record, time_file
 from gpt_pretrain.train.events import Event
 from gpt_pretrain.train.provenance import Provenance
@@ -177,8 +178,10 @@ def _results_in(path: Path) -> list[tuple[tuple[str, str], int, float]]:
         if fields["version"] != 1:
             raise ValueError(f"{path}: version {fields['version']!r:.40}, expected 1")
         step = typed(Count, fields["step"], f"{path}: step")
+        done = [Intervention.from_json(each).described() for each in fields.get("interventions", [])]
+        other = f", with {'; '.join(done)}" if done else ""  # another model than the run's: a line of its own
         return [
-            ((str(task), str(metric)), step, float(value))
+            ((f"{task}{other}", str(metric)), step, float(value))
             for task, metrics in fields["results"].items()
             for metric, value in metrics.items()
             if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MOST

@@ -31,6 +31,7 @@ class TokenLosses:
       document_mask: attention was kept within documents, as in the checkpoint's training.
       nll: in nats, float32 (rows, seq_len).
       rank: int32 (rows, seq_len); 1 where the target was the most likely token.
+      interventions: of the checkpoint's training, each in words. The losses are without them.
     """
 
     checkpoint: str
@@ -38,6 +39,7 @@ class TokenLosses:
     document_mask: bool
     nll: np.ndarray
     rank: np.ndarray
+    interventions: tuple[str, ...] = ()
 
     def mean(self, row: int) -> float:
         """Of one row, in nats."""
@@ -66,8 +68,8 @@ def losses_of(
     """
     place = checkpoint_at(checkpoint)
     directory = place.name
-    params, metadata = pretrained.load(place.directory)
-    spec = metadata.model
+    params, metadata = pretrained.load(place.directory, with_interventions=True)
+    spec, trained_with = metadata.model.plain(), metadata.model.interventions
     seq_len = tokens_NT.shape[1] - 1
     if seq_len > spec.num_positions:
         raise ValueError(f"{directory}: has {spec.num_positions} positions, the windows have {seq_len} inputs")
@@ -80,7 +82,8 @@ def losses_of(
     if tokens_NT.max(initial=0) >= spec.vocab_size:
         raise ValueError(f"{directory}: knows the ids below {spec.vocab_size}, found {tokens_NT.max()} in the windows")
     nll, rank = nll_and_rank(params, spec, tokens_NT, end_of_text=end_of_text)
-    return TokenLosses(directory, metadata.step, spec.document_mask, nll, rank)
+    in_words = tuple(each.described() for each in trained_with)
+    return TokenLosses(directory, metadata.step, spec.document_mask, nll, rank, in_words)
 
 
 def nll_of(params: dict, spec: ModelSpec, tokens_NT: np.ndarray, *, end_of_text: int) -> np.ndarray:

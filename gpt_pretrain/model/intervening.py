@@ -54,14 +54,16 @@ class Rows(NamedTuple):
     Attributes:
       tokens_BT: the model's inputs.
       numbers_B: which rows of the global batch these are, from 0; int32.
-      start: position of the first token.
+      start: position of the first token; a traced number, or one a row, where tokens come one after the other.
       seed: of the run; see `checks.key_seed`.
+      positions_BT: of the tokens in their windows, where they do not follow `start`.
     """
 
     tokens_BT: jax.Array
     numbers_B: jax.Array
     start: jax.Array | int
     seed: int
+    positions_BT: jax.Array | None = None
 
 
 class _Traced(NamedTuple):
@@ -75,6 +77,7 @@ class _Traced(NamedTuple):
     tokens_BT: jax.Array
     rows_B: jax.Array
     start: jax.Array | int
+    positions_BT: jax.Array | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +88,8 @@ class Context:
       site, layer: where; None is of no layer.
       step: of the update, from 1; a traced int32.
       strength: of this step; a traced float32. Where it is 0, the function's result is not used.
-      rng_B: a key for each row, which follows from the seed, the step and the row's number in the global batch.
+      rng_B: a key for each row, which follows from the seed, the step and the row's number in the global batch; and
+        from the position, where tokens come one after the other.
       tokens_BT: the model's inputs.
       rows_B: which rows of the global batch these are, from 0.
       vector: the intervention's, if it has one.
@@ -133,6 +137,13 @@ def make_hook(
     def keys_of(key):
         return jax.vmap(functools.partial(jax.random.fold_in, key))(rows.numbers_B)
 
+    def drawing_keys_of(key):
+        keys_B = keys_of(key)
+        if isinstance(rows.start, int):
+            return keys_B
+        # Each token is drawn for as the first one of its call: without its place all would get the same noise.
+        return jax.vmap(jax.random.fold_in)(keys_B, jnp.broadcast_to(rows.start, rows.numbers_B.shape))
+
     def hook(site: str, layer: int | None, x_BTD) -> jax.Array:
         for index, each in active:
             if not each.applies(site, layer, n_layer):
@@ -143,11 +154,12 @@ def make_hook(
                 step=jnp.asarray(doses.step),
                 strength=jnp.asarray(doses.strengths_I)[index],
                 vector=doses.vectors[index],  # pyright: ignore
-                keys_B=keys_of(jax.random.fold_in(own_key, place + 1)),
+                keys_B=drawing_keys_of(jax.random.fold_in(own_key, place + 1)),
                 choosing_keys_B=keys_of(own_key),  # of the rows: the same ones at every place
                 tokens_BT=rows.tokens_BT,
                 rows_B=rows.numbers_B,
                 start=rows.start,
+                positions_BT=rows.positions_BT,
             )
             where = _Where(each, site, layer, n_head, axes)
             change = _with_gradient_changed if each.on_gradients else _changed
@@ -213,8 +225,10 @@ def _chosen(where: _Where, x_BTD, traced: _Traced) -> Bool[Array, "b t d"]:
     if channels is not None:
         chosen = jnp.asarray(np.isin(np.arange(width), channels))[None, None]
     if each.positions is not None:
-        positions_T = traced.start + jnp.arange(num_time)
-        chosen = chosen & ((positions_T >= each.positions[0]) & (positions_T < each.positions[1]))[None, :, None]
+        positions = traced.positions_BT
+        if positions is None:
+            positions = jnp.atleast_2d(jnp.asarray(traced.start)[..., None] + jnp.arange(num_time))
+        chosen = chosen & ((positions >= each.positions[0]) & (positions < each.positions[1]))[..., None]
     if each.token_ids is not None:
         chosen = chosen & jnp.isin(traced.tokens_BT, jnp.array(each.token_ids))[..., None]
     if isinstance(fraction := each.rows, float):

@@ -57,7 +57,8 @@ class Intervention:
       token_ids: only where the input token is one of these.
       rows: only these rows of each batch, from 0; or a fraction of them, drawn anew at every step.
       on_gradients: the activation stays as it is, its gradient is changed.
-      in_evaluation: also when the validation loss is computed, and when text is sampled with what a checkpoint keeps.
+      in_evaluation: also when the validation loss is computed, and when text is sampled or tasks are asked with what a
+        checkpoint keeps.
       vector: of "add" and "mean", one number a channel; or PATH.safetensors, with :NAME if several tensors are there.
       limit: of "clip". bits: of "round", at least 2.
       function: what `kind` names, if it is the user's. From a file it is never imported.
@@ -274,6 +275,20 @@ class Intervention:
             return cls(**fields, function=named_in_a_file)
         except TypeError as error:
             raise ValueError(f"intervention: {error}") from None
+
+
+def check_use(interventions: Sequence[Intervention], *, n_layer: int, n_head: int, n_embd: int) -> None:
+    """Raises ValueError for what cannot be done where a trained model is used on texts: what the model has not, and
+    what only steps of training have."""
+    for each in interventions:
+        each.check(n_layer=n_layer, n_head=n_head, n_embd=n_embd)
+        for is_so, problem in (
+            (each.needs_batch, "texts are no batch to take a mean of; expected a vector"),
+            (isinstance(each.rows, tuple), "texts are no rows of a batch, which have numbers; expected a fraction"),
+            (each.on_gradients, "no gradients are computed here; expected one that changes activations"),
+        ):
+            if is_so:
+                raise ValueError(f"intervention {each.described()}: {problem}")
 
 
 def named_in_a_file(x_BTD, ctx):

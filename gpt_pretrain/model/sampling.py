@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Integer
 from gpt_pretrain.checks import key_seed
 from gpt_pretrain.model.gpt import GPT, cache_shape, model_of
 from gpt_pretrain.model.intervening import Rows, doses_at, make_hook
-from gpt_pretrain.model.interventions import Intervention
+from gpt_pretrain.model.interventions import Intervention, check_use
 from gpt_pretrain.model.spec import ModelSpec
 
 _TOKENS_AT_ONCE = 1 << 14  # of keys and values, where many prompts are continued
@@ -127,7 +127,7 @@ def sample(
         (`spec.num_positions`) makes no difference: training has not reached its other rows.
       interventions: done to every token, as strong as at `step`, counted from 1. Those of `spec` are not.
 
-    Raises ValueError for a prompt that is too long, and for interventions that cannot be done token by token.
+    Raises ValueError for a prompt that is too long, and for interventions that only training can do.
 
     A model that was trained with the document mask sees nothing before the last end-of-text token in the prompt and
     counts positions from there, so the prompt is cut to its last document; generation ends with the document.
@@ -137,12 +137,7 @@ def sample(
         prompt = prompt[ends[-1] :]
     if not 0 < len(prompt) <= seq_len:
         raise ValueError(f"the prompt has {len(prompt)} tokens; the model has room for 1 to {seq_len}")
-    for each in interventions:
-        each.check(n_layer=spec.n_layer, n_head=spec.n_head, n_embd=spec.n_embd)
-        if each.needs_batch:
-            raise ValueError(
-                f"intervention {each.described()}: a sample is no batch to take a mean of; expected a vector"
-            )
+    check_use(interventions, n_layer=spec.n_layer, n_head=spec.n_head, n_embd=spec.n_embd)
     plain = dataclasses.replace(spec.plain(), interventions=tuple(interventions))
     doses, how = doses_at(step, interventions), {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     prefill, decode = make_sampler(plain, seq_len, **how, **({"seed": key_seed(seed)} if doses else {}))

@@ -11,9 +11,11 @@ from jax.sharding import PartitionSpec as P
 
 from gpt_pretrain.model.document_mask import Documents
 from gpt_pretrain.model.gpt import model_of
+from gpt_pretrain.model.interventions import Intervention
 from gpt_pretrain.model.sampling import choose_token, empty_cache
 from gpt_pretrain.model.spec import ModelSpec
 from gpt_pretrain.parallel.partition import BATCH_AXES, replicated
+from gpt_pretrain.tasks.intervened import Intervened, numbers_of
 from gpt_pretrain.tasks.packing import padded
 from gpt_pretrain.tasks.scoring import TOKENS_AT_ONCE, TOKENS_AT_ONCE_ELSEWHERE
 
@@ -23,8 +25,18 @@ _LOOK_EVERY = 8  # tokens between looks whether a text has ended: decoding takes
 class Generator:
     """Continues prompts by the plain model; arguments as for `Scorer`."""
 
-    def __init__(self, spec: ModelSpec, mesh: Mesh, *, dtype: str | None = None, tokens_at_once: int | None = None):
+    def __init__(
+        self,
+        spec: ModelSpec,
+        mesh: Mesh,
+        *,
+        dtype: str | None = None,
+        tokens_at_once: int | None = None,
+        interventions: Sequence[Intervention] = (),
+        seed: int = 0,
+    ):
         self.spec, self.mesh = spec.plain(dtype), mesh
+        self._intervened = Intervened(self.spec, tuple(interventions), seed)
         platform = mesh.devices.flat[0].platform
         self._tokens_at_once = tokens_at_once or TOKENS_AT_ONCE.get(platform, TOKENS_AT_ONCE_ELSEWHERE)
         self._rows = NamedSharding(mesh, P(BATCH_AXES))
@@ -33,7 +45,7 @@ class Generator:
             functools.partial(empty_cache, self.spec), static_argnums=(0, 1), out_shardings=self._rows
         )
         self._step = jax.jit(
-            functools.partial(_step, self.spec),
+            functools.partial(_step, self.spec, self._intervened),
             static_argnames=("temperature", "top_k", "top_p"),
             donate_argnames="layers",
             out_shardings=(replicated(mesh), self._rows),
@@ -45,6 +57,7 @@ class Generator:
         prompts: Sequence[Sequence[int]],
         *,
         num_tokens: int,
+        step: int = 1,
         has_ended: Callable[[list[int]], bool] = lambda new: False,
         seed: int = 0,
         temperature: float = 0.0,
@@ -58,6 +71,7 @@ class Generator:
         document, as the model sees no other.
 
         Args:
+          step: from 1; interventions are as strong as at this one.
           has_ended: of the new ids so far, asked now and then: whether more of them are wanted.
           temperature, top_k, top_p: see `choose_token`.
 
@@ -73,6 +87,7 @@ class Generator:
         order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
         out: list[list[int]] = [[] for _ in prompts]
         how = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        doses = self._intervened.doses(step)
         start, size = 0, self.mesh.size
         while start < len(order):
             length = padded(len(prompts[order[start]]) + num_tokens, self.spec.num_positions)
@@ -80,7 +95,7 @@ class Generator:
             num_rows = size * min(max(1, self._tokens_at_once // length), 1 << (left - 1).bit_length())
             batch = order[start : start + num_rows]
             new = self._batch(
-                params, [prompts[i] for i in batch], num_rows, length, num_tokens, has_ended, seed + start, how
+                params, [prompts[i] for i in batch], num_rows, length, num_tokens, has_ended, seed + start, how, doses
             )
             for number, ids in zip(batch, new, strict=True):
                 out[number] = ids
@@ -94,12 +109,13 @@ class Generator:
         ends = np.flatnonzero(np.asarray(prompt) == self.spec.document_end)
         return prompt[ends[-1] :] if len(ends) else prompt
 
-    def _batch(self, params, prompts, num_rows, length, num_tokens, has_ended, seed, how) -> list[list[int]]:
+    def _batch(self, params, prompts, num_rows, length, num_tokens, has_ended, seed, how, doses) -> list[list[int]]:
         lengths_B = np.ones(num_rows, np.int32)
         lengths_B[: len(prompts)] = [len(prompt) for prompt in prompts]
         tokens_BT = np.zeros((num_rows, padded(int(lengths_B.max()), length)), np.int32)
         for row, prompt in enumerate(prompts):
             tokens_BT[row, : len(prompt)] = prompt
+        numbers_B = self._to_devices(numbers_of(prompts, num_rows)) if doses else None
         cache = self._empty_cache(num_rows, length)
         rng = jax.random.key(seed % 2**32)
         new: list[list[int]] = [[] for _ in prompts]
@@ -111,6 +127,8 @@ class Generator:
                 self._to_devices(tokens_BT),
                 self._to_devices(start_B),
                 self._to_devices(lengths_B - start_B),
+                numbers_B,
+                *doses,
                 layers=cache,
                 rng=jax.random.fold_in(rng, index),
                 **how,
@@ -156,13 +174,17 @@ class _RowsCache:
         return jax.nn.dot_product_attention(q_BTHK, k_BSHK, v_BSHK, mask=mask_BTS[:, None])
 
 
-def _step(spec: ModelSpec, params, tokens_BT, start_B, length_B, layers, rng, **how):
+def _step(
+    spec: ModelSpec, intervened: Intervened, params, tokens_BT, start_B, length_B, numbers_B, *doses, layers, rng, **how
+):
     """Takes in tokens from `start_B` on, of which `length_B` are real; (the ids that come next, the cache)."""
     model = model_of(spec)(params)
     positions_BT = start_B[:, None] + jnp.arange(tokens_BT.shape[1])
     cache = _RowsCache(layers, start_B)
     positions_BT = jnp.minimum(positions_BT, spec.num_positions - 1)
-    x_BTD = model(tokens_BT, documents=Documents(jnp.zeros_like(tokens_BT), positions_BT), attend=cache)
+    hook = intervened.hook(tokens_BT, numbers_B, doses, start=start_B)
+    documents = Documents(jnp.zeros_like(tokens_BT), positions_BT)
+    x_BTD = model(tokens_BT, documents=documents, attend=cache, hook=hook)
     last_B1D = jnp.take_along_axis(x_BTD, (length_B - 1)[:, None, None], axis=1)
     logits_BV = model.logits(last_B1D)[:, 0, : spec.vocab_size]
     return choose_token(logits_BV, rng, **how), cache.layers

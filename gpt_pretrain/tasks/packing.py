@@ -86,8 +86,11 @@ def padded_targets(length: int) -> int:
     return max(SMALLEST // 4, 1 << (length - 1).bit_length())
 
 
-def rows_of(requests: Sequence[Request], max_length: int) -> list[Row]:
+def rows_of(requests: Sequence[Request], max_length: int, *, may_share: bool = True) -> list[Row]:
     """Rows of at most `max_length` tokens, the longest first. What is too long loses tokens on the left.
+
+    Args:
+      may_share: continuations of one context share a row; else each has one of its own.
 
     Raises ValueError: a request without context, or with a continuation that is longer than `max_length`.
     """
@@ -103,7 +106,7 @@ def rows_of(requests: Sequence[Request], max_length: int) -> list[Row]:
             continue
         context = context[-(max_length + 1 - len(continuation)) :]
         rows = by_context.setdefault(context, [])
-        if not rows or rows[-1].num_tokens + len(continuation) - 1 > max_length:
+        if not rows or not may_share or rows[-1].num_tokens + len(continuation) - 1 > max_length:
             rows.append(Row(context, [], []))
         rows[-1].continuations.append(continuation)
         rows[-1].requests.append(number)

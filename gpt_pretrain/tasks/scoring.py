@@ -14,9 +14,12 @@ from jax.sharding import PartitionSpec as P
 from gpt_pretrain.model.attention import Attend
 from gpt_pretrain.model.document_mask import Documents
 from gpt_pretrain.model.gpt import GPT, model_of
+from gpt_pretrain.model.intervening import Doses
+from gpt_pretrain.model.interventions import Intervention
 from gpt_pretrain.model.losses import num_loss_chunks, token_nll
 from gpt_pretrain.model.spec import ModelSpec
 from gpt_pretrain.parallel.partition import BATCH_AXES, replicated
+from gpt_pretrain.tasks.intervened import Intervened, numbers_of
 from gpt_pretrain.tasks.packing import Arrays, Request, Row, arrays_of, batches_of, rows_of
 
 # Of a batch, on one device. CPUs gain nothing by more; accelerators need many to be busy.
@@ -35,7 +38,7 @@ class Score(NamedTuple):
 
 
 class Scorer:
-    """Scores by the plain model: without dropout, interventions and remat, with XLA's attention.
+    """Scores by the plain model: without dropout, remat and its own interventions, with XLA's attention.
 
     Rows are split over all devices, whatever splits the parameters. With several processes each calls it with the same
     requests, and has all scores.
@@ -45,14 +48,28 @@ class Scorer:
       mesh: the devices.
       dtype: of the computation; None for the spec's.
       tokens_at_once: of a batch, on one device.
+      interventions, seed: see `Intervened`. A token's position is that in its own sequence, as if it were alone; with
+        the document mask, in its document.
     """
 
-    def __init__(self, spec: ModelSpec, mesh: Mesh, *, dtype: str | None = None, tokens_at_once: int | None = None):
+    def __init__(
+        self,
+        spec: ModelSpec,
+        mesh: Mesh,
+        *,
+        dtype: str | None = None,
+        tokens_at_once: int | None = None,
+        interventions: Sequence[Intervention] = (),
+        seed: int = 0,
+    ):
         self.spec, self.mesh = spec.plain(dtype), mesh
+        self._intervened = Intervened(self.spec, tuple(interventions), seed)
         platform = mesh.devices.flat[0].platform
         self._tokens_at_once = tokens_at_once or TOKENS_AT_ONCE.get(platform, TOKENS_AT_ONCE_ELSEWHERE)
         self._rows = NamedSharding(mesh, P(BATCH_AXES))
-        self._score = jax.jit(functools.partial(_score, self.spec, platform, mesh.size), out_shardings=replicated(mesh))
+        self._score = jax.jit(
+            functools.partial(_score, self.spec, self._intervened, platform, mesh.size), out_shardings=replicated(mesh)
+        )
 
     @property
     def max_length(self) -> int:
@@ -60,7 +77,12 @@ class Scorer:
         return self.spec.num_positions
 
     def __call__(
-        self, params: dict, requests: Sequence[Request], *, between: Callable[[int], None] = lambda num_done: None
+        self,
+        params: dict,
+        requests: Sequence[Request],
+        *,
+        step: int = 1,
+        between: Callable[[int], None] = lambda num_done: None,
     ) -> list[Score]:
         """The score of each request, in order.
 
@@ -68,11 +90,13 @@ class Scorer:
 
         Args:
           params: on the mesh.
+          step: from 1; interventions are as strong as at this one.
           between: called between batches with the number of requests done; may raise.
 
         Raises ValueError for a request without context, or a continuation that is too long alone.
         """
-        rows = rows_of(requests, self.max_length)
+        rows = rows_of(requests, self.max_length, may_share=self._intervened.may_share)
+        doses = self._intervened.doses(step)
         scores = [Score(0.0, True, 0)] * len(requests)  # of empty continuations, which have no row
         under_way: collections.deque[tuple[Sequence[Row], tuple[jax.Array, jax.Array]]] = collections.deque()
         num_done = 0
@@ -96,7 +120,9 @@ class Scorer:
         ):
             between(num_done)
             arrays = arrays_of(batch, shape, self.spec.document_end)
-            under_way.append((batch, self._score(params, jax.tree.map(self._to_devices, arrays))))
+            numbers_B = numbers_of([row.context for row in batch], len(arrays.tokens_BT)) if doses else None
+            on_devices = jax.tree.map(self._to_devices, (arrays, numbers_B))
+            under_way.append((batch, self._score(params, *on_devices, *doses)))
             if len(under_way) >= MAX_IN_FLIGHT:
                 take_oldest()
         while under_way:
@@ -108,11 +134,22 @@ class Scorer:
         return jax.make_array_from_callback(array.shape, self._rows, lambda index: array[index])
 
 
-def _score(spec: ModelSpec, platform: str, num_devices: int, params: dict, rows: Arrays):
+def _score(
+    spec: ModelSpec,
+    intervened: Intervened,
+    platform: str,
+    num_devices: int,
+    params: dict,
+    rows: Arrays,
+    numbers_B: jax.Array | None,
+    *doses: Doses,
+):
     """(negative log-likelihoods in nats, whether each target was the most likely token), (rows, targets) each."""
     model = model_of(spec)(params)
     documents = Documents(rows.segments_BT, rows.positions_BT)  # pyright: ignore[reportArgumentType]
-    x_BTD = model(rows.tokens_BT, documents=documents, attend=_attention_in_branches(rows))  # pyright: ignore
+    hook = intervened.hook(rows.tokens_BT, numbers_B, doses, positions_BT=rows.positions_BT)
+    attend = _attention_in_branches(rows)
+    x_BTD = model(rows.tokens_BT, documents=documents, attend=attend, hook=hook)  # pyright: ignore[reportArgumentType]
     x_BND = jnp.take_along_axis(x_BTD, rows.sources_BN[..., None], axis=1)
     num_rows, num_targets = rows.targets_BN.shape
     num_chunks = num_loss_chunks(num_rows // num_devices, num_targets, spec.padded_vocab_size, platform)

@@ -99,6 +99,7 @@ class Suite:
     def label(self, model: TaskModel) -> str:
         """Of the file of results: the same for the same questions, asked in the same way."""
         how = [self.limit, self.num_fewshot, model.end_of_text_first]
+        how += [interventions] if (interventions := _as_json(model)) else []
         return digest_json([sorted(map(called_of, self.names)), *how])[:8]
 
 
@@ -119,9 +120,14 @@ def write_results(path: Path, step: int, suite: Suite, model: TaskModel, results
         "num_fewshot": suite.num_fewshot,
         "end_of_text_first": model.end_of_text_first,
         "dtype": model.spec.dtype,
+        "interventions": _as_json(model),
         "lm_eval": None if suite.harness is None else suite.harness.version,
     }
     write_json(path, content)
+
+
+def _as_json(model: TaskModel) -> list[dict[str, Any]]:
+    return [each.to_json() for each in model.interventions]
 
 
 def table(results: Metrics) -> str:

@@ -15,11 +15,15 @@ from data_prep.pages.numbers import duration
 from data_prep.store.buckets import is_bucket
 from data_prep.store.files import whole_file
 from data_prep.store.tokenizers import recorded_tokenizer
+from gpt_pretrain.checks import key_seed
+from gpt_pretrain.model.interventions import Intervention, check_use
+from gpt_pretrain.model.spec import ModelSpec
 from gpt_pretrain.parallel.mesh import make_mesh
 from gpt_pretrain.tasks.suite import Results, Suite, results_path, table, write_results
 from gpt_pretrain.tasks.task_model import TaskModel
 from gpt_pretrain.train import checkpoints, pretrained
 from gpt_pretrain.train.checkpoint_copies import checkpoint_at, checkpoints_at
+from gpt_pretrain.train.interventions import chosen_interventions, said
 from gpt_pretrain.train.seals import read_metadata
 
 log = logging.getLogger(__name__)
@@ -48,6 +52,7 @@ class EvaluatedRun:
       every: all checkpoints of the save_dir, not the newest alone.
       end_of_text_first, dtype: see `TaskModel`.
       tokenizer_name: as the user typed it, if at all.
+      interventions: which are done while a model is asked; see `chosen_interventions`. As strong as at its step.
       output: a file for the harness's own JSON; with several checkpoints, the step is added to its name.
 
     Attributes:
@@ -69,6 +74,7 @@ class EvaluatedRun:
         end_of_text_first: bool | None = None,
         dtype: str | None = None,
         tokenizer_name: str | None = None,
+        interventions: str = "none",
         output: Path | None = None,
     ):
         self.written: list[Path] = []
@@ -80,6 +86,11 @@ class EvaluatedRun:
         if not self.checkpoints:
             raise ValueError(f"{place}: holds no checkpoints; expected the save_dir of a run of gpt_pretrain.main")
         metadata = read_metadata(Path(newest.directory))
+        chosen = _chosen(interventions, metadata.model)
+        self._interventions_of = (
+            functools.partial(_chosen, "checkpoint") if interventions == "checkpoint" else (lambda spec: chosen)
+        )
+        self._said = ""
         self.tokenizer = recorded_tokenizer(
             metadata.tokenizer or "gpt2", metadata.tokenizer_digest, users=tokenizer_name
         )
@@ -94,15 +105,28 @@ class EvaluatedRun:
         mesh = make_mesh(jax.devices())
         # Compiled functions live as long as the model that has them; all checkpoints of a run have one spec.
         self._model_of = functools.lru_cache(1)(
-            lambda spec: TaskModel(spec, mesh, self.tokenizer, dtype=dtype, end_of_text_first=end_of_text_first)
+            lambda spec, interventions, seed: TaskModel(
+                spec,
+                mesh,
+                self.tokenizer,
+                dtype=dtype,
+                end_of_text_first=end_of_text_first,
+                interventions=interventions,
+                seed=seed,
+            )
         )
         self._mesh = mesh
 
     def evaluate(self, name: str, say: Callable[[str], None]) -> Evaluated:
         """Of the checkpoint of that name. ValueError where it cannot be trusted, or a task cannot be asked of it."""
-        params, metadata = pretrained.load(name, mesh=self._mesh)
-        model = self._model_of(metadata.model)
-        model.params, model.between = params, _sayer(say)
+        params, metadata = pretrained.load(name, mesh=self._mesh, with_interventions=True)
+        interventions = self._interventions_of(metadata.model)
+        line = said(interventions, metadata.model.interventions, "asked")
+        if line not in ("", self._said):
+            say(line)
+        self._said = line
+        model = self._model_of(metadata.model.plain(), interventions, key_seed(metadata.seed))
+        model.params, model.step, model.between = params, metadata.step, _sayer(say)
         results = self.suite.evaluate(model)
         if not is_bucket(name) and Path(name).parent.name == checkpoints.DIRECTORY:
             path = results_path(Path(name).parent.parent, metadata.step, self.suite, model)
@@ -112,7 +136,7 @@ class EvaluatedRun:
             except OSError as error:
                 log.warning("%s cannot be written (%s)", path, error)
         if self._output is not None:
-            self._write_output(metadata.step, results)
+            self._write_output(metadata.step, results, interventions)
         return Evaluated(metadata.step, results)
 
     @property
@@ -120,7 +144,7 @@ class EvaluatedRun:
         """Where `written` is empty: results are kept in runs on this machine alone."""
         return "Not kept in the run, which is in a bucket or is not there: --output=FILE keeps them."
 
-    def _write_output(self, step: int, results: Results) -> None:
+    def _write_output(self, step: int, results: Results, interventions: Sequence[Intervention]) -> None:
         assert self._output is not None
         path = self._output.with_stem(f"{self._output.stem}-{step}") if self._every else self._output
         content: dict[str, Any] = dict(results.harness or {"config": {"model": "gpt_pretrain"}})
@@ -130,9 +154,18 @@ class EvaluatedRun:
             task: {"alias": task, **{f"{name},none": value for name, value in values.items()}}
             for task, values in ours.items()
         }
+        if interventions:
+            content["interventions"] = [each.to_json() for each in interventions]
         with whole_file(path) as partial:
             partial.write_text(json.dumps(content, indent=2, default=_in_json, ensure_ascii=False), encoding="utf-8")
         self.written.append(path)
+
+
+def _chosen(text: str, spec: ModelSpec) -> tuple[Intervention, ...]:
+    """Of a checkpoint's model. ValueError for what cannot be done to it."""
+    chosen = chosen_interventions(text, spec.interventions, "--interventions")
+    check_use(chosen, n_layer=spec.n_layer, n_head=spec.n_head, n_embd=spec.n_embd)
+    return chosen
 
 
 def _in_json(value: Any) -> Any:

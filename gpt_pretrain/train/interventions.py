@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.pages.text import one_line
 from data_prep.store.files import open_regular
 from gpt_pretrain.model.interventions import Intervention
 from gpt_pretrain.train.weight_files import safetensors_file
@@ -47,7 +48,8 @@ def chosen_interventions(text: str, recorded: Sequence[Intervention], option: st
     """What a user asks for when a trained model is used.
 
     Args:
-      text: "none"; "checkpoint": those of `recorded` that are meant for evaluation; a file NAME.json; or JSON itself.
+      text: "none"; "checkpoint": those of `recorded` that are meant for evaluation and change activations; a file
+        NAME.json; or JSON itself.
         JSON is an intervention, {"kind": "zero", "sites": ["mlp_out"], "layers": [3]}, or a list of them.
       recorded: those of the checkpoint.
       option: for errors.
@@ -59,7 +61,7 @@ def chosen_interventions(text: str, recorded: Sequence[Intervention], option: st
     if text == "none":
         return ()
     if text == "checkpoint":
-        return _without_code(tuple(each for each in recorded if each.in_evaluation), option)
+        return _without_code(tuple(each for each in recorded if each.in_evaluation and not each.on_gradients), option)
     is_typed = text.lstrip()[:1] in ("{", "[")
     content = text
     if not is_typed:
@@ -86,6 +88,23 @@ def chosen_interventions(text: str, recorded: Sequence[Intervention], option: st
         return with_vectors([Intervention(**each) for each in found])
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def said(interventions: Sequence[Intervention], recorded: Sequence[Intervention], done: str) -> str:
+    """A line for each intervention that is done; where none is, what training had; "" if neither.
+
+    Args:
+      done: what happens to the model, a participle.
+    """
+    if interventions:
+        return "\n".join(f"intervention: {one_line(each.described())}" for each in interventions)
+    if not recorded:
+        return ""
+    return (
+        f"note: the model was trained with interventions, and is {done} without: "
+        + one_line("; ".join(each.described() for each in recorded))
+        + " (--interventions=checkpoint does those that are meant for evaluation)"
+    )
 
 
 def _without_code(interventions: tuple[Intervention, ...], where: str) -> tuple[Intervention, ...]:

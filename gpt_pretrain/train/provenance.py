@@ -15,6 +15,7 @@ import jax
 import gpt_pretrain
 from data_prep.store.dataset_files import whereabouts
 from data_prep.store.files import write_json
+from data_prep.store.typed import typed
 from gpt_pretrain.train.build import Built
 
 FILE_NAME = "provenance.json"
@@ -57,6 +58,7 @@ class Provenance:
       python: its version.
       versions: of the packages that matter; those that are not installed as such are left out.
       code: None where the code runs from no checkout (an installed package).
+      interventions: at the model's hook sites, each in words; checkpoints hold them as data.
     """
 
     datasets: dict[str, DatasetIdentity]
@@ -69,6 +71,7 @@ class Provenance:
     python: str
     versions: dict[str, str]
     code: Commit | None
+    interventions: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """JSON values only."""
@@ -84,6 +87,7 @@ class Provenance:
             values = {name: value for name, value in fields.items() if name != "version"}
             values["datasets"] = {name: DatasetIdentity(**each) for name, each in values["datasets"].items()}
             values["code"] = values["code"] and Commit(**values["code"])
+            values["interventions"] = typed(tuple[str, ...], values.get("interventions", []), "interventions")
             return cls(**values)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"provenance: {type(error).__name__} {error}") from None
@@ -123,6 +127,7 @@ def provenance_of(built: Built) -> Provenance:
         python=platform.python_version(),
         versions=_versions(),
         code=commit_of(Path(gpt_pretrain.__file__).parent),
+        interventions=tuple(each.described() for each in built.spec.interventions),
     )
 
 
