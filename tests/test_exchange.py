@@ -41,6 +41,7 @@ from data_prep.store.tokenizers import user_tokenizer
 from gpt_pretrain.export import __main__ as export
 from gpt_pretrain.export.checkpoint import Checkpoint
 from gpt_pretrain.model.gpt import logical_axes
+from gpt_pretrain.model.interventions import Intervention
 from gpt_pretrain.model.sampling import sample
 from gpt_pretrain.parallel.partition import param_shardings
 from gpt_pretrain.train import checkpoints
@@ -215,10 +216,15 @@ def test_a_run_starts_from_a_folder_and_the_card_says_what_a_run_saw(tiny_datase
     params = state_of(built, start, None, None).params
     assert_same_params(params, params_of(spec), num_rows=VOCAB_SIZE)
 
-    save_checkpoint(save_dir, spec, params, step=5, plan=start.plan, tokenizer_digest=DIGEST)
+    steered = dataclasses.replace(spec, interventions=(Intervention("noise", strength=0.5), Intervention("zero")))
+    save_checkpoint(save_dir, steered, params, step=5, plan=start.plan, tokenizer_digest=DIGEST)
     assert export.main([str(save_dir), str(tmp_path / "again"), "--to=hf"]) == 0
     card = (tmp_path / "again" / "README.md").read_text()
     assert f"| tokens seen | {5 * 8 * 8:,} |" in card and "made from `text.jsonl`" in card
+    assert (
+        "| interventions in training | noise at block\\_in, strength=0.5; zero at block\\_in. They are not in" in card
+    )
+    assert "| interventions in training | none |" in (tmp_path / "out" / "README.md").read_text()
     assert built.data.first.fingerprint in card and "| code | " in card and str(tmp_path) not in card
 
 

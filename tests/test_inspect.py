@@ -25,6 +25,7 @@ from gpt_pretrain.history.page_rows import link
 from gpt_pretrain.history.rows import read_rows
 from gpt_pretrain.history.spans import Span, find_spans
 from gpt_pretrain.history.token_text import pieces
+from gpt_pretrain.model.interventions import Intervention
 
 EXCLUDED = (20, 21, 22, 40)
 
@@ -251,7 +252,8 @@ def test_losses_are_those_of_the_evaluation_step_and_colour_the_page(
     monkeypatch.setattr(token_losses, "num_loss_chunks", lambda *_: num_chunks)
     monkeypatch.setattr(token_losses, "_TOKENS_AT_ONCE", 3 * 32)  # the last rows are not a whole batch
     spec = make_spec(32, document_mask=document_mask)
-    params = save_checkpoint(tmp_path / "run", spec)
+    trained_with = (Intervention("add", vector=[9.0] * 32), Intervention("zero", sites=["mlp_out"]))
+    params = save_checkpoint(tmp_path / "run", dataclasses.replace(spec, interventions=trained_with))
     arguments = [simple_run, "--step", "4", "--checkpoint", str(tmp_path / "run")]
     assert inspect.main([*arguments, "--jsonl", "--html", str(tmp_path / "page.html")]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -264,6 +266,7 @@ def test_losses_are_those_of_the_evaluation_step_and_colour_the_page(
         assert line["mean_loss"] == pytest.approx(float(nll) / 32, rel=1e-4)
         assert len(line["losses"]) == 32 and np.mean(line["losses"]) == pytest.approx(line["mean_loss"])
     page = (tmp_path / "page.html").read_text()
+    assert "Its training had interventions: add at block_in, vector of 32 numbers; zero at mlp_out." in page
     # Losses belong to the token that was predicted: the second token of a row has the first loss.
     assert f"id {tokens[0][0]}: only an input" in page
     assert f"id {tokens[0][1]}: {lines[0]['losses'][0]:.3f} nats" in page

@@ -157,6 +157,20 @@ def test_random_numbers_are_of_the_row_the_place_and_the_step_and_of_nothing_els
     assert len({each.tobytes() for each in (whole, *others, again)}) == 6
 
 
+def test_where_tokens_come_one_after_the_other_each_has_noise_and_a_position_of_its_own():
+    x, tokens = jnp.ones((B, 1, D)), TOKENS[:, :1]
+
+    def at(start, each):
+        return done(each, x=x, tokens=tokens, start=jnp.asarray(start))
+
+    noise, some_rows = Intervention("noise"), Intervention("zero", rows=0.5)
+    assert not (at(1, noise) == at(2, noise)).any()
+    assert np.array_equal(at([1, 2, 1, 2], noise)[1::2], at(2, noise)[1::2])
+    assert np.array_equal(at(1, some_rows), at(2, some_rows))
+    added = at([3, 4, 5, 6], Intervention("add", vector=[1.0] * D, positions=(4, 6)))
+    assert (added != 1).all((1, 2)).tolist() == [False, True, True, False]
+
+
 def test_a_schedule_says_how_strong_each_step_is():
     def strengths(steps, **how):
         return [round(Intervention("noise", strength=2.0, **how).strength_at(step), 6) for step in steps]

@@ -27,6 +27,7 @@ from gpt_pretrain import generate, main, settings
 from gpt_pretrain.flags import bindings_of
 from gpt_pretrain.model import interventions
 from gpt_pretrain.train import checkpoints
+from gpt_pretrain.train.provenance import Provenance
 
 
 def python(code, **kwargs):
@@ -302,6 +303,7 @@ def test_interventions_of_the_users_own_module_are_imported_by_the_gin_file(
     shift, noise = checkpoints.read_metadata(checkpoints.locate(tmp_path / "run1")).model.interventions
     assert shift.kind == "my_module:shift" and shift.function is interventions.named_in_a_file
     assert noise == interventions.Intervention("noise", sites=["attn_out"], layers=[1], strength=0.5)
+    assert Provenance.read(tmp_path / "run1").interventions == (shift.described(), noise.described())
     given = [f"--checkpoint={tmp_path / 'run1'}", "--num_tokens=3"]
     assert generate.main(given) == 0
     assert (

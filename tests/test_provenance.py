@@ -83,15 +83,20 @@ def test_provenance_is_written_and_read_back(tmp_path):
         python="3.11.7",
         versions={"jax": "0.10.2"},
         code=Commit("abc", True),
+        interventions=("zero at mlp_out",),
     )
     for each in (provenance, Provenance(**{**vars(provenance), "code": None})):
         each.write(tmp_path)
         assert Provenance.read(tmp_path) == each
     fields = json.loads((tmp_path / "provenance.json").read_text())
+    assert fields.pop("interventions") == ["zero at mlp_out"]  # older ones have none
+    (tmp_path / "provenance.json").write_text(json.dumps(fields))
+    assert Provenance.read(tmp_path).interventions == ()
     for broken, message in (
         (fields | {"version": 99}, "provenance of version 99, expected 1"),
         ({name: value for name, value in fields.items() if name != "mesh"}, "mesh"),
         (fields | {"surprise": 1}, "surprise"),
+        (fields | {"interventions": "zero"}, "interventions is 'zero', expected a list"),
         ([], "provenance of version None"),
     ):
         (tmp_path / "provenance.json").write_text(json.dumps(broken))

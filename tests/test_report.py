@@ -24,9 +24,11 @@ from gpt_pretrain.history.report_curves import run_data
 from gpt_pretrain.history.report_page import render_report
 from gpt_pretrain.history.reported_run import read_run
 from gpt_pretrain.history.run_events import events_of
+from gpt_pretrain.model.interventions import Intervention
 from gpt_pretrain.settings import values_of
 from gpt_pretrain.train import checkpoints, events
 from gpt_pretrain.train.events import Kind
+from gpt_pretrain.train.provenance import Provenance
 from gpt_pretrain.train.time_file import TimeRecord
 from gpt_pretrain.train.writers.tensorboard import TensorBoardWriter
 
@@ -124,6 +126,13 @@ def test_the_page_says_what_ran_and_how_it_went(run):
         assert each in text, each
 
 
+def test_the_page_says_which_interventions_ran(copy):
+    assert "interventions" not in shown(page_of(copy))
+    made = Provenance({}, 124, 60, "cpu", 1, 1, {"data": 1}, "3.11", {}, None, ("zero at mlp_out", "noise at block_in"))
+    made.write(copy)
+    assert "interventions zero at mlp_out; noise at block_in" in shown(page_of(copy))
+
+
 def test_events_are_those_of_the_plan_the_sessions_the_settings_and_the_curves(run):
     found = [(each.step, each.batch, each.kind, each.words) for each in events_of(read_run(str(run), values_of))]
     assert found == [
@@ -199,9 +208,9 @@ def test_nothing_of_a_run_becomes_markup(run, tmp_path):
         writer.close()
         events.note(directory, 30, Kind.FAILED, words)
         (directory / "evaluations").mkdir()
-        write_json(
-            directory / "evaluations" / "30-a.json", {"version": 1, "step": 30, "results": {words: {words: 0.5}}}
-        )
+        done = [{"version": 1, "kind": f"{words}:f"}]
+        results = {"version": 1, "step": 30, "results": {words: {words: 0.5}}, "interventions": done}
+        write_json(directory / "evaluations" / "30-a.json", results)
         (directory / "config.gin").write_text(f"{CONFIG}train.sample_prompt = {words!r}\n")
         (directory / "time_ledger.json").write_text(words)
         return page_of(directory)
@@ -226,11 +235,17 @@ def test_samples_and_results_of_tasks_are_shown_over_the_steps(copy):
     (copy / "evaluations").mkdir()
     results = {"hellaswag": {"acc": 0.45, "alias": "hellaswag"}, "arc": {"acc": 0.5}}
     write_json(copy / "evaluations" / "40-a.json", {"version": 1, "step": 40, "tasks": ["x"], "results": results})
+    done = [Intervention("zero", sites=["mlp_out"]).to_json(), Intervention("noise", strength=0.5).to_json()]
+    changed = {"version": 1, "step": 40, "results": {"arc": {"acc": 0.25}}, "interventions": done}
+    write_json(copy / "evaluations" / "40-c.json", changed)
+    write_json(copy / "evaluations" / "40-d.json", changed | {"interventions": [{"version": 1, "kind": "melt"}]})
     write_json(copy / "evaluations" / "50-b.json", {"version": 7})
     page = page_of(copy)
     text = shown(page)
     assert "prompt 1 step 20 first 20 step 10 first 10 prompt 2 step 20 second 20 step 10 second 10 prompt 10" in text
-    assert "Task Metric step 10 step 20 step 40 arc acc 0.5 hellaswag acc 0.1 0.2 0.45" in text
+    table = "Task Metric step 10 step 20 step 40 arc acc 0.5 "
+    table += "arc, with zero at mlp_out; noise at block_in, strength=0.5 acc 0.25 hellaswag acc 0.1 0.2 0.45"
+    assert table in text and "40-d.json: intervention.kind: found 'melt'" in text
     assert {"hellaswag: acc", "Validation: code/loss"} <= {each["title"] for each in data_in(page)["plots"]}
     assert "50-b.json: version 7, expected 1" in text
 

@@ -178,7 +178,7 @@ def _results_in(path: Path) -> list[tuple[tuple[str, str], int, float]]:
         if fields["version"] != 1:
             raise ValueError(f"{path}: version {fields['version']!r:.40}, expected 1")
         step = typed(Count, fields["step"], f"{path}: step")
-        done = [Intervention.from_json(each).described() for each in fields.get("interventions", [])]
+        done = [_described(each, path) for each in fields.get("interventions", [])]
         other = f", with {'; '.join(done)}" if done else ""  # another model than the run's: a line of its own
         return [
             ((f"{task}{other}", str(metric)), step, float(value))
@@ -188,3 +188,10 @@ def _results_in(path: Path) -> list[tuple[tuple[str, str], int, float]]:
         ]
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: is no evaluation ({type(error).__name__} {error})") from None
+
+
+def _described(fields: Any, path: Path) -> str:
+    try:
+        return Intervention.from_json(fields).described()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

@@ -75,7 +75,7 @@ class Provenance:
 
     def to_json(self) -> dict[str, Any]:
         """JSON values only."""
-        return {"version": VERSION, **dataclasses.asdict(self)}
+        return {"version": VERSION, **dataclasses.asdict(self), "interventions": list(self.interventions)}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "Provenance":
