@@ -50,7 +50,7 @@ class Intervened:
 
 
 def numbers_of(texts: Sequence[Sequence[int]], num_rows: int) -> np.ndarray:
-    """A number for each row, by what stands in it: the same text has the same random numbers, whatever else is asked.
+    """A number for each row, by its context: the same one has the same random numbers, whatever else is asked.
 
     >>> numbers_of([[1, 2], [3], [1, 2]], 4)
     array([ 29395902, 435730553,  29395902,         0], dtype=int32)
