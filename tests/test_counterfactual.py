@@ -94,7 +94,10 @@ def test_without_a_document_only_its_batches_differ_and_the_control_is_the_run_b
     document, steps = seen_after(5)
     out = tmp_path / "answer"
     printed = answered(capsys, run, "--without", document, "--save_dir", out, "--control", "--num_probes", 3)
-    assert f"the first is {steps[0]}: control arm and edited arm from the checkpoint of step 4" in printed
+    assert (
+        f"the first step that differs is {steps[0]}: control arm and edited arm from the checkpoint of step 4"
+        in printed
+    )
     assert re.search(r"control: all 12 batches are those of .*; parameters bitwise equal at steps 8, 12\.", printed)
     assert "at exactly the occurrences: step" in printed
     assert differing(run, out / "control") == [] and differing(run, out / "edited") == steps
@@ -204,6 +207,21 @@ def test_an_inserted_document_is_in_its_rows_and_nowhere_else(run, tmp_path_fact
     assert differing(run, out / "edited") == [6, 10]
     result = json.loads((out / "result.json").read_text())
     assert "documents" in result["losses"]["edited"][0]["loss"] and result["num_rows"] == 3
+
+
+@pytest.mark.slow
+def test_an_intervention_changes_no_batch_and_the_parameters_from_its_first_step_on(run, tmp_path, capsys):
+    out = tmp_path / "answer"
+    asked = '{"kind": "zero", "sites": ["mlp_out"], "layers": [1], "first_step": 7}'
+    printed = answered(capsys, run, "--intervene", asked, "--save_dir", out, "--control", "--num_probes", 2)
+    assert "No batch differs, the first step that differs is 7" in printed
+    assert differing(run, out / "edited") == []
+    result = json.loads((out / "result.json").read_text())
+    losses = {arm: {each["step"]: each["loss"] for each in result["losses"][arm]} for arm in ("control", "edited")}
+    assert losses["edited"][6]["validation"] == pytest.approx(losses["control"][6]["validation"], abs=1e-5)
+    assert losses["edited"][7]["validation"] != losses["control"][7]["validation"]
+    assert "zero at mlp_out, layers=(1,), first_step=7" in (out / "index.html").read_text()
+    assert "asked0/intervention.kind = 'zero'" in (out / "edited" / "config.gin").read_text()
 
 
 @pytest.mark.slow

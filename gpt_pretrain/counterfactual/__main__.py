@@ -50,8 +50,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--intervene",
         action="append",
         default=[],
-        metavar="'NAME=VALUE'",
-        help="a gin binding of an intervention in the edited arm (docs/training.md#hook-sites); repeatable",
+        metavar="JSON",
+        help='an intervention in the edited arm, as {"kind": "zero", "sites": ["mlp_out"], "first_step": 100}, or a '
+        ".json file (docs/training.md#hook-sites); repeatable",
     )
     what.add_argument("--until", type=int, metavar="STEP", help="the arms' last step (default: the run's last one)")
     several = parser.add_argument_group("many arms at once: only a table of effects, no page")
@@ -129,6 +130,7 @@ def _check(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace, command: str) -> int:
     from gpt_pretrain.counterfactual.question import Asked, claim
     from gpt_pretrain.history.opened_run import OpenedRun
+    from gpt_pretrain.train.interventions import chosen_interventions
 
     run = OpenedRun(args.run)
     until = len(run.ledger) if args.until is None else args.until
@@ -138,7 +140,8 @@ def _run(args: argparse.Namespace, command: str) -> int:
         raise ValueError(f"--save_dir {args.save_dir}: is the run itself; expected another directory")
     if args.each is not None or args.subsets is not None:
         return _many(args, run, until, command)
-    asked = Asked(_ids(args.without), args.mask, tuple(map(_inserted, args.insert)), tuple(args.intervene), until)
+    interventions = tuple(each for text in args.intervene for each in chosen_interventions(text, (), "--intervene"))
+    asked = Asked(_ids(args.without), args.mask, tuple(map(_inserted, args.insert)), interventions, until)
     from gpt_pretrain.counterfactual.single import answer
 
     claim(args.save_dir, run, asked)

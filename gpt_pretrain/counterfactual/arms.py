@@ -196,7 +196,7 @@ def lines_of(arms: Arms, arm: str, checked: Checked) -> tuple[bool, list[str]]:
         if unequal:
             parameters = f"parameters NOT equal at {_few(unequal)}"
         return good, [f"control: {batches}; {parameters}."]
-    expected = tuple(step for step in steps if step <= checked.num_steps) if arms.plan != arms.run.plan else ()
+    expected = tuple(step for step in steps if step <= checked.num_steps)
     good = checked.differing == expected
     if good and expected:
         what = "inserted ones" if arms.question.asked.inserted else "occurrences"
@@ -235,6 +235,7 @@ def result_of(arms: Arms, baseline: str, checked: dict[str, Checked], command: s
         "baseline": baseline,
         "asked": question.asked.to_json(),
         "begin": question.begin,
+        "first": question.first,
         "steps": list(question.steps),
         "num_rows": question.num_rows,
         "checked": {

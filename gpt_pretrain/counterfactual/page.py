@@ -9,6 +9,7 @@ from data_prep.pages.numbers import plural
 from data_prep.pages.render_html import blocks_html
 from data_prep.pages.shell import shell
 from gpt_pretrain.counterfactual.probes import DOCUMENTS, NEIGHBOURS, VALIDATION
+from gpt_pretrain.model.interventions import Intervention
 
 _TITLES = {
     DOCUMENTS: "Loss of the documents in question",
@@ -70,8 +71,8 @@ def _asked(result: Mapping[str, Any]) -> Block:
     parts: list[str | Name] = [*names, f"{more}{verb}. "] if names else []
     for directory, document, places in asked["insert"]:
         parts += [Name(document), " of ", Name(directory), f" is inserted {plural(len(places), 'time')}. "]
-    for binding in asked["interventions"]:
-        parts += [Name(binding), " "]
+    for fields in asked["interventions"]:
+        parts += ["In the edited arm: ", Intervention.from_json(fields).described(), ". "]
     begin = f"the checkpoint of step {result['begin']:,}" if result["begin"] else "the beginning"
     parts.append(
         f"The arms begin at {begin} and end after step {asked['until']:,}; {plural(len(result['steps']), 'step')} "
@@ -82,7 +83,7 @@ def _asked(result: Mapping[str, Any]) -> Block:
 
 def _tiles(result: Mapping[str, Any]) -> list[Tile]:
     tiles = [
-        Tile("First step that differs", f"{result['steps'][0]:,}", f"of {result['asked']['until']:,}"),
+        Tile("First step that differs", f"{result['first']:,}", f"of {result['asked']['until']:,}"),
         Tile("Steps concerned", f"{len(result['steps']):,}", plural(result["num_rows"], "row")),
     ]
     last = _last_losses(result)

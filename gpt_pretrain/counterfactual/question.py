@@ -1,6 +1,7 @@
 """What is asked of a run: which documents it should not have seen, or should, and which of its steps that concerns."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.history.occurrences import DocumentOccurrence, occurrences_of
 from gpt_pretrain.history.opened_run import OpenedRun
 from gpt_pretrain.history.spans import Span, find_spans
+from gpt_pretrain.model.interventions import Intervention
 from gpt_pretrain.train.checkpoint_copies import checkpoint_at, checkpoints_at
 
 FILE_NAME = "question.json"
@@ -38,13 +40,13 @@ class Asked:
     Attributes:
       without: ids of documents whose rows get other windows, or with `is_masked`, whose tokens are not learned.
       until: the last step of the arms.
-      interventions: gin bindings of what is done to activations.
+      interventions: what is done to activations in the edited arm, with the run's own interventions, if any.
     """
 
     without: tuple[str, ...] = ()
     is_masked: bool = False
     inserted: tuple[Inserted, ...] = ()
-    interventions: tuple[str, ...] = ()
+    interventions: tuple[Intervention, ...] = ()
     until: int = 0
 
     def to_json(self) -> dict[str, Any]:
@@ -55,16 +57,33 @@ class Asked:
             "insert": [
                 [each.directory, each.document, [list(place) for place in each.places]] for each in self.inserted
             ],
-            "interventions": list(self.interventions),
+            "interventions": [each.to_json() for each in self.interventions],
             "until": self.until,
         }
 
-    def bindings(self) -> list[str]:
-        """The settings that ask the same of a run."""
+    def bindings(self, own: Sequence[str] = ()) -> list[str]:
+        """The settings that ask the same of a run.
+
+        Args:
+          own: the run's interventions, as its configuration names them: "@noise/intervention()".
+        """
         setting = "data.mask" if self.is_masked else "data.substitute"
         named = [f"{setting} = {list(self.without)!r}"] if self.without else []
         inserted = [(each.directory, each.document, list(each.places)) for each in self.inserted]
-        return named + ([f"data.insert = {inserted!r}"] if inserted else []) + list(self.interventions)
+        return named + ([f"data.insert = {inserted!r}"] if inserted else []) + self._intervening(own)
+
+    def _intervening(self, own: Sequence[str]) -> list[str]:
+        lines = []
+        for number, each in enumerate(self.interventions):
+            fields = {name: value for name, value in each.to_json().items() if name != "version"}
+            lines += [f"asked{number}/intervention.{name} = {value!r}" for name, value in fields.items()]
+        names = [*own, *(f"@asked{number}/intervention()" for number in range(len(self.interventions)))]
+        return [*lines, f"model.interventions = [{', '.join(names)}]"] if lines else []
+
+    @property
+    def first_intervention(self) -> int | None:
+        """The first step with one."""
+        return min((each.first_step or 1 for each in self.interventions), default=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +92,7 @@ class Question:
 
     Attributes:
       spans: the documents that are left out, in the streams of the run.
+      first: the first step that differs.
       steps: those of the original that hold one of them, or are to hold an inserted one: from 1, ascending.
       num_rows: rows of these steps that do.
       begin: the step after which the arms begin: 0, or that of a kept checkpoint before the first of `steps`.
@@ -80,14 +100,10 @@ class Question:
 
     asked: Asked
     spans: tuple[Span, ...]
+    first: int
     steps: tuple[int, ...]
     num_rows: int
     begin: int
-
-    @property
-    def first(self) -> int:
-        """The first step that differs."""
-        return self.steps[0]
 
 
 def question_of(run: OpenedRun, asked: Asked) -> Question:
@@ -116,8 +132,10 @@ def question_of(run: OpenedRun, asked: Asked) -> Question:
             "arms would be the run itself"
         )
     steps = tuple(sorted({step for step, _ in inside}))
-    first = min(steps, default=1)
-    return Question(asked, tuple(spans), steps or (1,), len(inside), newest_before(run, first))
+    first = min(filter(None, [*steps[:1], asked.first_intervention]))
+    if first > asked.until:
+        raise ValueError(f"the first difference is in step {first}, after the arms' last one, {asked.until}")
+    return Question(asked, tuple(spans), first, steps, len(inside), newest_before(run, first))
 
 
 def is_target(place: DocumentOccurrence) -> bool:

@@ -22,6 +22,7 @@ from gpt_pretrain.counterfactual.arms import (
 )
 from gpt_pretrain.counterfactual.page import render
 from gpt_pretrain.counterfactual.question import Asked, edited_plan, question_of
+from gpt_pretrain.counterfactual.recorded import interventions_of
 from gpt_pretrain.history.opened_run import OpenedRun
 from gpt_pretrain.train.checkpoint_copies import checkpoints_at
 from gpt_pretrain.train.config import TrainConfig
@@ -34,7 +35,8 @@ def answer(run: OpenedRun, asked: Asked, configure: Configure, args: argparse.Na
     """Trains the arms, prints what was checked, writes OUT/result.json and OUT/index.html; returns the exit status."""
     question = question_of(run, asked)
     arms_bindings = _bindings(run, asked.until, question.begin)
-    edited_config = configure(join(args.save_dir, EDITED), [*arms_bindings, *asked.bindings()], command)
+    own = interventions_of(run)
+    edited_config = configure(join(args.save_dir, EDITED), [*arms_bindings, *asked.bindings(own)], command)
     datasets = edited_config.data.open()
     inserted = edited_config.data.open_inserted(datasets)
     plan = edited_plan(run, edited_config.data.edits(datasets, inserted), question.begin)
@@ -45,11 +47,13 @@ def answer(run: OpenedRun, asked: Asked, configure: Configure, args: argparse.Na
         begin = f"the checkpoint of step {question.begin}" if question.begin else "the beginning"
         why = "" if args.control or has_end else f" ({run.save_dir} has no checkpoint of step {asked.until} to compare)"
         other = "control arm and " if args.control or not has_end else ""
+        held = (
+            f"{plural(len(question.steps), 'step')} held what is asked about" if question.steps else "No batch differs"
+        )
         print(
             printable(
-                f"{plural(len(question.steps), 'step')} held what is asked about, the first is {question.first}: "
-                f"{other}edited arm from "
-                f"{begin} to step {asked.until}{why}"
+                f"{held}, the first step that differs is {question.first}: {other}edited arm from {begin} to step "
+                f"{asked.until}{why}"
             ),
             flush=True,
         )
@@ -61,7 +65,7 @@ def answer(run: OpenedRun, asked: Asked, configure: Configure, args: argparse.Na
             status = arms.train(arm, configure(arms.save_dir(arm), arms_bindings, command), run.save_dir)
         else:
             # gin keeps what was parsed last: the configuration that an arm writes must be its own.
-            config = configure(arms.save_dir(arm), [*arms_bindings, *asked.bindings()], command)
+            config = configure(arms.save_dir(arm), [*arms_bindings, *asked.bindings(own)], command)
             status = arms.train(arm, config, arms.save_dir(CONTROL) if CONTROL in checked else run.save_dir)
         if status:
             return status

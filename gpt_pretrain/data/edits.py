@@ -337,6 +337,8 @@ class _Wanted:
     def _substitution(self, part: Stage, index: int, stop: int, old: Stream | None) -> Substitution | None:
         stream, num_windows = part.streams[index], part.num_windows(index)
         targets = self._all_targets(index, old)
+        if not len(targets):  # where nothing is edited, nothing is counted: a plan may be of any length
+            return None
         needed = len(part.planned_indices(index, targets, part.from_position, part.position(stop)))
         if not needed:
             return None
