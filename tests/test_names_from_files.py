@@ -32,6 +32,7 @@ ALLOWED = {
     ("data_prep/store/bucket_clients.py", "import_module"): "gcsfs or s3fs, by the scheme of a URL",
     ("data_prep/store/tokenizers.py", "import_module"): "a class that the user typed: --tokenizer, data.tokenizer",
     ("gpt_pretrain/model/interventions.py", "import_module"): "a function that the user's .gin file or flag names",
+    ("gpt_pretrain/flags.py", "literal_eval"): "whether a value that the user typed is a text",
 }
 FORBIDDEN = {
     "import_module",
