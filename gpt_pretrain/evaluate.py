@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from data_prep.pages.command_line import ArgumentParser
+from data_prep.pages.terminal import print_anything
 from data_prep.pages.text import printable
 
 
@@ -61,6 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0, 1 for a user's mistake or a checkpoint that was passed over, 2 for wrong usage."""
+    print_anything()
     args = make_parser().parse_args(argv)
 
     from gpt_pretrain import runtime

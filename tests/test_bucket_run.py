@@ -141,6 +141,7 @@ def test_a_run_leaves_in_its_bucket_what_it_would_leave_on_a_disk_and_it_can_be_
     assert replay.main([url, "--against", str(undisturbed)]) == 0
 
 
+@pytest.mark.slow
 def test_killed_while_it_uploads_on_a_disk_that_is_lost_it_goes_on_as_if_nothing_had_happened(
     bucket, bucket_server, tiny_dataset, tmp_path, undisturbed, cache
 ):
@@ -162,6 +163,7 @@ def test_killed_while_it_uploads_on_a_disk_that_is_lost_it_goes_on_as_if_nothing
     assert_is_the_undisturbed_run(url, tmp_path / "got", undisturbed)
 
 
+@pytest.mark.slow
 @in_one_store("s3")
 def test_the_bucket_can_be_resumed_from_at_any_moment(bucket, bucket_server, tiny_dataset, cache):
     url = f"{bucket}/run"

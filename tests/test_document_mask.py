@@ -126,6 +126,7 @@ def test_dropout_of_rate_zero_attends_as_without():
     assert_close(found, attention.causal_attention("xla", segment_ids)(0, q, k, v), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_documents_one_by_one_with_hooks_and_remat_too(spec, params):
     spec, doses = dataclasses.replace(spec, interventions=(HALVED,)), doses_at(1, [HALVED])
     window = np.append(WINDOW, 19).astype(np.uint16)

@@ -118,6 +118,7 @@ def test_the_ledger_is_what_the_plan_says_and_the_same_for_another_layout(tiny_d
     assert np.bincount(streams[:80]).tolist() == [60, 20]
 
 
+@pytest.mark.slow
 def test_another_batch_size_is_a_new_stage_and_the_past_stays(five_steps, tiny_dataset, tmp_path):
     save_dir = shutil.copytree(five_steps, tmp_path / "run")
     past = Ledger.read(save_dir).digests.tolist()
@@ -210,6 +211,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_an_error_of_one_process_ends_the_others_within_seconds():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

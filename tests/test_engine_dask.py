@@ -65,6 +65,7 @@ def test_a_killed_worker_costs_its_job_and_the_bytes_are_those_of_the_local_engi
     assert tree(tmp_path / "out") == tree(tmp_path / "local")
 
 
+@pytest.mark.slow
 def test_no_scheduler_is_said_soon_in_one_line(corpus, tmp_path, capsys):
     start = time.monotonic()
     nobody = "tcp://127.0.0.1:9"

@@ -112,6 +112,7 @@ def finishing_options(corpus: Path, output: str, **changes) -> list[str]:
     return byte_options(corpus, output, engine="slurm", **(SIZES | changes))
 
 
+@pytest.mark.slow
 def test_workers_without_a_shared_disk_one_killed_give_the_bytes_of_the_local_engine(
     bucket_server, bucket, corpus, expected, tmp_path, capsys
 ):

@@ -122,7 +122,7 @@ def test_the_places_of_a_text_are_printed_with_their_updates(run, capsys):
     assert inspect.main([run, "--text", "cat sat"]) == 0
     out = capsys.readouterr().out
     assert "of the train split" in out and "of the val split" in out and "more places: --full" in out
-    assert "rows of batches seen" in out
+    assert "of batches seen" in out
     assert inspect.main([run, "--text", "cat sat", "--full"]) == 0
     full = capsys.readouterr().out
     assert "more places" not in full and "never: not trained on" in full

@@ -180,6 +180,7 @@ def test_a_finished_run_makes_up_for_the_evaluation_that_a_signal_stopped(tiny_d
     assert train_lib.train(config) == 0 and len(calls) == 1  # it is there: not computed again
 
 
+@pytest.mark.slow
 def test_98_evaluation_batches_on_four_devices_end(tiny_dataset, tmp_path):
     changes = {"data.seq_len": 7, "train.eval_tokens": 98 * 4 * 7, "train.per_device_batch_size": 1}
     process = start(flags(tiny_dataset, tmp_path / "run", num_steps=2, **changes), num_devices=4)

@@ -129,6 +129,7 @@ def many_shards(tmp_path_factory):
     return directory / "prepared"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", [pytest.param("bin", marks=pytest.mark.slow), "array_record"])
 def test_a_run_trains_on_more_shards_than_it_may_open_files_and_raises_its_limit(many_shards, tmp_path, format):
     changes = {"data.format": repr(format), "train.eval_tokens": 64}

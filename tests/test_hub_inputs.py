@@ -125,6 +125,7 @@ def prepare(inputs: str, out: Path, **variables: str) -> subprocess.CompletedPro
     )
 
 
+@pytest.mark.slow
 def test_files_of_the_hub_that_break_off_are_read_to_their_end(texts, tmp_path):
     hub = Hub(texts, num_broken=2)
     try:

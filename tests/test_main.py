@@ -171,6 +171,7 @@ def finished_run(tiny_dataset, tmp_path_factory):
     return directory / "run", (directory / "output").read_text()
 
 
+@pytest.mark.slow
 def test_started_again_when_complete_it_says_so_and_a_longer_run_goes_on(finished_run, tiny_dataset, tmp_path):
     save_dir = shutil.copytree(finished_run[0], tmp_path / "run")
     again = train_here(flags(tiny_dataset, save_dir, num_steps=40))
@@ -282,6 +283,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_positions_and_la
     assert final_state(tmp_path / "run")[0] == 5
 
 
+@pytest.mark.slow
 def test_interventions_of_the_users_own_module_are_imported_by_the_gin_file(
     tiny_dataset, tmp_path, monkeypatch, capsys
 ):

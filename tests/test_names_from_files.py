@@ -87,6 +87,7 @@ def copy(good, tmp_path):
     return tmp_path / "data", tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_every_text_of_every_file_is_tried_as_code_and_as_a_path_and_never_obeyed(copy):
     """In a process of its own, in which importing or calling what a file says leaves a mark."""
     dataset, run = copy

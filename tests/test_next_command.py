@@ -40,6 +40,7 @@ def trained(command: str, folder) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "num_documents, val_tokens",
     [(6, 20), *(pytest.param(*each, marks=pytest.mark.slow) for each in [(2, 0), (100, 300)])],

@@ -63,6 +63,7 @@ def say(process, word):
     assert process.stdout.readline() == "said\n"
 
 
+@pytest.mark.slow
 def test_who_is_done_may_go_and_who_failed_takes_the_others_along(three):
     say(three[1], "say_done")
     three[1].stdin.close()

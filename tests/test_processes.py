@@ -90,6 +90,7 @@ def test_a_run_started_by_one_process_is_continued_by_two(one_process, tiny_data
     assert {p: rows for p, rows in alone.items() if p < 8 * step} | both == windows
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step_and_one_alone_goes_on(
     one_process, tiny_dataset, tmp_path
 ):

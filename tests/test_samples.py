@@ -112,6 +112,7 @@ def samples_of(save_dir) -> dict[str, list[tuple[int, str]]]:
     }
 
 
+@pytest.mark.slow
 def test_a_run_that_crashed_after_a_checkpoint_has_the_samples_of_an_uninterrupted_one(
     tiny_dataset, tmp_path, monkeypatch
 ):

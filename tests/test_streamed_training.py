@@ -51,6 +51,7 @@ def local_run(tmp_path_factory, streams):
     return Ledger.read(str(made_once(tmp_path_factory, "local-run", make) / "run")).digests
 
 
+@pytest.mark.slow
 def test_a_run_from_a_bucket_through_a_quarter_of_a_cache_has_the_ledger_of_one_from_files(
     bucket,
     streams,

@@ -180,6 +180,7 @@ def test_log_likelihoods_under_interventions_are_those_of_each_sequence_alone(ma
         np.testing.assert_allclose(found, expected, atol=5e-5)
 
 
+@pytest.mark.slow
 def test_random_interventions_are_the_same_for_a_text_whatever_else_is_asked():
     spec, requests = SPECS[False], some_requests(2)
     params = params_of(spec)

@@ -400,6 +400,7 @@ def wall_secs(began, save_dir):
     return time.monotonic() - began, time.time() - (save_dir / FILE_NAME).stat().st_mtime
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_and_is_resumed_sums_to_the_wall_time_of_both_sessions(tiny_dataset, tmp_path, monkeypatch):
     config = run_config(
         tiny_dataset, tmp_path / "run", num_steps=8, save_interval=3, eval_interval=4, statistics_interval=4
@@ -438,6 +439,7 @@ def test_a_run_that_fails_and_is_resumed_sums_to_the_wall_time_of_both_sessions(
     assert busy < set(record.secs)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_and_resumed_sums_to_its_wall_time_within_one_percent(tiny_dataset, tmp_path):
     """The wall time is measured from outside, from the start of each process to its end. Of the session that is killed,
     the file knows what was until its last write."""

@@ -22,6 +22,7 @@ from gpt_pretrain.train.writers.tensorboard import HPARAMS_METRICS
 from gpt_pretrain.train.writers.wandb_rows import records_in
 
 REPO = pathlib.Path(__file__).parent.parent
+pytestmark = pytest.mark.slow  # each run takes as long as ten other tests
 
 
 def shell(command: str, **env: str) -> str:

@@ -197,6 +197,7 @@ def changed_on_one_device(changed_spec, one_device):
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mesh, layout, remat", [((2, 2), (2, 4), "none"), ((1, 1), (4, 2), "full"), ((4, 1), (1, 8), "dots")]
 )
@@ -227,6 +228,7 @@ def test_one_compiled_step_serves_every_dose_and_strength_zero_is_the_run_withou
     assert not np.allclose(control["ln_f"]["scale"], dosed["ln_f"]["scale"], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_evaluation_does_only_the_interventions_that_are_meant_for_it(spec):
     mesh = make_test_mesh(2, 1)
     rows = jax.random.randint(jax.random.key(1), (1, 4, SEQ_LEN + 1), 0, VOCAB_SIZE).astype(jnp.uint16)
@@ -319,6 +321,7 @@ def expect_noise(found, pieces, grads, rows_of_piece):
     assert float(found["gradient_noise/scale"]) == pytest.approx(trace / square, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh, gather", [((2, 1), "per_use"), ((1, 2), "per_step"), ((1, 2), "per_use")])
 def test_statistics_of_several_devices_are_those_of_one(spec, mesh, gather):
     spec = dataclasses.replace(spec, n_layer=1)

@@ -86,6 +86,7 @@ def test_wrong_tokens_stop_the_run_with_the_shard_its_steps_and_the_way_back(lar
         train_lib.train(run_config(large, tmp_path / "run", num_steps=8, data={"seq_len": 8, "shuffle": "none"}))
 
 
+@pytest.mark.slow
 def test_the_checkpoints_from_before_are_named_and_those_to_remove(large, tmp_path, monkeypatch):
     verify_at_step_4(monkeypatch)
     bad = shard_of(large, 1)

@@ -142,6 +142,7 @@ def test_killed_and_resumed_sessions_make_one_history(tmp_path, secs):
     assert not secs or {step for step, each in saved.items() if each in found} == saved.keys()
 
 
+@pytest.mark.slow
 def test_a_session_that_ends_well_is_continued(tmp_path):
     session(tmp_path, 0, 8)
     said = session(tmp_path, 8, 12)
@@ -149,12 +150,14 @@ def test_a_session_that_ends_well_is_continued(tmp_path):
     assert "keeps those rows" not in said
 
 
+@pytest.mark.slow
 def test_rows_after_the_checkpoint_stay_and_that_is_said(tmp_path):
     session(tmp_path, 0, 10)
     assert "has steps 9 to 10 from an earlier session and keeps those rows" in session(tmp_path, 8, 12)
     assert without_times(rows(tmp_path)) == expected(12)
 
 
+@pytest.mark.slow
 def test_rows_that_were_uploaded_and_removed_are_not_logged_again(tmp_path):
     session(tmp_path, 0, 10)
     for folder in folders(tmp_path):
@@ -205,6 +208,7 @@ def test_the_configuration_is_nested(tmp_path):
     assert {"seed": 0, "batch": [1, 2]} in [json.loads(each.value_json) for each in updates if each.key == "train"]
 
 
+@pytest.mark.slow
 def test_a_row_that_a_kill_cut_short_harms_no_other(tmp_path):
     session(tmp_path, 0, 4, kill=4)  # W&B's process got nothing onto the disk
     with open(tmp_path / FILE_NAME, "a") as file:

@@ -47,6 +47,7 @@ def test_every_mesh_and_way_to_gather_gives_the_gradients_of_one_device(params, 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, of_one_device)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gather", ["per_step", "per_use"])
 def test_in_bfloat16_gradients_are_float32_and_close_and_a_reduction_in_bfloat16_is_another(
     params, batch, of_one_device, gather

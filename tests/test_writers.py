@@ -148,6 +148,7 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_wandb_without_a_key_runs_offline_and_a_resumed_run_keeps_its_id(tmp_path):
     save_dir = tmp_path / "run"
     first, _ = train_with_wandb(save_dir)

@@ -14,7 +14,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.pages.command_line import ArgumentParser
+from data_prep.pages.command_line import ArgumentParser, number
+from data_prep.pages.terminal import print_anything
 from data_prep.pages.text import printable
 from gpt_pretrain.flags import add_process_flags
 
@@ -58,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
     several = parser.add_argument_group("many arms at once: only a table of effects, no page")
     several.add_argument("--each", metavar="FILE", help="an arm for each line: the ids of the documents it is without")
     several.add_argument("--subsets", type=int, metavar="N", help="N arms without random sets of documents")
-    several.add_argument("--fraction", type=float, metavar="P", help="of the documents seen, in each set")
+    several.add_argument("--fraction", type=number, metavar="P", help="of the documents seen, in each set")
     several.add_argument("--seed", type=int, default=0, help="of the sets (default %(default)s)")
     several.add_argument(
         "--targets", metavar="FILE|N", help="documents whose losses are the effects: ids, or N seen and N held out (50)"
@@ -76,6 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 answered, 1 an error or a check that failed, 2 wrong usage, 128 + signal stopped and saved."""
+    print_anything()
     args = make_parser().parse_args(argv)
     several = (args.coordinator_address, args.num_processes, args.process_id)
     if any(each is not None for each in several) and None in several:

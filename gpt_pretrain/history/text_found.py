@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from data_prep.pages.numbers import plural
 from data_prep.pages.text import one_line
 from gpt_pretrain.history.occurrences import DocumentOccurrence, occurrences_of
 from gpt_pretrain.history.opened_run import OpenedRun
@@ -22,7 +23,7 @@ def describe_found(run: OpenedRun, text: str, found: Sequence[Found], *, full: b
     training = [each for each in found if each.span.split == "train"]
     if training:
         seen, planned = _times(run, training)
-        lines.append(f"In {seen} rows of batches seen, and {planned} planned.")
+        lines.append(f"In {plural(seen, 'row')} of batches seen, and {planned:,} planned.")
     spelt: dict[str, int] = {}
     for each in found:
         spelt[each.variant.text] = spelt.get(each.variant.text, 0) + 1
