@@ -23,6 +23,7 @@ from support.training_runs import (
     train_here,
 )
 
+from data_prep.store import buckets
 from gpt_pretrain import inspect, replay
 from gpt_pretrain.counterfactual import __main__ as counterfactual
 from gpt_pretrain.counterfactual.probes import probe_steps
@@ -207,6 +208,20 @@ def test_an_inserted_document_is_in_its_rows_and_nowhere_else(run, tmp_path_fact
     assert differing(run, out / "edited") == [6, 10]
     result = json.loads((out / "result.json").read_text())
     assert "documents" in result["losses"]["edited"][0]["loss"] and result["num_rows"] == 3
+
+
+@pytest.mark.slow
+def test_an_answer_may_lie_in_a_bucket(run, seen_after, bucket, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    document, steps = seen_after(5)
+    out = f"{bucket}/answer"
+    printed = answered(capsys, run, "--without", document, "--save_dir", out, "--num_probes", 1)
+    assert "at exactly the occurrences: step" in printed
+    result = json.loads(buckets.read(f"{out}/result.json"))
+    assert result["checked"]["edited"]["differing_steps"] == steps
+    assert [each["step"] for each in result["losses"]["edited"]][-1] == NUM_STEPS and result["distance"]
+    assert b"<svg" in buckets.read(f"{out}/index.html")
+    assert replay.main([f"{out}/edited", "--verify"]) == 0
 
 
 @pytest.mark.slow

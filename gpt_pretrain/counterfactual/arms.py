@@ -25,6 +25,7 @@ from gpt_pretrain.train.branch import Branch
 from gpt_pretrain.train.build import Built
 from gpt_pretrain.train.checkpoint_copies import checkpoint_at, checkpoints_at
 from gpt_pretrain.train.config import TrainConfig
+from gpt_pretrain.train.run_copies import run_at
 from gpt_pretrain.train.start import Start
 from gpt_pretrain.train.time_ledger import Category
 from gpt_pretrain.train.train import train
@@ -150,7 +151,7 @@ class WriteSamples(Action):
         params, spec, tokenizer = whole(now.state.params), self._built.spec, self._built.data.tokenizer
         if jax.process_index() != 0:
             return
-        notes = Notes(self._built.config.directory, self.FILE_NAME, begin=0)
+        notes = Notes(self._built.config.save_dir, self.FILE_NAME, begin=0)
         seq_len = self._built.config.data.seq_len
         for prompt in self._prompts:
             prompt = prompt[: seq_len - 1]
@@ -176,7 +177,7 @@ class Checked:
 
 def check(arms: Arms, arm: str) -> Checked:
     """Compares an arm's ledger, and what was noted of its parameters, with the original."""
-    ours, theirs = Ledger.read(arms.save_dir(arm)).digests, arms.run.ledger.digests
+    ours, theirs = Ledger.read(run_at(arms.save_dir(arm)).directory).digests, arms.run.ledger.digests
     differing = tuple(steps_that_differ(ours, theirs))
     records = notes_at(join(arms.save_dir(arm), CompareWithCheckpoints.FILE_NAME))
     return Checked(min(len(ours), len(theirs)), differing, {each["step"]: each["bitwise_equal"] for each in records})

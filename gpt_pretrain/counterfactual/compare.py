@@ -38,7 +38,7 @@ class CompareWithCheckpoints(Action):
     def __init__(self, checkpoints: Mapping[int, str], probes: Probes, built: Built, *, begin: int):
         self._checkpoints, self._built = checkpoints, built
         self._windows, self._end_of_text = probes.tokens_NT[-_ROWS:], probes.end_of_text
-        self._notes = Notes(built.config.directory, self.FILE_NAME, begin=begin)
+        self._notes = Notes(built.config.save_dir, self.FILE_NAME, begin=begin)
         self._distances = jax.jit(_distances)
 
     def due(self, step: int) -> bool:
@@ -117,7 +117,7 @@ class CompareGradients(Action):
 
     def __init__(self, step: int, ours: Plan, original: Plan, built: Built, *, begin: int):
         self._step, self._plans, self._built = step, (ours, original), built
-        self._notes = Notes(built.config.directory, self.FILE_NAME, begin=begin)
+        self._notes = Notes(built.config.save_dir, self.FILE_NAME, begin=begin)
 
     def due(self, step: int) -> bool:
         return step == self._step

@@ -136,7 +136,7 @@ class MeasureLosses(Action):
 
     def __init__(self, probes: Probes, built: Built, steps: Collection[int], *, begin: int):
         self._probes, self._spec, self._steps = probes, built.spec, frozenset(steps)
-        self._notes = Notes(built.config.directory, self.FILE_NAME, begin=begin)
+        self._notes = Notes(built.config.save_dir, self.FILE_NAME, begin=begin)
 
     def due(self, step: int) -> bool:
         return step in self._steps
