@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 from data_prep.pages.command_line import ArgumentParser, count, number
-from data_prep.pages.png import png_of
 from data_prep.pages.terminal import print_anything
 from data_prep.pages.text import json_line, printable
 from data_prep.store.files import whole_file
@@ -46,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dose", type=number, default=1.0, help="strength of noise (default 1)")
     parser.add_argument("--tokens", type=count, default=16_384, help="of the validation split (default 16,384)")
     parser.add_argument("--html", metavar="FILE", help="write the tables as a page; it opens in any browser, offline")
-    parser.add_argument("--png", metavar="FILE", help="write a picture: layers down, sites across, a block a kind")
+    parser.add_argument("--png", metavar="FILE", help="write a picture: layers down, sites across, a panel a kind")
     parser.add_argument("--jsonl", action="store_true", help="a JSON line a place instead of tables")
     add_data_dir(parser)
     return parser
@@ -78,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
                 partial.write_text(text, encoding="utf-8", newline="\n")
         if args.png:
             with whole_file(args.png) as partial:
-                Path(partial).write_bytes(png_of(ablation_page.picture(found)))
+                Path(partial).write_bytes(ablation_page.picture(found))
         if not args.jsonl:
             print(printable(ablation_page.as_text(found)))
             print(f"\n{found.losses.size + 1} passes in {found.run_secs:.1f} s, compiled in {found.compile_secs:.1f} s")

@@ -9,9 +9,9 @@ from data_prep.pages.numbers import short
 from data_prep.pages.shell import shell
 from data_prep.pages.text import html_text
 from gpt_pretrain.history.ablation import Ablated
+from gpt_pretrain.train.writers.heat_maps import Panel, as_png, draw
 
 _SHADES = 20  # of batch.css
-_CELL = 24  # pixels
 
 
 def as_text(found: Ablated) -> str:
@@ -69,14 +69,13 @@ def command_of(arguments: list[str]) -> str:
     return shlex.join(["python", "-m", "gpt_pretrain.ablate", *arguments])
 
 
-def picture(found: Ablated) -> np.ndarray:
-    """uint8 (height, width, 3): a block a kind, side by side; in each a row a layer, the first at the top, and a column
-    a site. White is no rise, or a fall, dark red the highest."""
-    shares = np.clip(found.rises / max(_most(found), 1e-12), 0, 1)
-    shares_LC = np.concatenate(list(shares), axis=1)
-    white, dark = np.array([255, 255, 255]), np.array([140, 10, 20])
-    pixels_LC3 = np.round(white + shares_LC[..., None] * (dark - white)).astype(np.uint8)
-    return pixels_LC3.repeat(_CELL, axis=0).repeat(_CELL, axis=1)
+def picture(found: Ablated) -> bytes:
+    """A PNG file: a panel a kind, layers down and sites across, each cell with its rise in it."""
+    panels = [
+        Panel(title_of(found, kind), tuple(found.sites), np.ma.array(rises_LS))
+        for kind, rises_LS in zip(found.kinds, found.rises, strict=True)
+    ]
+    return as_png(draw([str(layer) for layer in range(found.rises.shape[1])], panels))
 
 
 def _most(found: Ablated) -> float:

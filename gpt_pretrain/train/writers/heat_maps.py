@@ -1,6 +1,7 @@
 """The statistics of a step as one picture: a row a layer, a column a site, a panel for each kind of statistic."""
 
 import functools
+import io
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -117,6 +118,15 @@ def draw(rows: Sequence[str], panels: Sequence[Panel]) -> np.ndarray:
             middle = (x + _CELL // 2 - 1, y + _ROW // 2)
             pen.text(middle, f"{value:.3g}", font=font, fill="white" if is_dark else _INK, anchor="mm")
     return np.asarray(image)
+
+
+def as_png(pixels_HWC: np.ndarray) -> bytes:
+    """uint8 (height, width, 3) as a file."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels_HWC).save(file, "PNG")
+    return file.getvalue()
 
 
 def _places(widths: Sequence[int], margin: int, height: int) -> list[tuple[int, int]]:
