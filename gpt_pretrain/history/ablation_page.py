@@ -72,7 +72,7 @@ def command_of(arguments: list[str]) -> str:
 def picture(found: Ablated) -> bytes:
     """A PNG file: a panel a kind, layers down and sites across, each cell with its rise in it."""
     panels = [
-        Panel(title_of(found, kind), tuple(found.sites), np.ma.array(rises_LS))
+        Panel(f"{title_of(found, kind)}: rise", tuple(found.sites), np.ma.array(rises_LS))
         for kind, rises_LS in zip(found.kinds, found.rises, strict=True)
     ]
     return as_png(draw([str(layer) for layer in range(found.rises.shape[1])], panels))

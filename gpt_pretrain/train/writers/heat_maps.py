@@ -17,7 +17,7 @@ _ACTIVATION = re.compile(r"statistics/activations/(\d+)/(.+)/([^/]+)")  # layer,
 _NORM = re.compile(
     r"statistics/(gradients|parameters|update_to_weight)/(?:layers/(\d+)|(.+))"
 )  # layer, or another part
-_SIGNED = ("mean",)  # kinds around 0; all others are magnitudes
+_SIGNED = ("mean", "rise")  # kinds around 0; all others are magnitudes
 
 _CELL, _ROW, _GAP, _TITLE = 58, 15, 14, 48  # pixels
 _FONT_SIZE = 11
