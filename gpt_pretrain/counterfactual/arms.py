@@ -1,9 +1,7 @@
 """The arms of a question: runs of their own in OUT/control and OUT/edited, and what comes out of them."""
 
 import dataclasses
-import shlex
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,12 +11,19 @@ from data_prep.store.datasets import TokenDataset
 from data_prep.store.documents import DocumentTables
 from data_prep.store.places import join
 from gpt_pretrain.counterfactual.compare import CompareGradients, CompareWithCheckpoints
-from gpt_pretrain.counterfactual.probes import MeasureLosses, Notes, Probes, notes_at, probe_steps, probes_of, whole
+from gpt_pretrain.counterfactual.probes import (
+    InsertedTokens,
+    MeasureLosses,
+    Notes,
+    Probes,
+    notes_at,
+    probe_steps,
+    whole,
+)
 from gpt_pretrain.counterfactual.question import Question, checkpoint_name, steps_that_differ
 from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.history.opened_run import OpenedRun
-from gpt_pretrain.history.spans import Span
 from gpt_pretrain.model.sampling import sample
 from gpt_pretrain.train.actions.action import Action, Now
 from gpt_pretrain.train.branch import Branch
@@ -93,36 +98,19 @@ def checkpoints_of(run: str, begin: int, until: int) -> dict[int, str]:
     return found
 
 
-def inserted_spans(question: Question, datasets: dict[str, TokenDataset]) -> list[tuple[Any, Span, Any]]:
-    """Each inserted document, where it is in its dataset, and that dataset's training stream."""
-    found = []
-    for each in question.asked.inserted:
-        dataset = datasets[each.directory]
-        tables = DocumentTables(dataset.directory, cache=dataset.cache)
-        document = tables.find("id", each.document)[0]
-        span = Span(_NO_STREAM, "train", document.start, document.start + document.length, document)
-        found.append((each, span, dataset.splits["train"]))
-    return found
-
-
-_NO_STREAM: Any = None  # of the run: an inserted document is of another dataset
-
-
-def arms_of(
-    run: OpenedRun,
-    question: Question,
-    datasets: dict[str, TokenDataset],
-    directory: str,
-    plan: Plan,
-    num_probes: int,
-) -> Arms:
-    """The arms of a question.
+def inserted_documents(question: Question, datasets: Mapping[str, TokenDataset]) -> list[InsertedTokens]:
+    """The tokens of each inserted document.
 
     Args:
       datasets: that documents are inserted from, by directory.
     """
-    probes = probes_of(run, question, inserted_spans(question, datasets))
-    return Arms(run, question, directory, plan, probes, num_probes)
+    found = []
+    for each in question.asked.inserted:
+        dataset = datasets[each.directory]
+        document = DocumentTables(dataset.directory, cache=dataset.cache).find("id", each.document)[0]
+        tokens = dataset.splits["train"].read(np.array([document.start]), document.length)[0]
+        found.append(InsertedTokens(each.document, tokens))
+    return found
 
 
 def prompts_of(arms: Arms) -> list[np.ndarray]:
@@ -263,8 +251,3 @@ def losses_of_checkpoints(arms: Arms) -> list[dict[str, Any]]:
         params, metadata = pretrained.load(checkpoint_name(arms.run.save_dir, step))
         found.append({"step": step, "loss": arms.probes.losses(params, metadata.model)})
     return found
-
-
-def quoted(directory: str | Path) -> str:
-    """For a command line."""
-    return shlex.quote(str(directory))

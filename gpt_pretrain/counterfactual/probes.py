@@ -1,8 +1,8 @@
 """What is measured while an arm trains: losses of chosen tokens, always the same ones."""
 
 import dataclasses
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,7 +10,8 @@ from jax.experimental import multihost_utils
 
 from data_prep.store.files import read_json, write_json
 from data_prep.store.places import join
-from gpt_pretrain.counterfactual.question import Inserted, Question
+from gpt_pretrain.counterfactual.question import Question
+from gpt_pretrain.data.stages import Stage
 from gpt_pretrain.history.opened_run import OpenedRun
 from gpt_pretrain.history.spans import Span, windows_of
 from gpt_pretrain.history.token_losses import nll_of
@@ -42,55 +43,72 @@ class Probes:
         return {name: float(nll[chosen].mean(dtype=np.float64)) for name, chosen in self.groups.items()}
 
 
-def probes_of(run: OpenedRun, question: Question, inserted: Sequence[tuple[Inserted, Span, Any]]) -> Probes:
+class InsertedTokens(NamedTuple):
+    """A document of another dataset, from its end-of-text token on."""
+
+    name: str
+    tokens: np.ndarray
+
+
+def probes_of(run: OpenedRun, question: Question, inserted: Sequence[InsertedTokens]) -> Probes:
     """The tokens of the documents, those beside them in the same windows, and the front of the validation split.
 
-    Args:
-      inserted: each inserted document, where it is in its dataset, and that dataset's training stream.
+    Raises ValueError where there is none of these.
     """
     stage = run.plan.stage_at(question.first - 1)
-    length = stage.seq_len + 1
-    rows, owners = [], []  # windows, and for each of them which documents' spans its tokens are: (start, spans)
-    names: list[str] = []
-    for stream in {each.stream.fingerprint: each.stream for each in question.spans}.values():
-        spans = [each for each in question.spans if each.stream.fingerprint == stream.fingerprint]
-        windows = sorted({window for each in spans for window in windows_of(each, stage)})[:_MOST_WINDOWS]
-        starts = np.array(windows, np.int64) * stage.seq_len
-        if len(starts):
-            rows += list(run.dataset(stream).splits["train"].read(starts, length))
-            owners += [(int(start), spans) for start in starts]
-    masks: dict[str, list[np.ndarray]] = {DOCUMENTS: [], NEIGHBOURS: [], VALIDATION: []}
+    is_one = len(question.spans) + len(inserted) == 1
+    rows = [
+        *_windows_of(run, question.spans, stage, with_each=not is_one),
+        *_rows_of(inserted, stage.seq_len, with_each=not is_one),
+        *_validation_of(run, stage),
+    ]
+    if not rows:
+        raise ValueError(f"{run.save_dir}: no document is asked about and no validation split is there to measure on")
+    names = dict.fromkeys(name for _, masks in rows for name in masks)
+    nothing = np.zeros(stage.seq_len, bool)
+    groups = {name: np.stack([masks.get(name, nothing) for _, masks in rows]) for name in names}
+    return Probes(
+        np.stack([tokens for tokens, _ in rows]),
+        {name: each for name, each in groups.items() if each.any()},
+        run.tokenizer(stage.streams[0]).end_of_text,
+    )
 
-    def add(name_of_masks: dict[str, np.ndarray]) -> None:
-        for name in {*masks, *name_of_masks}:
-            before = masks.setdefault(name, [np.zeros(stage.seq_len, bool)] * len(names))
-            before.append(name_of_masks.get(name, np.zeros(stage.seq_len, bool)))
-        names.append("")
 
-    for start, spans in owners:
-        places = start + 1 + np.arange(stage.seq_len)
-        of = {name_of(each): (places >= each.start) & (places < each.stop) for each in spans}
-        own = np.any(list(of.values()), axis=0)
-        singles = {name: each for name, each in of.items() if len(question.spans) > 1}
-        add({DOCUMENTS: own, NEIGHBOURS: ~own} | singles)
-    for each, span, source in inserted:
-        for first in range(span.start, span.stop - 1, stage.seq_len):
-            count = min(length, span.stop - first)
-            row = np.zeros(length, rows[0].dtype if rows else source.dtype)
-            row[:count] = source.read(np.array([first]), count)[0]
-            rows.append(row)
-            own = np.arange(stage.seq_len) < count - 1
-            add({DOCUMENTS: own, each.document: own} if len(inserted) + len(question.spans) > 1 else {DOCUMENTS: own})
+# Tokens of a window, and which of its targets belong to which groups.
+_Row = tuple[np.ndarray, dict[str, np.ndarray]]
+
+
+def _windows_of(run: OpenedRun, spans: Sequence[Span], stage: Stage, *, with_each: bool) -> Iterator[_Row]:
+    """Windows of the streams that hold documents."""
+    for stream in {each.stream.fingerprint: each.stream for each in spans}.values():
+        here = [each for each in spans if each.stream.fingerprint == stream.fingerprint]
+        windows = sorted({window for each in here for window in windows_of(each, stage)})[:_MOST_WINDOWS]
+        for start in np.array(windows, np.int64) * stage.seq_len:
+            places = start + 1 + np.arange(stage.seq_len)
+            each_own = {name_of(each): (places >= each.start) & (places < each.stop) for each in here}
+            own = np.any(list(each_own.values()), axis=0)
+            tokens = run.dataset(stream).splits["train"].read(np.array([start]), stage.seq_len + 1)[0]
+            yield tokens, {DOCUMENTS: own, NEIGHBOURS: ~own, **(each_own if with_each else {})}
+
+
+def _rows_of(inserted: Sequence[InsertedTokens], seq_len: int, *, with_each: bool) -> Iterator[_Row]:
+    """Inserted documents, in parts."""
+    for name, tokens in inserted:
+        for first in range(0, len(tokens) - 1, seq_len):
+            part = tokens[first : first + seq_len + 1]
+            own = np.arange(seq_len) < len(part) - 1
+            yield np.pad(part, (0, seq_len + 1 - len(part))), {DOCUMENTS: own, **({name: own} if with_each else {})}
+
+
+def _validation_of(run: OpenedRun, stage: Stage) -> Iterator[_Row]:
+    """The first windows of each validation split."""
+    most = max(1, _VALIDATION_TOKENS // stage.seq_len // len(stage.streams))
     for stream in stage.streams:
         source = run.dataset(stream).splits.get("val")
-        most = max(1, _VALIDATION_TOKENS // stage.seq_len // len(stage.streams))
-        count = 0 if source is None else min(most, (source.num_tokens - 1) // stage.seq_len)
-        if source is not None and count:
-            rows += list(source.read(np.arange(count) * stage.seq_len, length))
-            for _ in range(count):
-                add({VALIDATION: np.ones(stage.seq_len, bool)})
-    groups = {name: np.stack(each) for name, each in masks.items() if np.any(each)}
-    return Probes(np.stack(rows), groups, run.tokenizer(stage.streams[0]).end_of_text)
+        if source is not None:
+            count = min(most, (source.num_tokens - 1) // stage.seq_len)
+            for tokens in source.read(np.arange(count) * stage.seq_len, stage.seq_len + 1):
+                yield tokens, {VALIDATION: np.ones(stage.seq_len, bool)}
 
 
 def name_of(span: Span) -> str:

@@ -1,6 +1,7 @@
 """One question, answered: the arms trained, checked, and put on a page."""
 
 import argparse
+import shlex
 from collections.abc import Callable
 
 import jax
@@ -13,14 +14,14 @@ from gpt_pretrain.counterfactual.arms import (
     CONTROL,
     EDITED,
     Arms,
-    arms_of,
     check,
+    inserted_documents,
     lines_of,
     losses_of_checkpoints,
-    quoted,
     result_of,
 )
 from gpt_pretrain.counterfactual.page import render
+from gpt_pretrain.counterfactual.probes import probes_of
 from gpt_pretrain.counterfactual.question import Asked, edited_plan, question_of
 from gpt_pretrain.counterfactual.recorded import interventions_of
 from gpt_pretrain.history.opened_run import OpenedRun
@@ -40,7 +41,8 @@ def answer(run: OpenedRun, asked: Asked, configure: Configure, args: argparse.Na
     datasets = edited_config.data.open()
     inserted = edited_config.data.open_inserted(datasets)
     plan = edited_plan(run, edited_config.data.edits(datasets, inserted), question.begin)
-    arms = arms_of(run, question, inserted, args.save_dir, plan, args.num_probes)
+    probes = probes_of(run, question, inserted_documents(question, inserted))
+    arms = Arms(run, question, args.save_dir, plan, probes, args.num_probes)
     has_end = asked.until in checkpoints_at(run.save_dir)
     is_first = jax.process_index() == 0
     if is_first:
@@ -91,7 +93,7 @@ def _write(arms: Arms, checked: dict, lines: list[str], command: str) -> None:
         print(
             f"  {group}: loss {before:.4f} in the run as it was, {after:.4f} in the edited arm ({after - before:+.4f})"
         )
-    print(f"  page:   {quoted(page)}\n  result: {quoted(path)}", flush=True)
+    print(f"  page:   {shlex.quote(page)}\n  result: {shlex.quote(path)}", flush=True)
 
 
 def _last(result: dict) -> dict[str, tuple[float, float]]:
