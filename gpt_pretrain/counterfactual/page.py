@@ -64,7 +64,12 @@ def _title(result: Mapping[str, Any]) -> str:
 
 def _asked(result: Mapping[str, Any]) -> Block:
     asked, names = result["asked"], []
-    verb = "are read and not learned" if asked["is_masked"] else "are replaced by windows that the run does not reach"
+    are = "are" if len(asked["without"]) > 1 else "is"
+    verb = (
+        f"{are} read and not learned"
+        if asked["is_masked"]
+        else f"{are} replaced by windows that the run does not reach"
+    )
     for each in asked["without"][:5]:
         names += [Name(each), " "]
     more = f"and {len(asked['without']) - 5} more " if len(asked["without"]) > 5 else ""
@@ -178,11 +183,16 @@ def _samples(result: Mapping[str, Any]) -> list[Block]:
     arms = result["samples"]
     rows = []
     for index, each in enumerate(arms["edited"]):
-        cells: list[Cell] = [each["prompt"]]
+        cells: list[Cell] = [_visible(each["prompt"])]
         for notes in arms.values():
-            cells.append(notes[index]["continuation"] if index < len(notes) else "")
+            cells.append(_visible(notes[index]["continuation"]) if index < len(notes) else "")
         rows.append(tuple(cells))
     if not rows:
         return [Paragraph(("None was written.",))]
     header = ("prompt", *arms)
     return [Table("The most likely continuations", header, tuple(rows), num_text_columns=len(header))]
+
+
+def _visible(text: str) -> str:
+    """A text in one line, in which ends of lines can be seen."""
+    return text.replace("\n", " ↵ ")
