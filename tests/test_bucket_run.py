@@ -337,6 +337,7 @@ def test_a_signal_saves_and_uploads(bucket, tiny_dataset, tmp_path, cache):
     assert committed(url) == [stopped] and stopped < NUM_STEPS
 
 
+@pytest.mark.slow
 @in_one_store("s3")
 def test_a_run_whose_lease_is_lost_stops_in_a_line_and_writes_nothing_more(bucket, tiny_dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpointing, "_LOOK_SECS", 0.0)

@@ -128,6 +128,7 @@ def test_saving_a_step_that_is_there_already_is_an_error_not_silence(saved):
     manager.close()
 
 
+@pytest.mark.slow
 def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_to_the_same_end(tiny_dataset, tmp_path):
     arguments = flags(tiny_dataset, tmp_path / "run", num_steps=8, **{"train.save_interval": 5})
     train_here(arguments)

@@ -70,6 +70,7 @@ def living_members(group: int) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_killed_at_random_and_resumed_gives_the_bytes_of_an_uninterrupted_run(
     sliced_sample, uninterrupted, tmp_path, num_workers

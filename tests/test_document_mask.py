@@ -177,6 +177,7 @@ def losses_of(spec, mesh, batch, *, num_chunks, num_steps=4):
     return np.array(rows)
 
 
+@pytest.mark.slow
 def test_packed_documents_on_four_devices_train_like_the_same_documents_apart_on_one(spec, two_documents):
     spec = dataclasses.replace(spec, n_layer=1)
     packed, apart = two_documents

@@ -47,6 +47,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["bin", "array_record"])
 def test_any_number_of_shards_is_read_with_few_open_files_and_running_out_is_one_line(tmp_path, format):
     paths = make_shards(tmp_path, format)

@@ -372,6 +372,7 @@ def preflight_here(monkeypatch, capsys):
     return call
 
 
+@pytest.mark.slow
 def test_a_run_on_the_devices_that_are_here_is_foretold(tiny_dataset, tmp_path, preflight_here):
     hlo, arguments = tmp_path / "step.hlo", flags(tiny_dataset, tmp_path / "run", **{"model.n_layer": 1})
     status, text, found, said = preflight_here([*arguments, f"--save_hlo={hlo}", "--per_device_batch_size=1"])

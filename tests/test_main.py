@@ -333,6 +333,7 @@ def test_generate_samples_from_a_finished_run_the_same_text_for_the_same_seed(fi
     assert "no good checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_generate_is_a_command(finished_run):
     command = [sys.executable, "-m", "gpt_pretrain.generate", f"--checkpoint={finished_run[0]}", "--num_tokens=5"]
     result = subprocess.run([*command, "--prompt=the"], env=environment(), text=True, capture_output=True, cwd=REPO)

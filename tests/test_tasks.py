@@ -199,6 +199,7 @@ def test_random_interventions_are_the_same_for_a_text_whatever_else_is_asked():
     np.testing.assert_allclose(scores([requests[number] for number in first]), found[first], atol=5e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", SPECS)
 def test_prompts_are_continued_under_interventions_as_each_alone(mask):
     spec, rng = SPECS[mask], np.random.default_rng(1)

@@ -383,6 +383,7 @@ def test_masked_targets_give_no_gradient_and_all_others_weigh_what_they_weighed(
     assert loss == 0 and all(not leaf.any() for leaf in jax.tree.leaves(grads))
 
 
+@pytest.mark.slow
 def test_a_masked_step_on_four_devices_is_that_of_one(spec, whole_batch):
     spec, (_, rows, _) = dataclasses.replace(spec, n_layer=1), whole_batch
     found = []

@@ -130,6 +130,7 @@ def test_a_damaged_shard_of_another_dataset_is_found_before_it_is_used(tiny_data
         open_data(config)
 
 
+@pytest.mark.slow
 def test_tasks_are_asked_while_a_run_goes_on(tiny_dataset, tmp_path, monkeypatch):
     path, written = write_lines(tmp_path / "hs.jsonl"), ScalarWriter()
     monkeypatch.setattr(train_lib, "writer_of", lambda *args: written)
