@@ -123,11 +123,8 @@ def _show_text(run: OpenedRun, args: argparse.Namespace) -> None:
     from gpt_pretrain.history.text_found import describe_found, to_json
     from gpt_pretrain.history.text_search import search_text
 
-    total = sum(s.num_tokens for each in run.streams() for s in run.dataset(each).splits.values())
-    progress = _Tokens("search", total)
-    found = list(
-        search_text(run, args.text, stream=args.stream, on_progress=lambda done, _: progress.set(Done(work=done)))
-    )
+    progress = _Tokens("search", 0)
+    found = list(search_text(run, args.text, stream=args.stream, on_progress=progress.searched))
     progress.close()
     if not args.jsonl:
         print(printable(describe_found(run, args.text, found, full=args.full)))
@@ -137,6 +134,10 @@ def _show_text(run: OpenedRun, args: argparse.Namespace) -> None:
 
 class _Tokens(Progress):
     """In tokens that were searched."""
+
+    def searched(self, done: int, total: int) -> None:
+        self.total_work = total
+        self.set(Done(work=done))
 
     def line(self) -> str:
         """1.2 B tokens, 2 B tokens/s"""

@@ -211,6 +211,21 @@ def test_an_inserted_document_is_in_its_rows_and_nowhere_else(run, tmp_path_fact
 
 
 @pytest.mark.slow
+def test_a_control_that_is_not_the_run_is_said_and_fails(run, seen_after, tmp_path, capsys):
+    document, _ = seen_after(5)
+    other = ["--control", "--gin_param", "optimizer.lr = 0.02", "--num_probes", 1]
+    printed = answered(capsys, run, "--without", document, "--save_dir", tmp_path / "out", *other, status=1)
+    assert "all 12 batches are those of" in printed and "parameters NOT equal at steps 8, 12" in printed
+    assert "at exactly the occurrences" in printed  # of the edited arm, which is what it should be
+
+
+def test_an_answer_never_goes_into_the_run_itself(run, capsys):
+    before = sorted(os.listdir(run))
+    assert "is the run itself" in answered(capsys, run, "--without", "<doc-5>", "--save_dir", run, status=1)
+    assert sorted(os.listdir(run)) == before
+
+
+@pytest.mark.slow
 def test_an_answer_may_lie_in_a_bucket(run, seen_after, bucket, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     document, steps = seen_after(5)

@@ -49,10 +49,12 @@ class CompareWithCheckpoints(Action):
         equal, parts = jax.device_get(self._distances(now.state.params, theirs))
         record: dict[str, Any] = {"step": now.step, "bitwise_equal": bool(equal)}
         record["parameters"] = {name: float(value) for name, value in parts.items()}
-        if not equal:
-            record["activations"] = _activations_apart(
-                whole(now.state.params), whole(theirs), self._built.spec.plain(), self._windows, self._end_of_text
-            )
+        both = () if equal else (whole(now.state.params), whole(theirs))
+        if jax.process_index() != 0:
+            return
+        if both:
+            spec = self._built.spec.plain()
+            record["activations"] = _activations_apart(*both, spec, self._windows, self._end_of_text)
         self._notes.add(record)
 
 
@@ -133,7 +135,8 @@ class CompareGradients(Action):
         ours, theirs = (self._batch(plan) for plan in self._plans)
         rng = rng_of(self._built.options, now.state)
         found = jax.device_get(compare(now.state.params, ours, theirs, rng, *self._built.doses(self._step)))
-        self._notes.add({"step": self._step, "cosine": {name: float(value) for name, value in found.items()}})
+        if jax.process_index() == 0:
+            self._notes.add({"step": self._step, "cosine": {name: float(value) for name, value in found.items()}})
 
     def _batch(self, plan: Plan) -> Any:
         placement = self._built.placement

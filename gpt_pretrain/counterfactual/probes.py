@@ -132,10 +132,9 @@ class Notes:
         self.records = [each for each in found if each["step"] <= begin]
 
     def add(self, record: dict[str, Any]) -> None:
-        """Adds a record and writes all; in the first process."""
+        """Adds a record and writes all. For the first process."""
         self.records.append(record)
-        if jax.process_index() == 0:
-            write_json(self._path, {"version": 1, "records": self.records})
+        write_json(self._path, {"version": 1, "records": self.records})
 
 
 def notes_at(path: str) -> list[dict[str, Any]]:
@@ -160,8 +159,9 @@ class MeasureLosses(Action):
         return step in self._steps
 
     def run(self, now: Now) -> None:
-        losses = self._probes.losses(whole(now.state.params), self._spec)
-        self._notes.add({"step": now.step, "loss": losses})
+        params = whole(now.state.params)  # of all processes together; one alone measures
+        if jax.process_index() == 0:
+            self._notes.add({"step": now.step, "loss": self._probes.losses(params, self._spec)})
 
 
 def probe_steps(begin: int, until: int, first: int, count: int) -> set[int]:

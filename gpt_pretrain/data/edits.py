@@ -30,11 +30,6 @@ class TokenSpan:
         del plan
         return windows_overlapping(self.start, self.stop - self.start, stage.seq_len, stage.num_windows(index))
 
-    def target_windows(self, stage: Stage, index: int) -> range:
-        """Those in which one of the tokens is a target."""
-        first = (max(1, self.start) - 1) // stage.seq_len
-        return range(first, min(stage.num_windows(index), (self.stop - 2) // stage.seq_len + 1))
-
 
 @dataclasses.dataclass(frozen=True)
 class WindowList:
@@ -174,26 +169,6 @@ def edited(plan: Plan, step_index: int, edits: Edits, *, num_steps: int, on_top:
             new = dataclasses.replace(new, change=change)
         made.append(new)
     return Plan((*done, *made))
-
-
-def first_step(plan: Plan, edits: Edits, num_steps: int) -> int | None:
-    """The index of the first of the plan's steps that edits concern; None where they concern none."""
-    found = [step for each in edits.insert for step, _ in each.places]
-    for target in edits.substitute:
-        if isinstance(target, StepRange):
-            found.append(target.first)
-        else:
-            found += _steps(plan, target.fingerprint, target.windows, num_steps)
-    for span in edits.mask:
-        found += _steps(plan, span.fingerprint, lambda _, stage, i, s=span: s.target_windows(stage, i), num_steps)
-    return min((step for step in found if step < num_steps), default=None)
-
-
-def _steps(plan: Plan, fingerprint: str, windows: Callable[..., Sequence[int]], num_steps: int) -> list[int]:
-    def windows_of(stage: Stage) -> list[int]:
-        return list(windows(plan, stage, [each.fingerprint for each in stage.streams].index(fingerprint)))
-
-    return [place.step_index for _, place in plan.occurrences(fingerprint, windows_of, num_steps)]
 
 
 def check_edits(plan: Plan, num_steps: int) -> None:
