@@ -28,8 +28,9 @@ from data_prep.store.dataset_files import whereabouts
 from data_prep.store.datasets import TokenDataset, Verify
 from gpt_pretrain import checks
 from gpt_pretrain.data import run as run_lib
+from gpt_pretrain.data.asked_edits import Edits
 from gpt_pretrain.data.config import DataConfig
-from gpt_pretrain.data.edits import Edits, check_edits, edited
+from gpt_pretrain.data.edits import check_edits, edited
 from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.data.ranks import Batch, Example, Rank, RankBatches, RankExamples
 from gpt_pretrain.data.record import AddUp, Record

@@ -5,8 +5,8 @@
     data       which tokens, in which order                    gpt_pretrain.data.config.DataConfig
     optimizer  AdamW and its schedules                         gpt_pretrain.optim.adamw.adamw
     mesh       devices                                         gpt_pretrain.parallel.mesh.make_mesh
-    windows    some windows, in data.substitute or data.mask  gpt_pretrain.data.edits.Windows
-    steps      some steps, in data.substitute                 gpt_pretrain.data.edits.Steps
+    windows    some windows, in data.substitute or data.mask  gpt_pretrain.data.asked_edits.Windows
+    steps      some steps, in data.substitute                 gpt_pretrain.data.asked_edits.Steps
     intervention  something done at a hook site                gpt_pretrain.model.interventions.Intervention
 
 Defaults are those of the Python signatures. To put something of your own in a place, register it with
@@ -28,8 +28,8 @@ from gin import config as gin_config
 from gin import config_parser
 
 from gpt_pretrain import checks
+from gpt_pretrain.data.asked_edits import Steps, Windows
 from gpt_pretrain.data.config import DataConfig
-from gpt_pretrain.data.edits import Steps, Windows
 from gpt_pretrain.model.interventions import Intervention
 from gpt_pretrain.model.spec import GPTConfig
 from gpt_pretrain.optim.adamw import adamw

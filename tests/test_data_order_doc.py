@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import xxhash
 
-from gpt_pretrain.data import edits, mixture, order, plan, stages
+from gpt_pretrain.data import asked_edits, edits, mixture, order, plan, stages
 from gpt_pretrain.data.batches import Batches, digest_of_rows, kept_targets_of
 from gpt_pretrain.data.ledger import Ledger
 
@@ -417,14 +417,14 @@ def test_a_run_that_is_edited_in_place_agrees_in_batches_tokens_and_digests():
     )
     settings = {"seed": 1, "seq_len": 4, "batch_sizes": ((0, 5), (3, 8)), "streams": streams}
     first = stages.Stage(**settings, shuffle="block", block_windows=4, group_blocks=3)
-    document = edits.InsertedDocument("inserted/x", "print of x", 61, 11, 9, 50000, ((4, 0), (5, 7), (5, 2)))
-    chosen = edits.Edits(
-        (edits.TokenSpan("print of web", 30, 75), edits.TokenSpan("print of code", 60, 71)),
-        (edits.TokenSpan("print of web", 100, 170), edits.TokenSpan("print of code", 3, 50)),
+    document = asked_edits.InsertedDocument("inserted/x", "print of x", 61, 11, 9, 50000, ((4, 0), (5, 7), (5, 2)))
+    chosen = asked_edits.Edits(
+        (asked_edits.TokenSpan("print of web", 30, 75), asked_edits.TokenSpan("print of code", 60, 71)),
+        (asked_edits.TokenSpan("print of web", 100, 170), asked_edits.TokenSpan("print of code", 3, 50)),
         (document,),
     )
     plain = plan.Plan((first,))
-    made = edits.edited(plain, 2, edits.Edits(chosen.substitute), num_steps=8)
+    made = edits.edited(plain, 2, asked_edits.Edits(chosen.substitute), num_steps=8)
     made = edits.edited(made, 4, chosen, num_steps=9)
     fields = json.loads(json.dumps(made.to_json()))["segments"]
     assert [each["from_step"] for each in fields] == [0, 2, 4]

@@ -10,8 +10,8 @@ from support.training_runs import assert_bitwise_equal, final_state, finish, fla
 
 from data_prep.store.documents import DocumentTables
 from gpt_pretrain import inspect, replay, settings
+from gpt_pretrain.data.asked_edits import StepRange, Steps, TokenSpan, WindowList, Windows
 from gpt_pretrain.data.config import DataConfig
-from gpt_pretrain.data.edits import StepRange, Steps, TokenSpan, WindowList, Windows
 from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.history.opened_run import OpenedRun

@@ -7,16 +7,9 @@ import numpy as np
 import pytest
 from support.streams import ArraySource
 
+from gpt_pretrain.data.asked_edits import Edits, InsertedDocument, StepRange, TokenSpan, WindowList
 from gpt_pretrain.data.batches import Batches
-from gpt_pretrain.data.edits import (
-    Edits,
-    InsertedDocument,
-    StepRange,
-    TokenSpan,
-    WindowList,
-    check_edits,
-    edited,
-)
+from gpt_pretrain.data.edits import check_edits, edited
 from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.data.stages import Stage, Stream
 

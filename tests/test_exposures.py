@@ -11,8 +11,9 @@ from support.inspected_run import batches_of, prepare, simple_plan, stream, writ
 from data_prep.store.datasets import open_dataset
 from data_prep.store.documents import DocumentTables
 from gpt_pretrain import inspect
+from gpt_pretrain.data.asked_edits import Edits, TokenSpan, inserted_document, inserted_name
 from gpt_pretrain.data.batches import Batches
-from gpt_pretrain.data.edits import Edits, TokenSpan, edited, inserted_document, inserted_name
+from gpt_pretrain.data.edits import edited
 from gpt_pretrain.data.ledger import Ledger
 from gpt_pretrain.data.run import RunData
 from gpt_pretrain.history import text_search

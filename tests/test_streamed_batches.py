@@ -15,10 +15,11 @@ from data_prep.store.block_cache import SOON, BlockCache
 from data_prep.store.block_source import BlockSource
 from data_prep.store.datasets import open_dataset
 from data_prep.store.fingerprints import BLOCK_TOKENS
+from gpt_pretrain.data.asked_edits import Edits, InsertedDocument, WindowList
 from gpt_pretrain.data.batches import Batches
 from gpt_pretrain.data.config import DataConfig
 from gpt_pretrain.data.damage import explain
-from gpt_pretrain.data.edits import Edits, InsertedDocument, WindowList, edited
+from gpt_pretrain.data.edits import edited
 from gpt_pretrain.data.fetching import FetchAhead, cost_in_words
 from gpt_pretrain.data.loader import load
 from gpt_pretrain.data.plan import Plan

@@ -33,7 +33,7 @@ from gpt_pretrain.counterfactual.question import (
     newest_before,
 )
 from gpt_pretrain.counterfactual.runner import Arm, Runner
-from gpt_pretrain.data.edits import Edits, TokenSpan
+from gpt_pretrain.data.asked_edits import Edits, TokenSpan
 from gpt_pretrain.history.memorization import Choice, Passage, named_documents
 from gpt_pretrain.history.occurrences import occurrences_of
 from gpt_pretrain.history.opened_run import OpenedRun

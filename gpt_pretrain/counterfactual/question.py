@@ -8,7 +8,8 @@ import numpy as np
 
 from data_prep.store.files import read_json, write_json
 from data_prep.store.places import join, make_directory
-from gpt_pretrain.data.edits import Edits, edited
+from gpt_pretrain.data.asked_edits import Edits
+from gpt_pretrain.data.edits import edited
 from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.history.occurrences import DocumentOccurrence, occurrences_of
 from gpt_pretrain.history.opened_run import OpenedRun

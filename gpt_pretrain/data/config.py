@@ -9,7 +9,7 @@ from data_prep.store.block_cache import LEAST_BYTES, BlockCache
 from data_prep.store.buckets import is_bucket
 from data_prep.store.datasets import Format, TokenDataset, Verify, open_dataset
 from gpt_pretrain import checks
-from gpt_pretrain.data.edits import (
+from gpt_pretrain.data.asked_edits import (
     Edits,
     StepRange,
     Steps,

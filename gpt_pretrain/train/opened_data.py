@@ -8,7 +8,7 @@ import numpy as np
 from data_prep.store.datasets import TokenDataset
 from data_prep.store.token_sources import TokenSource
 from data_prep.store.tokenizers import Tokenizer, recorded_tokenizer, user_tokenizer
-from gpt_pretrain.data.edits import Edits, inserted_name
+from gpt_pretrain.data.asked_edits import Edits, inserted_name
 from gpt_pretrain.data.plan import Plan
 from gpt_pretrain.data.stages import Stage
 from gpt_pretrain.tasks.suite import Suite
